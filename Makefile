@@ -1,0 +1,63 @@
+# Every target that a person, pre-commit or CI needs. `make` alone lists them.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# The embedded store, unless the environment names another one.
+export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
+export MLFLOW_DISABLE_TELEMETRY ?= true
+# `mlflow run` starts "python", which has to be the one with the dependencies.
+export PATH := $(BIN):$(PATH)
+
+EXPERIMENT ?= freqfilter
+ARGS ?=
+RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
+
+.DEFAULT_GOAL := help
+.PHONY: help install train original ui test lint format lock clean
+
+help:  ## list all targets
+	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@echo "installing the pinned dependencies into $(VENV) (some minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed_dev: $(VENV)/installed
+	@echo "installing what the tests need"
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/installed  ## make the environment; nothing is installed twice
+
+train: $(VENV)/installed  ## train the default recipe; ARGS="-P epochs=3" passes parameters
+	@$(BIN)/python -m freqfilter init_store
+	@$(RUN) $(ARGS)
+
+original: $(VENV)/installed  ## train as the original script does
+	@$(BIN)/python -m freqfilter init_store
+	@$(RUN) -e original $(ARGS)
+
+ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
+	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(MLFLOW_TRACKING_URI)
+
+test: $(VENV)/installed_dev  ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed_dev  ## formatter, linter and type checker
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/installed_dev  ## format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+lock: $(VENV)/installed_dev  ## write constraints.txt from what is installed
+	@$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
+
+clean:  ## remove the environment and caches; runs and their store stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist

@@ -1,0 +1,5 @@
+"""``python -m freqfilter``."""
+
+from freqfilter.cli import main
+
+main()

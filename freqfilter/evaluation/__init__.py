@@ -1,0 +1,1 @@
+"""Judging: scores of anything that estimates, and figures."""

@@ -1,0 +1,1 @@
+"""The learner: network, losses, training and its state."""

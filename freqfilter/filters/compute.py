@@ -1,0 +1,80 @@
+"""Where and how numbers are computed: device, precision, threads, determinism."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from freqfilter.errors import UserError
+from freqfilter.params import TrainingParams
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of the forward pass on it.
+
+    Attributes:
+        device: Where tensors live.
+        dtype: What autocast computes in; None: float32 throughout.
+        threads: Processor threads of this process.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+    threads: int
+
+    @classmethod
+    def open(cls, params: TrainingParams) -> Self:
+        """Set up this process as the parameters ask.
+
+        Raises:
+            UserError: If there is no CUDA device though one is asked for, or it cannot compute in the precision.
+        """
+        if params.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("device=cuda: PyTorch finds no CUDA device here; use device=auto or device=cpu")
+        on_cuda = params.device != "cpu" and torch.cuda.is_available()
+        if params.threads:
+            torch.set_num_threads(params.threads)
+        if params.deterministic:
+            # cuBLAS sums in an order of its own unless it is given fixed workspaces (CUDA documentation, cuBLAS,
+            # "Results Reproducibility"); read when the first CUDA context is made.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(params.deterministic)
+        torch.backends.cudnn.deterministic = params.deterministic
+        torch.backends.cudnn.benchmark = False
+        compute = cls(
+            torch.device("cuda" if on_cuda else "cpu"),
+            PRECISIONS.get(params.precision),
+            torch.get_num_threads(),
+        )
+        compute._try_precision(params.precision)
+        return compute
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The block in which the forward pass is computed."""
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def describe(self) -> str:
+        """The device in words."""
+        if self.device.type == "cuda":
+            return f"CUDA, {torch.cuda.get_device_name(self.device)}"
+        return f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    def _try_precision(self, name: str) -> None:
+        if self.dtype is None:
+            return
+        try:
+            with torch.random.fork_rng(devices=[]), self.autocast():
+                probe = torch.nn.LSTM(2, 2).to(self.device)
+                probe(torch.zeros(1, 1, 2, device=self.device))[0].sum().backward()
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"precision={name}: {self.describe()} cannot train in it ({reason}); use fp32") from None

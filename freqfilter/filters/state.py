@@ -1,0 +1,158 @@
+"""All that training needs to go on where it stopped."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from freqfilter.filters.compute import Compute
+from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.params import ModelParams, TrainingParams
+from freqfilter.signals.randomness import torch_seed
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What an epoch came to.
+
+    Attributes:
+        epoch: Counted from 1.
+        train_loss: Mean over the batches.
+        gradient_norm: Mean over the batches, before clipping.
+        learning_rate: In force during the epoch.
+        seconds: Wall time of training and validation, audit apart.
+        val_loss: Mean over batches of the training's size; None where the epoch was not validated.
+        val_mse: Mean over samples, whatever the loss.
+        improved: Whether it is the best validation loss so far.
+        audit_mse: Mean squared error on the audit windows; None where the epoch was not audited.
+    """
+
+    epoch: int
+    train_loss: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    val_loss: float | None = None
+    val_mse: float | None = None
+    improved: bool = False
+    audit_mse: float | None = None
+
+
+@dataclass
+class Progress:
+    """Counters of training, the plain numbers of its state."""
+
+    epoch: int = 1
+    batch: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    validations_since_best: int = 0
+    stopped_early: bool = False
+    history: list[EpochReport] = field(default_factory=list)
+
+
+class TrainingState:
+    """Network, optimizer, scheduler, scaler, random streams, best weights, counters and history."""
+
+    def __init__(self, *, n_components: int, model: ModelParams, training: TrainingParams, compute: Compute) -> None:
+        self.compute = compute
+        cuda_devices = [compute.device] if compute.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda_devices):
+            torch.manual_seed(torch_seed(training.seed, "weights"))
+            self.network = FrequencyFilterLSTM(n_components=n_components, **model.model_dump())
+            torch.manual_seed(torch_seed(training.seed, "dropout"))
+            self._randomness = _read_generators(compute)
+        self.network.to(compute.device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.scheduler = (
+            torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimizer, factor=training.scheduler_factor, patience=training.scheduler_patience
+            )
+            if training.scheduler_factor < 1
+            else None
+        )
+        # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+        self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
+        # Loss and gradient norm, summed over the epoch's batches. They stay on the device: to read a number after
+        # every step would make the processor wait for it.
+        self.sums = torch.zeros(2, dtype=torch.float64, device=compute.device)
+        self.progress = Progress()
+
+    @property
+    def learning_rate(self) -> float:
+        """The optimizer's, now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def keep_best(self) -> None:
+        """Remember the weights as they are now."""
+        self.best_weights = copy.deepcopy(self.network.state_dict())
+
+    @contextmanager
+    def randomness(self) -> Iterator[None]:
+        """A block in which PyTorch's global generators are this training's own, and untouched for all others.
+
+        A recurrent layer's dropout takes no generator as argument, so the global one is lent to it.
+        """
+        others = _read_generators(self.compute)
+        _set_generators(self._randomness)
+        try:
+            yield
+        finally:
+            self._randomness = _read_generators(self.compute)
+            _set_generators(others)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and plain values that ``torch.load(weights_only=True)`` reads back."""
+        return {
+            "network": self.network.state_dict(),
+            "best_weights": self.best_weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
+            "scaler": self.scaler.state_dict(),
+            "randomness": self._randomness,
+            "sums": self.sums.clone(),
+            "progress": asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state_dict`` gave."""
+        self.network.load_state_dict(state["network"])
+        self.best_weights = copy.deepcopy(state["best_weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._randomness = dict(state["randomness"])
+        self.sums.copy_(state["sums"])
+        progress = dict(state["progress"])
+        progress["history"] = [EpochReport(**report) for report in progress["history"]]
+        self.progress = Progress(**progress)
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trainable numbers of a network."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def _read_generators(compute: Compute) -> dict[str, Tensor]:
+    generators = {"cpu": torch.get_rng_state()}
+    if compute.device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(compute.device)
+    return generators
+
+
+def _set_generators(generators: dict[str, Tensor]) -> None:
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators:
+        torch.cuda.set_rng_state(generators["cuda"])

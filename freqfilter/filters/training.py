@@ -1,0 +1,158 @@
+"""The training loop, a generator: it yields wherever it may be stopped or checkpointed, and knows no tracker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from freqfilter.errors import UserError
+from freqfilter.filters.losses import LOSSES, mse
+from freqfilter.filters.network import estimate
+from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.params import TrainingParams
+from freqfilter.signals.randomness import stream
+from freqfilter.signals.windows import WindowSet, batches
+
+SCORED_AT_ONCE = 512  # windows of validation computed together
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where training stands within an epoch: ``batch`` of ``n_batches`` done."""
+
+    epoch: int
+    batch: int
+    n_batches: int
+
+
+def train(
+    state: TrainingState,
+    *,
+    training_windows: Callable[[int], WindowSet],
+    validation: WindowSet,
+    audit: WindowSet | None = None,
+    audit_every: int = 1,
+    params: TrainingParams,
+) -> Generator[StepReport | EpochReport]:
+    """Train until the last epoch or an early stop; the network ends with its best weights.
+
+    It goes on where ``state`` stands. At each yield ``state.state_dict()`` is all that is needed to go on from
+    there with the same numbers. The loss of an epoch is the mean over its batches. Hold it in
+    ``contextlib.closing``: also a loop that is left early ends with the best weights so far.
+
+    Args:
+        state: What is trained; changed in place.
+        training_windows: The training windows of an epoch, numbered from 1.
+        validation: What chooses the best epoch.
+        audit: What is scored every ``audit_every`` epochs and chooses nothing.
+        audit_every: Epochs from one audit to the next.
+        params: How to train.
+
+    Yields:
+        A report after each step, and one after each epoch.
+
+    Raises:
+        UserError: If the loss is no longer finite.
+    """
+    progress = state.progress
+    validation = validation.to(state.compute.device)
+    audit = audit and audit.to(state.compute.device)
+    try:
+        while progress.epoch <= params.epochs and not progress.stopped_early:
+            audited = audit if progress.epoch % audit_every == 0 else None
+            yield from _epoch(state, training_windows(progress.epoch), validation, audited, params)
+    finally:
+        state.network.load_state_dict(state.best_weights)
+        state.network.eval()
+
+
+def _epoch(
+    state: TrainingState,
+    windows: WindowSet,
+    validation: WindowSet,
+    audit: WindowSet | None,
+    params: TrainingParams,
+) -> Iterator[StepReport | EpochReport]:
+    progress, device = state.progress, state.compute.device
+    windows = windows.to(device)
+    order = torch.from_numpy(stream(params.seed, "order", progress.epoch).permutation(len(windows))).to(device)
+    n_batches = math.ceil(len(windows) / params.batch_size)
+    started = time.monotonic() - progress.seconds
+    while progress.batch < n_batches:
+        first = progress.batch * params.batch_size
+        inputs, targets = windows.batch(order[first : first + params.batch_size])
+        with state.randomness():
+            state.sums += _step(state, inputs, targets, params)
+        progress.batch += 1
+        progress.seconds = time.monotonic() - started
+        if progress.batch < n_batches:  # the last step is part of the epoch's report
+            yield StepReport(progress.epoch, progress.batch, n_batches)
+    loss, gradient_norm = (state.sums / n_batches).tolist()
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the training loss of epoch {progress.epoch} is {loss}: try a smaller learning_rate "
+            f"(now {state.learning_rate:g}) or a smaller gradient_clip_norm (now {params.gradient_clip_norm:g})"
+        )
+    report = EpochReport(progress.epoch, loss, gradient_norm, state.learning_rate, seconds=0.0)
+    if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
+        report = _judge(state, report, validation, params)
+    report = replace(report, seconds=time.monotonic() - started)
+    if audit is not None:
+        report = replace(report, audit_mse=validate(state, audit, params)[1])
+    progress.history.append(report)
+    progress.epoch += 1
+    progress.batch = 0
+    progress.seconds = 0.0
+    state.sums.zero_()
+    yield report
+
+
+def _step(state: TrainingState, inputs: Tensor, targets: Tensor, params: TrainingParams) -> Tensor:
+    """One step of the optimizer; the batch's loss and gradient norm, (2,)."""
+    network, scaler = state.network, state.scaler
+    network.train()
+    with state.compute.autocast():
+        estimates = network(inputs)
+    loss = LOSSES[params.loss](estimates.float(), targets).mean()
+    state.optimizer.zero_grad()
+    torch.autograd.backward(scaler.scale(loss))
+    scaler.unscale_(state.optimizer)
+    gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
+    scaler.step(state.optimizer)
+    scaler.update()
+    return torch.stack([loss.detach(), gradient_norm.detach()])
+
+
+def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, params: TrainingParams) -> EpochReport:
+    """Validate, keep the best weights, and let scheduler and early stopping see the result."""
+    progress = state.progress
+    val_loss, val_mse = validate(state, validation, params)
+    improved = val_loss < progress.best_loss
+    if improved:
+        progress.best_loss, progress.best_epoch = val_loss, progress.epoch
+        progress.validations_since_best = 0
+        state.keep_best()
+    else:
+        progress.validations_since_best += 1
+    if state.scheduler:
+        state.scheduler.step(val_loss)
+    patience = params.early_stopping_patience
+    progress.stopped_early = 0 < patience <= progress.validations_since_best
+    return replace(report, val_loss=val_loss, val_mse=val_mse, improved=improved)
+
+
+def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -> tuple[float, float]:
+    """Loss, the mean over batches of the training's size, and mean squared error over all samples, both in fp32."""
+    state.network.eval()
+    losses, errors = [], []
+    for inputs, targets in batches(windows, SCORED_AT_ONCE, state.compute.device):
+        estimates = estimate(state.network, inputs)
+        losses.append(LOSSES[params.loss](estimates, targets))
+        errors.append(mse(estimates, targets))
+    of_batches = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
+    return float(torch.stack(of_batches).mean()), float(torch.cat(errors).double().mean())

@@ -1,0 +1,144 @@
+"""From params.yaml, a recipe and typed values to the one resolved tree, or to one clear line that says why not."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from freqfilter.errors import UserError
+from freqfilter.params.reading import parse, read_sections
+from freqfilter.params.schema import Params
+
+DEFAULT_RECIPE = "default"
+# What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
+SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+
+
+def _home() -> Path:
+    """The folder of params.yaml and recipes: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package if (package / "params.yaml").exists() else package.parent
+
+
+def fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Every parameter as (section, name, field), in the order of the file."""
+    for section, section_field in Params.model_fields.items():
+        section_type = section_field.annotation
+        if not (isinstance(section_type, type) and issubclass(section_type, BaseModel)):
+            raise TypeError(f"section {section} is not a model")
+        for name, field in section_type.model_fields.items():
+            yield section, name, field
+
+
+def defaults() -> dict[str, Any]:
+    """What params.yaml states, by name."""
+    return _flatten(_home() / "params.yaml")
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in (_home() / "recipes").glob("*.yaml"))
+
+
+def resolve(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    folder: Path | None = None,
+) -> Params:
+    """Every parameter's value: the default, else the recipe's, else the one given.
+
+    Args:
+        overrides: Values by name; text is read as YAML.
+        recipe: A name of ``recipe_names()``, ``default``, or the path of a file in the form of params.yaml.
+        folder: What relative paths refer to; the working directory where none is given.
+
+    Raises:
+        UserError: If a name is unknown, a value not allowed, or values do not fit together.
+    """
+    folder = folder or Path.cwd()
+    given = {name: _typed(name, value) for name, value in (overrides or {}).items()}
+    values = defaults() | _recipe(recipe, folder) | given
+    if values["data_file"] is not None:
+        for name, settled in SETTLED_BY_DATA_FILE.items():
+            if name in given and str(given[name]) != settled:
+                raise UserError(f"{name}={given[name]}: with data_file the only value is {settled}; drop {name}")
+            values[name] = settled
+    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
+    for section, name, field in fields():
+        value = values[name]
+        if is_path(field) and isinstance(value, str):
+            value = str(folder / Path(value).expanduser())
+        sections[section][name] = value
+    try:
+        return Params.model_validate(sections)
+    except ValidationError as error:
+        raise UserError(_first_line(error, sections)) from None
+
+
+def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
+    if recipe == DEFAULT_RECIPE:
+        return {}
+    if recipe in recipe_names():
+        return _flatten(_home() / "recipes" / f"{recipe}.yaml")
+    path = folder / Path(recipe).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"recipe={recipe}: no such recipe or file; the recipes are {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
+        )
+    return _flatten(path)
+
+
+def _flatten(path: Path) -> dict[str, Any]:
+    homes = {name: section for section, name, _ in fields()}
+    values = {}
+    for section, content in read_sections(path).items():
+        for name, value in content.items():
+            if homes.get(name) != section:
+                home = f": it belongs in section {homes[name]}" if name in homes else ""
+                raise UserError(f"{path}: {section}: {_unknown(name) if not home else name + home}")
+            values[name] = value
+    return values
+
+
+def _typed(name: str, value: Any) -> Any:
+    field = next((field for _, known, field in fields() if known == name), None)
+    if field is None:
+        raise UserError(_unknown(name))
+    if not isinstance(value, str):
+        return value
+    if field.annotation in (str, str | None):  # text is text, also where YAML would see a list or a mapping
+        return None if value.strip() in ("", "~", "null") else value.strip()
+    try:
+        return parse(value)
+    except UserError as error:
+        raise UserError(f"{name}={value[:60]!r}: {error}") from None
+
+
+def _unknown(name: str) -> str:
+    known = [known for _, known, _ in fields()]
+    nearest = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "see `python -m freqfilter train --help` for all names"
+    return f"unknown parameter {name!r}: {hint}"
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Whether a parameter is a path of the user's."""
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("path"))
+
+
+def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if len(first["loc"]) < 2:  # a rule about several parameters names them itself
+        return message
+    section, name = str(first["loc"][0]), str(first["loc"][1])
+    field = next(field for _, known, field in fields() if known == name)
+    value = "nothing" if sections[section][name] is None else str(sections[section][name])
+    shown = value if len(value) <= 60 else f"{value[:60]}…"
+    return f"{name}={shown}: {message[0].lower()}{message[1:]} ({field.description})"

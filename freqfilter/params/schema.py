@@ -1,0 +1,252 @@
+"""The schema of the parameters: type, unit, range and a sentence for each. Defaults live in params.yaml alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Read ``1e2`` and ``100.0`` as the whole number that they are."""
+    try:
+        number = float(_number(value))
+    except (TypeError, ValueError):
+        return value
+    return int(number) if number.is_integer() and abs(number) < 2**53 else value
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1, le=10**9)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+Numbers = Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1, max_length=1000)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(_several), Field(min_length=1, max_length=1000)]
+
+PATH: JsonDict = {"path": True}  # a relative value means the folder in which the user typed it
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
+
+
+class SignalParams(_Section):
+    """The signal model."""
+
+    frequencies_hz: Positives = Field(description="frequency of each component, Hz")
+    phases_deg: Numbers = Field(
+        description="phase of each component, degrees; one number for all; null: spread evenly over 180°"
+    )
+    amplitudes: Positives = Field(description="amplitude of each component; one number for all")
+    n_samples: Count = Field(ge=2, description="samples of a realization")
+    duration_s: Positive = Field(description="time of the last sample, seconds")
+    noise_std: NotNegative = Field(description="standard deviation of the Gaussian noise on the mixture")
+
+    @property
+    def sample_rate_hz(self) -> float:
+        """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
+        return (self.n_samples - 1) / self.duration_s
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_value_for_each_component(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        n_components = len(_several(values["frequencies_hz"]))
+        if values["phases_deg"] is None:
+            values["phases_deg"] = [180 * k / n_components for k in range(n_components)]
+        for name in ("phases_deg", "amplitudes"):
+            if len(given := _several(values[name])) == 1:
+                values[name] = list(given) * n_components
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        n_components = len(self.frequencies_hz)
+        for name, example in (("phases_deg", 0.0), ("amplitudes", 1.0)):
+            if (given := len(getattr(self, name))) != n_components:
+                raise ValueError(
+                    f"frequencies_hz has {n_components} values and {name} has {given}: "
+                    f"add {name}='{json.dumps([example] * n_components)}' with your values"
+                )
+        if doubled := [f for f, n in Counter(self.frequencies_hz).items() if n > 1]:
+            raise ValueError(f"frequencies_hz: {doubled[0]:g} stands twice; components differ in frequency")
+        if max(self.frequencies_hz) >= self.sample_rate_hz / 2:
+            raise ValueError(
+                f"frequencies_hz: component at {max(self.frequencies_hz):g} Hz is not below half of the sample "
+                f"rate {self.sample_rate_hz:g} Hz; raise n_samples or shorten duration_s"
+            )
+        return self
+
+
+class DataParams(_Section):
+    """Windows, realizations and the split."""
+
+    window_length: Count = Field(description="samples of a window")
+    noise: Literal["fresh", "fixed"] = Field(
+        description="training noise: fresh, drawn anew for each epoch, or fixed, the training realization"
+    )
+    split: Literal["independent", "random", "file"] = Field(
+        description="validation from realizations of its own, from the training realization's windows at "
+        "random, or as the data file has it"
+    )
+    validation_fraction: Number = Field(gt=0, lt=1, description="share of windows for validation, split random")
+    split_seed: Seed = Field(description="seed of the permutation, split random")
+    train_noise_seed: Seed = Field(description="noise seed of the training realization, noise fixed")
+    test_noise_seed: Seed = Field(description="noise seed of the test realization")
+    audit_noise_seed: Seed = Field(description="noise seed of the audit realization")
+    validation_noise_seed: Seed = Field(description="first noise seed of validation, split independent")
+    validation_realizations: Count = Field(le=1000, description="realizations of validation, split independent")
+    allow_shared_realizations: bool = Field(description="let two purposes use one realization: a leak")
+    data_file: str | None = Field(
+        json_schema_extra=PATH, description="a .npz file of windows in place of generated signals, or null"
+    )
+
+
+class ModelParams(_Section):
+    """The network's architecture."""
+
+    cell: Literal["lstm", "gru"] = Field(description="recurrent cell")
+    hidden_size: Count = Field(le=65536, description="features of the hidden state")
+    num_layers: Count = Field(le=100, description="stacked recurrent layers")
+    dropout: NotNegative = Field(lt=1, description="dropout between the layers and before the output")
+    bidirectional: bool = Field(description="also run from the window's end backwards; not causal")
+
+
+class TrainingParams(_Section):
+    """How the weights are found."""
+
+    seed: Seed = Field(description="seed of weights, order, dropout and fresh noise")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(description="arithmetic of the network's forward pass")
+    deterministic: bool = Field(description="only algorithms that give the same bits each time")
+    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: all cores")
+    epochs: Count = Field(description="at most so many passes over the training windows")
+    batch_size: Count = Field(description="windows of a training step")
+    learning_rate: Positive = Field(description="step size of Adam at the start")
+    weight_decay: NotNegative = Field(description="L2 penalty of Adam")
+    loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
+    gradient_clip_norm: NotNegative = Field(description="largest norm of the gradient; 0: no clipping")
+    scheduler_factor: Number = Field(gt=0, le=1, description="factor of the learning rate on a plateau; 1: none")
+    scheduler_patience: Annotated[Whole, Field(ge=0)] = Field(
+        description="validations without improvement before the learning rate falls"
+    )
+    early_stopping_patience: Annotated[Whole, Field(ge=0)] = Field(
+        description="validations without improvement before training ends; 0: never"
+    )
+    validate_every: Count = Field(description="epochs from one validation to the next")
+    checkpoint_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
+
+
+class EvaluationParams(_Section):
+    """What is measured beside validation."""
+
+    audit_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between audits; 0: no audit")
+    audit_windows: Count = Field(description="windows of an audit during training, spread evenly")
+
+
+with warnings.catch_warnings():
+    # `register` is also what Python's abstract base classes call a method that nobody here uses.
+    warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
+
+    class TrackingParams(_Section):
+        """Where the run is kept."""
+
+        experiment: str = Field(min_length=1, description="MLflow experiment; under `mlflow run`: --experiment-name")
+        register: bool = Field(description="register the best model as a new version")
+        model_name: str = Field(pattern=r"^[^/:]+$", description="name in the model registry, without / and :")
+        run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
+
+
+class Params(_Section):
+    """Every parameter of a run, in sections. Names are unique across them."""
+
+    signals: SignalParams
+    data: DataParams
+    model: ModelParams
+    training: TrainingParams
+    evaluation: EvaluationParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        data = self.data
+        if data.window_length > self.signals.n_samples:
+            raise ValueError(
+                f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}"
+            )
+        if (data.split == "file") != (data.data_file is not None):
+            raise ValueError("split=file goes with data_file=FILE: add the one or drop the other")
+        if data.split == "random" and data.noise == "fresh":
+            raise ValueError("split=random cuts windows of one realization: add noise=fixed")
+        self._keep_realizations_apart()
+        return self
+
+    def realizations(self) -> dict[str, range]:
+        """Noise seeds of the realizations by purpose, as far as this run generates them."""
+        data = self.data
+        if data.data_file is not None:
+            return {}
+        seeds = {"test_noise_seed": range(data.test_noise_seed, data.test_noise_seed + 1)}
+        if data.noise == "fixed":
+            seeds["train_noise_seed"] = range(data.train_noise_seed, data.train_noise_seed + 1)
+        if data.split == "independent":
+            first = data.validation_noise_seed
+            seeds["validation_noise_seed"] = range(first, first + data.validation_realizations)
+        else:
+            seeds["split=random"] = seeds["train_noise_seed"]
+        if self.evaluation.audit_every:
+            seeds["audit_noise_seed"] = range(data.audit_noise_seed, data.audit_noise_seed + 1)
+        return seeds
+
+    def _keep_realizations_apart(self) -> None:
+        if self.data.allow_shared_realizations:
+            return
+        taken: dict[int, str] = {}
+        for purpose, seeds in self.realizations().items():
+            for seed in seeds:
+                if seed in taken:
+                    raise ValueError(
+                        f"{taken[seed]} and {purpose} share realization {seed}, a leak: change one, "
+                        "or add allow_shared_realizations=true"
+                    )
+                taken[seed] = purpose
+
+    def in_experiment(self, experiment: str) -> Self:
+        """The same parameters, in an experiment that somebody else has chosen."""
+        tracking = self.tracking.model_copy(update={"experiment": experiment})
+        return self.model_copy(update={"tracking": tracking})
+
+    def flat(self) -> dict[str, Any]:
+        """Every parameter by its name alone."""
+        return {name: value for section in self.model_dump().values() for name, value in section.items()}
+
+    def canonical(self) -> dict[str, str]:
+        """Every parameter as the one text by which runs are compared: text as it is, all else as JSON."""
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat().items()}
+
+    def digest(self) -> str:
+        """SHA-256 of every parameter that can change a number; where the run is kept cannot."""
+        kept = {k: v for k, v in self.canonical().items() if k not in TrackingParams.model_fields}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved parameters as a file that repeats the run when given as ``recipe``."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,1 @@
+"""The world, known without learning: signal model, realizations, windows and splits."""

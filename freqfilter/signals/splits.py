@@ -1,0 +1,88 @@
+"""Which windows serve which purpose: training, validation, test and audit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from freqfilter.params import Params
+from freqfilter.signals import archive
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.randomness import realization, stream
+from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run.
+
+    Attributes:
+        train: The training windows of an epoch, numbered from 1: the same each time, or on fresh noise.
+        validation: What chooses the best epoch.
+        test: Touched once, at the end.
+        audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
+    """
+
+    train: Callable[[int], WindowSet]
+    validation: WindowSet
+    test: WindowSet
+    audit: CutWindows | None
+
+    @classmethod
+    def from_params(cls, params: Params) -> Self:
+        """Generate, or read from ``data_file``, the data that the parameters ask for.
+
+        Raises:
+            UserError: If the data file cannot be used.
+        """
+        if params.data.data_file is not None:
+            return cls._from_file(params.data.data_file, n_components=len(params.signals.frequencies_hz))
+        return cls._generated(params)
+
+    @classmethod
+    def _from_file(cls, data_file: str, *, n_components: int) -> Self:
+        arrays = archive.read(data_file, n_components=n_components)
+        train, validation, test = (
+            StoredWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
+            for part in archive.PARTS
+        )
+        return cls(lambda _epoch: train, validation, test, None)
+
+    @classmethod
+    def _generated(cls, params: Params) -> Self:
+        data, model = params.data, SignalModel.from_params(params.signals)
+        clean = model.clean()
+        components = torch.from_numpy(clean.astype(np.float32))
+
+        def cut(*noises: NDArray[np.float64]) -> CutWindows:
+            mixtures = (clean.mean(axis=0) + model.noise_std * np.stack(noises)).astype(np.float32)
+            return CutWindows(torch.from_numpy(mixtures), components, data.window_length)
+
+        def cut_realizations(*noise_seeds: int) -> CutWindows:
+            return cut(*(realization(seed, model.n_samples) for seed in noise_seeds))
+
+        def fresh(epoch: int) -> CutWindows:
+            return cut(stream(params.training.seed, "noise", epoch).standard_normal(model.n_samples))
+
+        fixed = cut_realizations(data.train_noise_seed)
+        if data.split == "random":
+            order = np.random.RandomState(data.split_seed).permutation(len(fixed))
+            n_validation = math.ceil(data.validation_fraction * len(fixed))
+            if n_validation == len(fixed):
+                n_validation -= 1
+            validation = fixed.choose(torch.from_numpy(order[:n_validation]))
+            fixed = fixed.choose(torch.from_numpy(order[n_validation:]))
+        else:
+            validation = cut_realizations(*params.realizations()["validation_noise_seed"])
+        return cls(
+            train=fresh if data.noise == "fresh" else lambda _epoch: fixed,
+            validation=validation,
+            test=cut_realizations(data.test_noise_seed),
+            audit=cut_realizations(data.audit_noise_seed) if params.evaluation.audit_every else None,
+        )

@@ -1,0 +1,176 @@
+"""Windows cut from realizations, or read from a file: views until a batch needs them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+
+class WindowSet(Protocol):
+    """A sequence of windows with their targets.
+
+    ``inputs`` are (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over
+    the window. ``targets`` are (n_windows, n_samples, 1): the selected clean component at the same samples.
+    """
+
+    @property
+    def n_samples(self) -> int:
+        """Length of a window."""
+        ...
+
+    @property
+    def n_components(self) -> int:
+        """Width of the selector."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the windows at ``positions``, (n_windows,) of int64."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """The same windows on another device."""
+        ...
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """What stands in memory: signals and clean components, or windows and targets."""
+        ...
+
+    def digest(self) -> str:
+        """SHA-256 of what the windows hold."""
+        ...
+
+
+@dataclass(frozen=True)
+class CutWindows:
+    """Every stretch of ``n_samples`` of each realization, stride 1, for each selector.
+
+    In order of realization, then of start; the windows of a start stand together, one for each selector.
+
+    Attributes:
+        mixtures: (n_realizations, signal length).
+        components: The clean components, (n_components, signal length).
+        n_samples: Length of a window.
+        chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
+    """
+
+    mixtures: Tensor
+    components: Tensor
+    n_samples: int
+    chosen: Tensor | None = None
+
+    @property
+    def n_components(self) -> int:
+        """Selectors of a start."""
+        return len(self.components)
+
+    @property
+    def n_starts(self) -> int:
+        """Window starts of a realization."""
+        return self.mixtures.shape[1] - self.n_samples + 1
+
+    def __len__(self) -> int:
+        if self.chosen is not None:
+            return len(self.chosen)
+        return len(self.mixtures) * self.n_starts * self.n_components
+
+    def choose(self, numbers: Tensor) -> Self:
+        """The set of these windows alone."""
+        return replace(self, chosen=numbers)
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the windows at ``positions``."""
+        numbers = positions if self.chosen is None else self.chosen[positions]
+        selector = numbers % self.n_components
+        start = numbers // self.n_components % self.n_starts
+        realization = numbers // (self.n_components * self.n_starts)
+        samples = start[:, None] + torch.arange(self.n_samples, device=start.device)
+        mixture = self.mixtures[realization[:, None], samples]
+        choice = one_hot(selector, self.n_components).to(mixture.dtype)
+        inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
+        return inputs, self.components[selector[:, None], samples][..., None]
+
+    def to(self, device: torch.device) -> Self:
+        """The same windows on another device."""
+        chosen = None if self.chosen is None else self.chosen.to(device)
+        return replace(self, mixtures=self.mixtures.to(device), components=self.components.to(device), chosen=chosen)
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """The mixtures and the clean components."""
+        return self.mixtures, self.components
+
+    def digest(self) -> str:
+        """SHA-256 of mixtures, components, window length and choice."""
+        return _digest(self.mixtures, self.components, torch.tensor(self.n_samples), self.chosen)
+
+
+@dataclass(frozen=True)
+class StoredWindows:
+    """Windows that stand in memory as they are.
+
+    Attributes:
+        inputs: (n_windows, n_samples, 1 + n_components).
+        targets: (n_windows, n_samples, 1).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    @property
+    def n_samples(self) -> int:
+        """Length of a window."""
+        return self.inputs.shape[1]
+
+    @property
+    def n_components(self) -> int:
+        """Width of the selector."""
+        return self.inputs.shape[2] - 1
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the windows at ``positions``."""
+        return self.inputs[positions], self.targets[positions]
+
+    def to(self, device: torch.device) -> Self:
+        """The same windows on another device."""
+        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets."""
+        return self.inputs, self.targets
+
+    def digest(self) -> str:
+        """SHA-256 of inputs and targets."""
+        return _digest(self.inputs, self.targets)
+
+
+def batches(windows: WindowSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """All windows in order, ``batch_size`` at a time."""
+    for first in range(0, len(windows), batch_size):
+        yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))
+
+
+def spread(windows: CutWindows, n_windows: int) -> CutWindows:
+    """At most ``n_windows`` of a full set, spread evenly over its starts, each start with all of its selectors."""
+    n_starts = max(1, min(n_windows // windows.n_components, len(windows) // windows.n_components))
+    starts = torch.linspace(0, len(windows) // windows.n_components - 1, n_starts, dtype=torch.float64).round()
+    numbers = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)
+    return windows.choose(numbers.flatten())
+
+
+def _digest(*tensors: Tensor | None) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: at once where nothing can be lost, at the next safe point where something could."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stopped(BaseException):
+    """The user or the system asked this process to end.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as shells count.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
+
+
+class Stopping:
+    """The first signal stops the work; those that follow while it winds up change nothing."""
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._deferred = False
+
+    def check(self) -> None:
+        """Stop here if that was asked for since.
+
+        Raises:
+            Stopped: If a signal has come.
+        """
+        if self._deferred and self._received is not None:
+            self._deferred = False
+            raise Stopped(self._received)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block that a signal ends only where it calls ``check``, or at its end."""
+        self._deferred = True
+        try:
+            yield
+            self.check()
+        finally:
+            self._deferred = False
+
+    def _on_signal(self, signal_number: int, _frame: FrameType | None) -> None:
+        if self._received is not None:
+            return
+        self._received = signal_number
+        if not self._deferred:
+            raise Stopped(signal_number)
+
+
+@contextmanager
+def stopping() -> Iterator[Stopping]:
+    """A block in which SIGINT and SIGTERM raise ``Stopped`` in the main thread."""
+    watch = Stopping()
+    before = {number: signal.signal(number, watch._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield watch
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,59 @@
+"""The names of all metrics, in one place: ``split/measure``."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL
+from freqfilter.filters.state import EpochReport, Progress
+
+
+def epoch_metrics(report: EpochReport) -> dict[str, float]:
+    """What is charted for an epoch, at ``step`` = epoch; what was not measured is left out."""
+    metrics = {
+        "train/loss": report.train_loss,
+        "train/learning_rate": report.learning_rate,
+        "train/gradient_norm": report.gradient_norm,
+        "train/epoch_seconds": report.seconds,
+        "val/loss": report.val_loss,
+        "val/mse": report.val_mse,
+        "audit/mse": report.audit_mse,
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def best_metrics(progress: Progress, *, audit_mse: float | None) -> dict[str, float]:
+    """What the best epoch came to, and how many were run."""
+    metrics: dict[str, float | None] = {
+        "best/epoch": progress.best_epoch,
+        "epochs_run": len(progress.history),
+    }
+    if progress.best_epoch:
+        best = progress.history[progress.best_epoch - 1]
+        metrics |= {
+            "best/train_loss": best.train_loss,
+            "best/val_loss": best.val_loss,
+            "best/val_mse": best.val_mse,
+            "best/audit_mse": audit_mse,
+        }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def test_metrics(scores: pd.DataFrame) -> dict[str, float]:
+    """Scores on the test set: ``test/mse``, ``test/mse_5hz``, and ``test/zero_mse`` for the extractor ``zero``.
+
+    Args:
+        scores: Rows (extractor, component), a column for each measure, as ``evaluation.scores.compare`` gives them.
+    """
+    metrics = {}
+    for extractor, component in scores.index:
+        for measure in MEASURES:
+            value = float(scores.loc[(extractor, component), measure])
+            if extractor == MODEL:
+                suffix = "" if component == OVERALL else f"_{component}"
+                metrics[f"test/{measure}{suffix}"] = value
+            elif component == OVERALL and measure == "mse":
+                metrics[f"test/{extractor}_mse"] = value
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}

@@ -1,0 +1,91 @@
+"""Where a run comes from: code, machine and versions, as tags."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import freqfilter
+from freqfilter.filters.compute import Compute
+
+LARGEST_PATCH = 5_000_000  # bytes; of a larger one the digest alone is kept
+
+
+@dataclass(frozen=True)
+class Source:
+    """The state of the checkout that this code stands in.
+
+    Attributes:
+        commit: The commit; None where the code is no git checkout.
+        patch: What differs from the commit, new files included; empty if nothing.
+    """
+
+    commit: str | None
+    patch: bytes
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """``git_commit``, and ``git_patch_sha256`` where there are uncommitted changes."""
+        tags = {"git_commit": self.commit} if self.commit else {}
+        if self.patch:
+            tags["git_patch_sha256"] = hashlib.sha256(self.patch).hexdigest()
+        return tags
+
+
+def source() -> Source:
+    """Ask git about the checkout that the package runs from, if it is one."""
+    root = Path(freqfilter.__file__).resolve().parents[1]
+    # An installed package may lie inside somebody else's checkout; ours has the project's doors in it.
+    if not shutil.which("git") or not (root / "MLproject").exists() or not (root / ".git").exists():
+        return Source(None, b"")
+    try:
+        commit = _git(root, "rev-parse", "HEAD").decode().strip()
+        return Source(commit, _patch(root))
+    except subprocess.CalledProcessError:  # no commit yet, or an owner that git does not trust
+        return Source(None, b"")
+
+
+def machine_tags(compute: Compute) -> dict[str, str]:
+    """Device, processor, threads and versions: what the bits of a result depend on."""
+    packages = ("torch", "numpy", "mlflow")
+    return {
+        "device": compute.describe(),
+        "processor": _processor(),
+        "threads": str(compute.threads),
+        "freqfilter_version": freqfilter.__version__,
+        "python_version": platform.python_version(),
+        **{f"{package}_version": version(package) for package in packages},
+    }
+
+
+def _patch(root: Path) -> bytes:
+    """All uncommitted changes, through an index of its own so that the user's is left alone."""
+    index = Path(_git(root, "rev-parse", "--git-path", "index").decode().strip())
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "index"
+        if (root / index).exists():
+            shutil.copy(root / index, copy)
+        _git(root, "add", "--intent-to-add", ".", index=copy)
+        return _git(root, "diff", "--binary", "HEAD", index=copy)
+
+
+def _git(root: Path, *arguments: str, index: Path | None = None) -> bytes:
+    environment = os.environ | ({"GIT_INDEX_FILE": str(index)} if index else {})
+    done = subprocess.run(["git", *arguments], cwd=root, env=environment, capture_output=True, check=True)
+    return done.stdout
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

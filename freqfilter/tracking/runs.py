@@ -1,0 +1,140 @@
+"""A tracked run: what it is made of, and the status in which it truly ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Param
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from numpy.typing import ArrayLike
+
+from freqfilter.files import replacing
+from freqfilter.signals.windows import WindowSet
+from freqfilter.stopping import Stopped
+from freqfilter.tracking.spool import MetricSpool
+from freqfilter.tracking.store import translated
+
+DELIVERY_TIMEOUT_S = 60.0
+METRICS_FILE = "metrics.jsonl"
+
+
+def launched_by_mlflow() -> bool:
+    """Whether ``mlflow run`` started this process and has made its run."""
+    return "MLFLOW_RUN_ID" in os.environ
+
+
+class Run:
+    """An open run; ``open_run`` makes it.
+
+    Attributes:
+        run_id: MLflow's.
+        experiment: Name of the experiment that it is in.
+        folder: Its scratch files, in a folder of this run alone; gone when the run has finished.
+    """
+
+    def __init__(self, active: mlflow.ActiveRun, *, run_dir: Path) -> None:
+        self.run_id: str = active.info.run_id
+        self.experiment: str = mlflow.get_experiment(active.info.experiment_id).name
+        self.folder = run_dir / self.run_id
+        self._client = MlflowClient()
+        self._spool = MetricSpool(self.folder / METRICS_FILE, self.run_id)
+
+    def log_params(self, params: Mapping[str, str]) -> None:
+        """Log parameters, but for those that ``mlflow run`` has logged already, as they were typed.
+
+        MLflow refuses a second value, also another spelling of the first. What compares runs reads the file of
+        resolved parameters, which is the same for all spellings.
+        """
+        typed = self._client.get_run(self.run_id).data.params
+        missing = [Param(name, value) for name, value in params.items() if name not in typed]
+        self._client.log_batch(self.run_id, params=missing)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        mlflow.set_tags(dict(tags))
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that the run's page shows."""
+        mlflow.set_tag(MLFLOW_RUN_NOTE, markdown)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int, model_id: str | None = None) -> None:
+        """Log the metrics of an epoch; ``model_id`` is the logged model that they also describe."""
+        self._spool.append(metrics, step=step, model_id=model_id)
+
+    def log_data(self, windows: WindowSet, *, name: str, context: str) -> None:
+        """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""
+        features, targets = (tensor.numpy() for tensor in windows.content())
+        dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:32])
+        mlflow.log_input(dataset, context=context)
+
+    def log_file(self, path: Path) -> None:
+        """Log a file of the run's folder under the name that it has there."""
+        folder = path.relative_to(self.folder).parent.as_posix()
+        mlflow.log_artifact(str(path), None if folder == "." else folder)
+
+    def log_bytes(self, content: bytes, artifact: str) -> None:
+        """Log bytes as a file."""
+        with replacing(self.folder / artifact) as file:
+            file.write(content)
+        self.log_file(self.folder / artifact)
+
+    def log_arrays(self, artifact: str, **arrays: ArrayLike) -> None:
+        """Log arrays as a ``.npz`` file."""
+        with replacing(self.folder / artifact) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        self.log_file(self.folder / artifact)
+
+    def log_figure(self, figure: Figure, artifact: str) -> None:
+        """Log a figure as a picture of 300 dots an inch."""
+        with replacing(self.folder / artifact) as file:
+            figure.savefig(file, format="png", dpi=300)
+        self.log_file(self.folder / artifact)
+
+    def _close(self) -> None:
+        self._spool.close(DELIVERY_TIMEOUT_S)
+        self.log_file(self._spool.path)
+
+
+@contextmanager
+def open_run(*, experiment: str, run_dir: Path) -> Iterator[Run]:
+    """A run of its own, or the one that ``mlflow run`` has made; it ends FINISHED, FAILED or KILLED as it did.
+
+    A run that did not finish keeps its folder, and says why it ended in the tag ``ended_because``.
+
+    Args:
+        experiment: Where a run of its own belongs. The other one is where MLflow was told to put it.
+        run_dir: Folder for the folders of scratch files.
+
+    Raises:
+        UserError: If MLflow refuses the run.
+    """
+    with translated("no run can be opened"):
+        if not launched_by_mlflow():
+            mlflow.set_experiment(experiment)
+        active = mlflow.start_run()
+    try:
+        run = Run(active, run_dir=run_dir)
+        try:
+            yield run
+        except BaseException as error:
+            # The store may be what failed: that must not hide the error.
+            with suppress(Exception):
+                mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
+                run._close()
+            raise
+        run._close()
+        shutil.rmtree(run.folder)
+    except BaseException as error:
+        with suppress(MlflowException):
+            mlflow.end_run("KILLED" if isinstance(error, Stopped) else "FAILED")
+        raise
+    mlflow.end_run("FINISHED")

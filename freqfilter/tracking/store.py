@@ -1,0 +1,69 @@
+"""The tracking store: found, reachable, and made by one process alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import mlflow
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from freqfilter.errors import UserError
+from freqfilter.tracking.environment import environment
+
+SQLITE = "sqlite:///"
+
+
+def open_store() -> str:
+    """Make the store where it is missing, and see that it answers.
+
+    A new SQLite store is made under a lock: processes that make the same one at once destroy it in MLflow's
+    migrations.
+
+    Returns:
+        The tracking URI: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+
+    Raises:
+        UserError: If the store cannot be used.
+    """
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uri: str = mlflow.get_tracking_uri()
+    if not os.environ.get("MLFLOW_TRACKING_URI") and not uri.startswith(SQLITE):
+        raise UserError(
+            "the folder mlruns here is an old file store, which MLflow no longer takes: move it away, or run "
+            "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
+        )
+    path = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    try:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{path}.lock") if path else nullcontext()
+        with lock, environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"):  # not four minutes of retries
+            MlflowClient().search_experiments(max_results=1)
+    except OSError as error:
+        raise UserError(f"tracking store {_shown(uri)}: {error.strerror or error}") from None
+    except Exception as error:  # MLflow lets its database's and network's own exceptions through
+        reason = " ".join(str(error).split())
+        raise UserError(f"tracking store {_shown(uri)} cannot be used: {reason[:200]}") from error
+    return uri
+
+
+@contextmanager
+def translated(subject: str) -> Iterator[None]:
+    """A block in which what MLflow refuses becomes a user's error about ``subject``."""
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"{subject}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _shown(uri: str) -> str:
+    """The URI without a user's name and password."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

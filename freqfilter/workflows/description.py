@@ -1,0 +1,59 @@
+"""The words under a run and under a version: the figures that matter, as Markdown."""
+
+from __future__ import annotations
+
+import pandas as pd
+from tabulate import tabulate
+
+from freqfilter.evaluation.scores import MODEL, OVERALL
+from freqfilter.filters.state import Progress
+
+
+def description(
+    progress: Progress,
+    scores: pd.DataFrame,
+    *,
+    run_id: str | None = None,
+    model_name: str | None = None,
+    version: int | None = None,
+) -> str:
+    """Markdown with the best epoch, the losses there, and the test scores beside the baselines.
+
+    Args:
+        progress: The run's history.
+        scores: Rows (extractor, component), as ``evaluation.scores.compare`` gives them.
+        run_id: The run, where the text stands under a version.
+        model_name: The registered model, where the text stands under a run.
+        version: Its version, likewise; None: not registered.
+    """
+    lines = []
+    if progress.best_epoch:
+        best = progress.history[progress.best_epoch - 1]
+        lines.append(
+            f"Best epoch **{best.epoch}** of {len(progress.history)}: "
+            f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
+        )
+    lines.append(f"Test MSE **{scores['mse'][MODEL, OVERALL]:.4g}** with the best weights.")
+    if version is not None:
+        lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
+    if run_id is not None:
+        lines.append(f"Trained by run `{run_id}`.")
+    return "\n\n".join([*lines, scores_table(scores, "github")])
+
+
+def scores_table(scores: pd.DataFrame, table_format: str) -> str:
+    """Test MSE as text: a row for each extractor, a column for each component.
+
+    Args:
+        scores: Rows (extractor, component).
+        table_format: One of tabulate's, such as ``github`` or ``simple``.
+    """
+    components = scores.index.get_level_values("component").unique()
+    extractors = scores.index.get_level_values("extractor").unique()
+    table = scores["mse"].unstack("component").loc[extractors, components]
+    return tabulate(
+        table.reset_index().to_numpy().tolist(),
+        headers=["test MSE", *components],
+        floatfmt=".4f",
+        tablefmt=table_format,
+    )

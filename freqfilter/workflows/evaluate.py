@@ -1,0 +1,69 @@
+"""Score a registered version, or the model of a run, on the test set of its own parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from freqfilter.evaluation.testing import test_scores
+from freqfilter.filters.compute import Compute
+from freqfilter.params import TrackingParams
+from freqfilter.signals.splits import Splits
+from freqfilter.tracking import provenance, registry
+from freqfilter.tracking.metrics import test_metrics
+from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.store import open_store
+from freqfilter.workflows.console import Console
+from freqfilter.workflows.description import scores_table
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation came to.
+
+    Attributes:
+        uri: The model that was scored.
+        scores: Rows (extractor, component), a column for each measure.
+    """
+
+    run_id: str
+    tracking_uri: str
+    uri: str
+    scores: pd.DataFrame
+
+
+def evaluate(tracking: TrackingParams, *, version: str | None, run_id: str | None, console: Console) -> Evaluated:
+    """Score a model beside the baselines, as a run of its own that names it.
+
+    Args:
+        tracking: Where the registry and the new run are.
+        version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
+        run_id: Run whose model is scored, in place of a version.
+        console: Hears how it goes.
+
+    Raises:
+        UserError: If there is no such model, or its data file is gone.
+    """
+    tracking_uri = open_store()
+    chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
+    model = registry.load_run(run_id) if run_id else registry.load_version(**chosen)
+    params = model.params
+    # The model is judged as its users get it: in float32, on what this machine has.
+    compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
+    splits = Splits.from_params(params)
+    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir)) as run:
+        run.log_params(chosen)
+        run.log_tags(
+            {"workflow": "evaluate", "model_uri": model.uri} | provenance.source().tags
+            | provenance.machine_tags(compute)
+        )  # fmt: skip
+        run.log_data(splits.test, name="test", context="test")
+        console.say(f"scoring {model.uri} on {len(splits.test):,} windows")
+        module = model.module.to(compute.device)
+        scores = test_scores(module, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
+        run.log_metrics(test_metrics(scores), step=0, model_id=model.model_id)
+        run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")
+        run.describe(f"Scores of `{model.uri}` on its test set.\n\n{scores_table(scores, 'github')}")
+    return Evaluated(run.run_id, tracking_uri, model.uri, scores)

@@ -1,0 +1,177 @@
+"""Train a filter: one tracked, registered, loadable run."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from freqfilter.evaluation import figures
+from freqfilter.evaluation.testing import test_scores
+from freqfilter.filters.checkpoints import write_checkpoint, write_weights
+from freqfilter.filters.compute import Compute
+from freqfilter.filters.state import EpochReport, Progress, TrainingState, parameter_count
+from freqfilter.filters.training import train as training_steps
+from freqfilter.filters.training import validate
+from freqfilter.params import Params
+from freqfilter.signals.splits import Splits
+from freqfilter.signals.windows import spread
+from freqfilter.stopping import Stopping
+from freqfilter.tracking import provenance, registry
+from freqfilter.tracking.metrics import best_metrics, epoch_metrics, test_metrics
+from freqfilter.tracking.runs import Run, open_run
+from freqfilter.tracking.store import open_store
+from freqfilter.workflows.console import Console
+from freqfilter.workflows.description import description
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to.
+
+    Attributes:
+        progress: Its history and best epoch.
+        scores: Scores on the test set of the model and the baselines, rows (extractor, component).
+        version: Number of the registered version; None where it was not registered.
+    """
+
+    run_id: str
+    experiment: str
+    tracking_uri: str
+    progress: Progress
+    scores: pd.DataFrame
+    model_name: str
+    version: int | None
+
+
+def train(params: Params, *, recipe: str, stopping: Stopping, console: Console) -> Trained:
+    """Train as the parameters say, and track it.
+
+    Args:
+        params: Resolved parameters.
+        recipe: The recipe's name, which the run keeps.
+        stopping: Tells when to stop.
+        console: Hears how it goes.
+
+    Raises:
+        UserError: If store, device, precision or data cannot be used, or training diverges.
+        Stopped: If it was stopped; the run is then KILLED.
+    """
+    compute = Compute.open(params.training)
+    splits = Splits.from_params(params)
+    tracking_uri = open_store()
+    with open_run(experiment=params.tracking.experiment, run_dir=Path(params.tracking.run_dir)) as run:
+        params = params.in_experiment(run.experiment)
+        _log_origin(run, params, recipe=recipe, compute=compute, splits=splits)
+        state = TrainingState(
+            n_components=splits.validation.n_components,
+            model=params.model,
+            training=params.training,
+            compute=compute,
+        )
+        _introduce(console, run, state, splits)
+        _train(run, state, splits, params, stopping=stopping, console=console)
+
+        console.say("scoring the best weights on the test set")
+        progress = state.progress
+        scores = test_scores(state.network, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
+        audit_mse = None
+        if splits.audit:
+            _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
+        _log_files(run, state, scores, params)
+
+        module = state.network.cpu()
+        example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
+        model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
+        metrics = best_metrics(progress, audit_mse=audit_mse) | test_metrics(scores)
+        run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
+        version = None
+        if params.tracking.register:
+            version = registry.register(
+                model_id,
+                params.tracking.model_name,
+                tags={"run_id": run.run_id, "recipe": recipe, "test/mse": f"{metrics['test/mse']:.6g}"},
+                description=description(progress, scores, run_id=run.run_id),
+            )
+            run.log_tags({"model_version": str(version)})
+        run.describe(description(progress, scores, model_name=params.tracking.model_name, version=version))
+    return Trained(run.run_id, run.experiment, tracking_uri, progress, scores, params.tracking.model_name, version)
+
+
+def _log_origin(run: Run, params: Params, *, recipe: str, compute: Compute, splits: Splits) -> None:
+    """Parameters, code, machine and data: all that the run's numbers follow from."""
+    run.log_params({"recipe": recipe} | params.canonical())
+    run.log_bytes(params.to_yaml().encode(), "params.yaml")
+    source = provenance.source()
+    run.log_tags(
+        {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
+        | source.tags
+        | provenance.machine_tags(compute)
+    )
+    if 0 < len(source.patch) <= provenance.LARGEST_PATCH:
+        run.log_bytes(source.patch, "source/uncommitted.patch")
+    run.log_data(splits.train(1), name="train", context="training")
+    run.log_data(splits.validation, name="validation", context="validation")
+    run.log_data(splits.test, name="test", context="test")
+    if splits.audit:
+        run.log_data(splits.audit, name="audit", context="audit")
+
+
+def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits) -> None:
+    windows = splits.train(1)
+    console.say(f"run {run.run_id} in experiment {run.experiment}")
+    console.say(f"device: {state.compute.describe()}")
+    console.say(
+        f"windows: {len(windows):,} training, {len(splits.validation):,} validation, {len(splits.test):,} test, "
+        f"each {windows.n_samples} samples of {1 + windows.n_components} features"
+    )
+    console.say(f"network: {parameter_count(state.network):,} parameters\n{state.network}")
+
+
+def _train(
+    run: Run, state: TrainingState, splits: Splits, params: Params, *, stopping: Stopping, console: Console
+) -> None:
+    training = params.training
+    steps = training_steps(
+        state,
+        training_windows=splits.train,
+        validation=splits.validation,
+        audit=spread(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
+        audit_every=params.evaluation.audit_every,
+        params=training,
+    )
+    with closing(steps), stopping.deferred():
+        for report in steps:
+            stopping.check()
+            console.show(report, epochs=training.epochs)
+            if isinstance(report, EpochReport):
+                run.log_metrics(epoch_metrics(report), step=report.epoch)
+                if training.checkpoint_every and report.epoch % training.checkpoint_every == 0:
+                    path = run.folder / f"checkpoints/epoch_{report.epoch:04d}.pt"
+                    write_checkpoint(path, state, params)
+                    run.log_file(path)
+    if state.progress.stopped_early:
+        console.say(
+            f"stopped early: {training.early_stopping_patience} validations without improvement "
+            f"since epoch {state.progress.best_epoch}"
+        )
+
+
+def _log_files(run: Run, state: TrainingState, scores: pd.DataFrame, params: Params) -> None:
+    """The original's files under the original's names, and the table of scores."""
+    history = state.progress.history
+    figure = figures.training_loss(history, loss=params.training.loss, best_epoch=state.progress.best_epoch or None)
+    run.log_figure(figure, "visualizations/07_training_loss.png")
+    write_weights(run.folder / "models/best_model.pth", state.best_weights)
+    run.log_file(run.folder / "models/best_model.pth")
+    run.log_arrays(
+        "models/training_history.npz",
+        train_losses=[report.train_loss for report in history],
+        val_losses=[math.nan if report.val_loss is None else report.val_loss for report in history],
+        num_epochs=len(history),
+    )
+    run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")
