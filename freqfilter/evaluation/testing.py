@@ -15,7 +15,7 @@ from freqfilter.signals.constants import Mean, zero
 from freqfilter.signals.splits import Splits
 
 
-def test_scores(
+def score_test_set(
     network: nn.Module, splits: Splits, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> pd.DataFrame:
     """Score a network, in evaluation mode and on ``device``, beside zero and the training targets' mean.

@@ -41,7 +41,7 @@ def best_metrics(progress: Progress, *, audit_mse: float | None) -> dict[str, fl
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def test_metrics(scores: pd.DataFrame) -> dict[str, float]:
+def score_metrics(scores: pd.DataFrame) -> dict[str, float]:
     """Scores on the test set: ``test/mse``, ``test/mse_5hz``, and ``test/zero_mse`` for the extractor ``zero``.
 
     Args:

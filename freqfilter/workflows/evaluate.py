@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from freqfilter.evaluation.testing import test_scores
+from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.compute import Compute
 from freqfilter.params import TrackingParams
 from freqfilter.signals.splits import Splits
 from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.metrics import test_metrics
+from freqfilter.tracking.metrics import score_metrics
 from freqfilter.tracking.runs import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
@@ -62,8 +62,8 @@ def evaluate(tracking: TrackingParams, *, version: str | None, run_id: str | Non
         run.log_data(splits.test, name="test", context="test")
         console.say(f"scoring {model.uri} on {len(splits.test):,} windows")
         module = model.module.to(compute.device)
-        scores = test_scores(module, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
-        run.log_metrics(test_metrics(scores), step=0, model_id=model.model_id)
+        scores = score_test_set(module, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
+        run.log_metrics(score_metrics(scores), step=0, model_id=model.model_id)
         run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")
         run.describe(f"Scores of `{model.uri}` on its test set.\n\n{scores_table(scores, 'github')}")
     return Evaluated(run.run_id, tracking_uri, model.uri, scores)

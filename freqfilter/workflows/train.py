@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from freqfilter.evaluation import figures
-from freqfilter.evaluation.testing import test_scores
+from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import EpochReport, Progress, TrainingState, parameter_count
@@ -22,7 +22,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.metrics import best_metrics, epoch_metrics, test_metrics
+from freqfilter.tracking.metrics import best_metrics, epoch_metrics, score_metrics
 from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
@@ -78,7 +78,9 @@ def train(params: Params, *, recipe: str, stopping: Stopping, console: Console) 
 
         console.say("scoring the best weights on the test set")
         progress = state.progress
-        scores = test_scores(state.network, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
+        scores = score_test_set(
+            state.network, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device
+        )
         audit_mse = None
         if splits.audit:
             _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
@@ -87,7 +89,7 @@ def train(params: Params, *, recipe: str, stopping: Stopping, console: Console) 
         module = state.network.cpu()
         example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
         model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
-        metrics = best_metrics(progress, audit_mse=audit_mse) | test_metrics(scores)
+        metrics = best_metrics(progress, audit_mse=audit_mse) | score_metrics(scores)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
         version = None
         if params.tracking.register:
