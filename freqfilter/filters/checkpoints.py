@@ -43,9 +43,11 @@ def read_checkpoint(path: Path) -> tuple[Params, dict[str, Any]]:
         UserError: If the file is missing, damaged, not a checkpoint, or of a newer schema.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        whole = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged, or not a checkpoint; take the one before it") from error
     if not isinstance(content, dict) or "schema" not in content:

@@ -1,0 +1,86 @@
+"""What the tests share: a store of their own, a small setting, and the program as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+# With more threads than free cores, those that wait burn the time of those that work.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+# Trains in a second, and has everything that a real run has.
+SMALL = {
+    "n_samples": "400",
+    "duration_s": "0.4",
+    "window_length": "20",
+    "hidden_size": "8",
+    "epochs": "3",
+    "batch_size": "128",
+    "audit_windows": "200",
+    "threads": "1",
+}
+
+
+def options(values: dict[str, str]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store with all of MLflow's tables, made once since that takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{path}"}
+    subprocess.run([sys.executable, "-m", "freqfilter", "init_store"], env=environment, check=True, cwd=path.parent)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, empty but for a store that the environment names."""
+    store = tmp_path / "store" / "mlflow.db"
+    store.parent.mkdir()
+    shutil.copy(empty_store, store)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    return work
+
+
+Program = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def freqfilter(folder: Path) -> Program:
+    """``python -m freqfilter WORD…`` in the folder, as its user would start it."""
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "freqfilter", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+
+    return start
+
+
+@pytest.fixture
+def mlflow_run(folder: Path) -> Program:
+    """``mlflow run PROJECT …`` in the folder, with this interpreter's environment."""
+
+    def start(*words: str, project: str = str(ROOT), **parameters: str) -> subprocess.CompletedProcess[str]:
+        given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
+        command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *words, *given]
+        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+
+    return start

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from freqfilter.filters import network as network_module
+from freqfilter.filters.losses import LOSSES
+from freqfilter.filters.network import FrequencyFilterLSTM, estimate
+
+KINDS = [
+    {"cell": cell, "bidirectional": bidirectional, "num_layers": layers}
+    for cell in ("lstm", "gru")
+    for bidirectional in (False, True)
+    for layers in (1, 2)
+]
+
+
+def small(**kind: object) -> FrequencyFilterLSTM:
+    torch.manual_seed(0)
+    return FrequencyFilterLSTM(n_components=3, hidden_size=6, dropout=0.5, **kind).eval()  # type: ignore[arg-type]
+
+
+def test_the_network_has_the_documented_number_of_parameters() -> None:
+    counts = {name: p.numel() for name, p in FrequencyFilterLSTM(n_components=4).named_parameters()}
+    layers = [sum(n for name, n in counts.items() if part in name) for part in ("_l0", "_l1", "output")]
+    assert layers == [69_120, 132_096, 129]
+    assert sum(layers) == sum(counts.values()) == 201_345
+
+
+def test_it_is_pytorchs_own_lstm_and_linear_layer() -> None:
+    network = small(cell="lstm", bidirectional=False, num_layers=2)
+    lstm, linear = nn.LSTM(4, 6, num_layers=2, batch_first=True), nn.Linear(6, 1)
+    state = network.state_dict()
+    lstm.load_state_dict({k.removeprefix("recurrent."): v for k, v in state.items() if k.startswith("recurrent.")})
+    linear.load_state_dict({k.removeprefix("output."): v for k, v in state.items() if k.startswith("output.")})
+    inputs = torch.randn(2, 9, 4)
+    torch.testing.assert_close(network(inputs), linear(lstm(inputs)[0]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 50), (2, 500)])
+def test_any_number_of_windows_and_samples(kind: dict[str, object], shape: tuple[int, int]) -> None:
+    assert small(**kind)(torch.randn(*shape, 4)).shape == (*shape, 1)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind["bidirectional"]])
+def test_state_in_and_out_makes_pieces_equal_to_the_whole(kind: dict[str, object]) -> None:
+    network, inputs = small(**kind), torch.randn(2, 30, 4)
+    state, pieces = None, []
+    for piece in inputs.split([1, 12, 17], dim=1):
+        output, state = network.forward_with_state(piece, state)
+        pieces.append(output)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), network(inputs))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_a_bidirectional_filter_sees_what_comes_later(kind: dict[str, object]) -> None:
+    network, inputs = small(**kind), torch.randn(1, 20, 4)
+    changed = inputs.clone()
+    changed[:, 15:] += 1
+    same = torch.equal(network(inputs)[:, :15], network(changed)[:, :15])
+    assert same is not kind["bidirectional"]
+
+
+def test_estimates_do_not_depend_on_how_many_are_computed_together() -> None:
+    network, inputs = small(cell="lstm", bidirectional=False, num_layers=2), torch.randn(7, 11, 4)
+    torch.testing.assert_close(estimate(network, inputs, batch_size=2), estimate(network, inputs, batch_size=100))
+    assert estimate(network, inputs[:0]).shape == (0, 11, 1)
+
+
+def test_the_network_needs_torch_alone() -> None:
+    tree = ast.parse(Path(str(network_module.__file__)).read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert modules == {"__future__", "collections.abc", "typing", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("mse", nn.functional.mse_loss), ("mae", nn.functional.l1_loss), ("huber", nn.functional.huber_loss)],
+)
+def test_the_mean_over_windows_is_pytorchs_loss(name: str, expected: nn.Module) -> None:
+    estimates, targets = torch.randn(5, 8, 1), torch.randn(5, 8, 1) * 3
+    of_windows = LOSSES[name](estimates, targets)
+    assert of_windows.shape == (5,)
+    torch.testing.assert_close(of_windows.mean(), expected(estimates, targets))
+
+
+def test_an_error_of_a_tenth_of_the_signal_is_20_db() -> None:
+    targets = torch.randn(4, 50, 1)
+    torch.testing.assert_close(LOSSES["snr"](1.1 * targets, targets), torch.full((4,), -20.0), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_perfect_or_silent_window_has_a_finite_loss_and_gradient(name: str) -> None:
+    for targets in (torch.zeros(2, 5, 1), torch.ones(2, 5, 1)):
+        estimates = targets.clone().requires_grad_()
+        loss = LOSSES[name](estimates, targets).mean()
+        loss.backward()
+        assert estimates.grad is not None
+        assert torch.isfinite(loss)
+        assert torch.isfinite(estimates.grad).all()

@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from freqfilter.errors import UserError
+from freqfilter.filters.checkpoints import read_checkpoint, write_checkpoint, write_weights
+from freqfilter.filters.compute import Compute
+from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.training import StepReport, train
+from freqfilter.params import Params, resolve
+from freqfilter.signals.splits import Splits
+from freqfilter.signals.windows import StoredWindows
+from tests.conftest import SMALL
+
+Report = StepReport | EpochReport
+EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": "bf16"}
+
+
+def small(**overrides: str) -> Params:
+    return resolve(SMALL | overrides)
+
+
+def fresh_state(params: Params) -> TrainingState:
+    compute = Compute.open(params.training)
+    return TrainingState(
+        n_components=len(params.signals.frequencies_hz),
+        model=params.model,
+        training=params.training,
+        compute=compute,
+    )
+
+
+def run(
+    params: Params,
+    state: TrainingState | None = None,
+    *,
+    stop_after: float = math.inf,
+    at_each: Callable[[], object] = lambda: None,
+) -> TrainingState:
+    state, splits = state or fresh_state(params), Splits.from_params(params)
+    steps = train(
+        state,
+        training_windows=splits.train,
+        validation=splits.validation,
+        audit=splits.audit,
+        audit_every=max(params.evaluation.audit_every, 1),
+        params=params.training,
+    )
+    with closing(steps):
+        for count, _ in enumerate(steps, start=1):
+            at_each()
+            if count >= stop_after:
+                break
+    return state
+
+
+def figures(state: TrainingState) -> list[tuple[float | None, ...]]:
+    return [(r.train_loss, r.gradient_norm, r.val_loss, r.val_mse, r.audit_mse) for r in state.progress.history]
+
+
+def same_weights(one: TrainingState, other: TrainingState) -> bool:
+    pairs = zip(one.network.parameters(), other.network.parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("overrides", [{}, EVERYTHING_RANDOM, {"cell": "gru", "bidirectional": "true"}])
+def test_the_same_parameters_give_the_same_bits_and_another_seed_others(overrides: dict[str, str]) -> None:
+    first, again = run(small(**overrides)), run(small(**overrides))
+    assert figures(first) == figures(again)
+    assert same_weights(first, again)
+    assert figures(run(small(**overrides, seed="43")))[0] != figures(first)[0]
+
+
+def test_what_others_draw_from_the_global_generator_changes_nothing_and_is_not_changed() -> None:
+    params = small(**EVERYTHING_RANDOM)
+    undisturbed = run(params)
+    torch.manual_seed(1)
+    disturbed = run(params, at_each=lambda: torch.randn(3))
+    assert figures(disturbed) == figures(undisturbed)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    run(params)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30])
+def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(stop_after: int, tmp_path: Path) -> None:
+    params = small(**EVERYTHING_RANDOM, scheduler_patience="0", learning_rate="0.3", epochs="5")
+    whole = run(params)
+    assert len({report.learning_rate for report in whole.progress.history}) > 1  # the scheduler has acted
+
+    path, stopped = tmp_path / "checkpoint.pt", fresh_state(params)
+    splits = Splits.from_params(params)
+    steps = train(
+        stopped,
+        training_windows=splits.train,
+        validation=splits.validation,
+        audit=splits.audit,
+        params=params.training,
+    )
+    with closing(steps):
+        for _ in range(stop_after):
+            next(steps)
+        write_checkpoint(path, stopped, params)
+    held, content = read_checkpoint(path)
+    assert held == params
+    resumed = fresh_state(held)
+    resumed.load_state_dict(content)
+    run(held, resumed)
+    assert figures(resumed) == figures(whole)
+    assert same_weights(resumed, whole)
+    assert resumed.progress.best_epoch == whole.progress.best_epoch
+
+
+def test_training_ends_with_the_weights_of_the_best_validation() -> None:
+    params = small(learning_rate="0.5", epochs="6", scheduler_factor="1")
+    state = run(params)
+    losses = [report.val_loss for report in state.progress.history]
+    best = min(losses, key=lambda loss: math.inf if loss is None else loss)
+    assert losses[-1] != best
+    assert losses[state.progress.best_epoch - 1] == best
+    assert [report.epoch for report in state.progress.history if report.improved][-1] == state.progress.best_epoch
+    from freqfilter.filters.training import validate
+
+    assert validate(state, Splits.from_params(params).validation, params.training)[0] == best
+
+
+def test_a_loop_that_is_left_early_still_ends_with_the_best_weights() -> None:
+    state = run(small(), stop_after=20)  # in the middle of the second epoch
+    assert not state.network.training
+    assert all(torch.equal(state.network.state_dict()[k], v) for k, v in state.best_weights.items())
+
+
+def test_it_stops_early_when_validation_no_longer_improves_counted_in_validations() -> None:
+    state = run(small(learning_rate="0.5", epochs="60", early_stopping_patience="2", validate_every="3"))
+    validated = [report.epoch for report in state.progress.history if report.val_loss is not None]
+    assert validated == list(range(3, len(state.progress.history) + 1, 3))
+    assert state.progress.stopped_early
+    assert len(state.progress.history) - state.progress.best_epoch == 2 * 3
+
+
+def test_the_last_epoch_is_validated_whatever_validate_every_says() -> None:
+    state = run(small(validate_every="2", epochs="3"))
+    assert [report.val_loss is None for report in state.progress.history] == [True, False, False]
+
+
+def test_losses_are_means_over_batches_and_val_mse_a_mean_over_samples() -> None:
+    params = small(batch_size="100", epochs="1")
+    state, windows = run(params), Splits.from_params(params).validation
+    inputs, targets = windows.batch(torch.arange(len(windows)))
+    with torch.inference_mode():
+        errors = (state.network(inputs) - targets).square()
+    of_batches = [float(batch.mean()) for batch in errors.split(100)]
+    report = state.progress.history[0]
+    assert len(windows) % 100 != 0
+    assert report.val_loss == pytest.approx(sum(of_batches) / len(of_batches), rel=1e-5)
+    assert report.val_mse == pytest.approx(float(errors.mean()), rel=1e-5)
+    assert report.val_loss != pytest.approx(report.val_mse, rel=1e-5)
+
+
+def test_clipping_bounds_the_step_and_not_the_reported_norm() -> None:
+    params = small(gradient_clip_norm="1e-6", epochs="1")
+    assert run(params).progress.history[0].gradient_norm > 1e-3
+
+
+@pytest.mark.parametrize("loss", ["mae", "huber", "snr"])
+def test_every_loss_trains(loss: str) -> None:
+    history = run(small(loss=loss, epochs="4", learning_rate="0.01")).progress.history
+    assert history[-1].train_loss < history[0].train_loss
+    assert history[-1].val_mse is not None
+
+
+def test_it_learns_what_is_easy() -> None:
+    """Two components far apart and no noise: a tenth of the error of predicting zero, within seconds."""
+    params = small(
+        frequencies_hz="[3, 40]", noise_std="0", hidden_size="32", epochs="25", learning_rate="0.01", batch_size="64"
+    )
+    last = run(params).progress.history[-1]
+    assert last.audit_mse is not None
+    assert last.audit_mse < 0.1
+
+
+def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:
+    """The leak in small: fixed noise is fitted far below what new noise allows."""
+    windows = StoredWindows(torch.randn(8, 10, 5), torch.randn(8, 10, 1))
+    params = small(epochs="300", batch_size="8", learning_rate="0.02", validate_every="300", hidden_size="32")
+    state = fresh_state(params)
+    for _ in train(state, training_windows=lambda _: windows, validation=windows, params=params.training):
+        pass
+    assert state.progress.history[-1].train_loss < 0.1
+
+
+def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_best_weights() -> None:
+    params = small(learning_rate="1e30", gradient_clip_norm="0")
+    state = fresh_state(params)
+    with pytest.raises(UserError, match="smaller learning_rate"):
+        run(params, state)
+    assert all(torch.isfinite(weight).all() for weight in state.network.parameters())
+
+
+def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device=cuda: PyTorch finds no CUDA device"):
+            Compute.open(small(device="cuda").training)
+    try:
+        compute = Compute.open(small(precision="fp16", device="cpu").training)
+    except UserError as error:
+        assert "use fp32" in str(error)
+    else:
+        assert compute.dtype is torch.float16
+
+
+def test_weights_are_loaded_by_pytorch_alone(tmp_path: Path) -> None:
+    state = fresh_state(small())
+    write_weights(tmp_path / "best_model.pth", state.network.state_dict())
+    other = FrequencyFilterLSTM(n_components=4, hidden_size=8)
+    other.load_state_dict(torch.load(tmp_path / "best_model.pth", weights_only=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["best_model.pth"]
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> None:
+    params, path = small(), tmp_path / "checkpoint.pt"
+    write_checkpoint(path, fresh_state(params), params)
+    whole = path.read_bytes()
+
+    def refused(message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            read_checkpoint(path)
+
+    for content in (b"", b"hello", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        refused("damaged, or not a checkpoint")
+    torch.save({"schema": 1, "evil": Malicious(tmp_path / "touched")}, path)
+    refused("damaged, or not a checkpoint")
+    assert not (tmp_path / "touched").exists()
+    torch.save({"weights": 1}, path)
+    refused("not a checkpoint of freqfilter")
+    torch.save({"schema": 2}, path)
+    refused("newer than 1")
+    path.unlink()
+    refused("cannot be read")
