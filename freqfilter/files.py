@@ -12,6 +12,21 @@ from typing import BinaryIO, cast
 from freqfilter.errors import UserError
 
 
+def writable_folder(path: Path) -> Path:
+    """The folder, made where it is missing.
+
+    Raises:
+        UserError: If it cannot be made or nothing can be written in it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: this folder cannot be made: {error.strerror or error}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: nothing can be written in this folder: no permission")
+    return path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise.
@@ -21,8 +36,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: If the file cannot be written: disk full, no permission, or a folder in its place.
     """
+    writable_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             try:

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
-from freqfilter.files import replacing
+from freqfilter.files import replacing, writable_folder
 from freqfilter.signals.windows import WindowSet
 from freqfilter.stopping import Stopped
 from freqfilter.tracking.spool import MetricSpool
@@ -44,7 +44,7 @@ class Run:
     def __init__(self, active: mlflow.ActiveRun, *, run_dir: Path) -> None:
         self.run_id: str = active.info.run_id
         self.experiment: str = mlflow.get_experiment(active.info.experiment_id).name
-        self.folder = run_dir / self.run_id
+        self.folder = writable_folder(run_dir / self.run_id)
         self._client = MlflowClient()
         self._spool = MetricSpool(self.folder / METRICS_FILE, self.run_id)
 
@@ -117,6 +117,7 @@ def open_run(*, experiment: str, run_dir: Path) -> Iterator[Run]:
     Raises:
         UserError: If MLflow refuses the run.
     """
+    writable_folder(run_dir)  # before there is a run, which could only fail
     with translated("no run can be opened"):
         if not launched_by_mlflow():
             mlflow.set_experiment(experiment)

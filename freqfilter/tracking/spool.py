@@ -27,7 +27,6 @@ class MetricSpool:
     """
 
     def __init__(self, path: Path, run_id: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._run_id = run_id
         self._client = MlflowClient()

@@ -49,7 +49,7 @@ def open_store() -> str:
     except OSError as error:
         raise UserError(f"tracking store {_shown(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow lets its database's and network's own exceptions through
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace(uri, _shown(uri)).split())
         raise UserError(f"tracking store {_shown(uri)} cannot be used: {reason[:200]}") from error
     return uri
 

@@ -1,0 +1,80 @@
+"""The network. It needs torch alone: this file travels with every registered model and is loaded from there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class FrequencyFilterLSTM(nn.Module):
+    """A recurrent filter that estimates the selected component of a mixture, sample by sample.
+
+    Args:
+        n_components: Width of the one-hot selector.
+        cell: ``lstm`` or ``gru``.
+        hidden_size: Features of the hidden state.
+        num_layers: Stacked recurrent layers.
+        dropout: Dropout between the layers and before the output.
+        bidirectional: Also run backwards from the last sample; an estimate then uses what comes after it.
+
+    >>> sum(p.numel() for p in FrequencyFilterLSTM(n_components=4).parameters())
+    201345
+    """
+
+    def __init__(
+        self,
+        *,
+        n_components: int,
+        cell: str = "lstm",
+        hidden_size: int = 128,
+        num_layers: int = 2,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        self.recurrent = CELLS[cell](
+            input_size=1 + n_components,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+            bidirectional=bidirectional,
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.output = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components), any sizes."""
+        return self.forward_with_state(inputs)[0]
+
+    def forward_with_state(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Estimates as ``forward`` gives them, and the state after the last sample.
+
+        Args:
+            inputs: (n_windows, n_samples, 1 + n_components).
+            state: What an earlier call returned, to go on where that one ended; None starts from zero.
+        """
+        features, state = self.recurrent(inputs, state)
+        return self.output(self.dropout(features)), state
+
+
+@torch.inference_mode()
+def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
+    """The module's estimates for any number of windows, ``batch_size`` of them in memory at a time.
+
+    Args:
+        module: A network in evaluation mode.
+        inputs: (n_windows, n_samples, 1 + n_components).
+        batch_size: Windows computed together.
+
+    Returns:
+        (n_windows, n_samples, 1).
+    """
+    if len(inputs) == 0:
+        return inputs.new_zeros((*inputs.shape[:2], 1))
+    return torch.cat([module(batch) for batch in torch.split(inputs, batch_size)])

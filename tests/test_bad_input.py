@@ -1,0 +1,205 @@
+"""Every public parameter and every kind of file and store has a bad case: one line, exit code 2, nothing left."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freqfilter import cli
+from freqfilter.params.resolve import fields
+from tests.conftest import SMALL, Program, options
+
+# What is typed, and what the line has to say beside the parameter's name.
+PARAMETERS: dict[str, tuple[str, str]] = {
+    "frequencies_hz": ("[1, 600]", "600 Hz is not below half of the sample rate"),
+    "phases_deg": ("[1, 2]", "add phases_deg='[0.0, 0.0, 0.0, 0.0]'"),
+    "amplitudes": ("0", "greater than 0"),
+    "n_samples": ("1", "greater than or equal to 2"),
+    "duration_s": ("-1", "greater than 0"),
+    "noise_std": ("-0.1", "greater than or equal to 0"),
+    "window_length": ("10001", "longer than the signal, n_samples=10000"),
+    "noise": ("loud", "'fresh' or 'fixed'"),
+    "split": ("random", "add noise=fixed"),
+    "validation_fraction": ("1", "less than 1"),
+    "split_seed": ("-1", "greater than or equal to 0"),
+    "train_noise_seed": ("4294967296", "less than 4294967296"),
+    "test_noise_seed": ("3", "share realization 3"),
+    "audit_noise_seed": ("0.5", "valid integer"),
+    "validation_noise_seed": ("2", "share realization 2"),
+    "validation_realizations": ("0", "greater than or equal to 1"),
+    "allow_shared_realizations": ("perhaps", "valid boolean"),
+    "data_file": ("absent.npz", "No such file"),
+    "cell": ("rnn", "'lstm' or 'gru'"),
+    "hidden_size": ("0", "greater than or equal to 1"),
+    "num_layers": ("two", "valid integer"),
+    "dropout": ("1", "less than 1"),
+    "bidirectional": ("2", "valid boolean"),
+    "seed": ("[1]", "valid integer"),
+    "device": ("tpu", "'auto', 'cpu' or 'cuda'"),
+    "precision": ("fp8", "'fp32', 'bf16' or 'fp16'"),
+    "deterministic": ("", "nothing"),
+    "threads": ("-1", "greater than or equal to 0"),
+    "epochs": ("1.5", "valid integer"),
+    "batch_size": ("true", "valid integer"),
+    "learning_rate": ("nan", "finite number"),
+    "weight_decay": ("-1e-5", "greater than or equal to 0"),
+    "loss": ("l2", "'mse', 'mae', 'huber' or 'snr'"),
+    "gradient_clip_norm": ("inf", "finite number"),
+    "scheduler_factor": ("2", "less than or equal to 1"),
+    "scheduler_patience": ("-1", "greater than or equal to 0"),
+    "early_stopping_patience": ("1e999", "valid integer"),
+    "validate_every": ("0", "greater than or equal to 1"),
+    "checkpoint_every": ("ten", "valid integer"),
+    "audit_every": ("-1", "greater than or equal to 0"),
+    "audit_windows": ("0", "greater than or equal to 1"),
+    "experiment": ("", "nothing"),
+    "register": ("perhaps", "valid boolean"),
+    "model_name": ("a/b", "without / and :"),
+    "run_dir": ("~", "nothing"),
+}
+
+
+def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
+    """The command line in this process: its exit code and its last words."""
+    monkeypatch.setattr(sys, "argv", ["freqfilter", *words])
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code
+    else:
+        code = 0
+    return code, capsys.readouterr().err
+
+
+def assert_refused(code: object, line: str, *parts: str) -> None:
+    assert code == 2
+    assert line.startswith("freqfilter: ")
+    assert line.count("\n") == 1
+    assert line.endswith("\n")
+    for part in parts:
+        assert part in line
+    assert "Traceback" not in line
+
+
+def test_every_parameter_has_a_bad_case() -> None:
+    assert set(PARAMETERS) == {name for _, name, _ in fields()}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_bad_value_is_refused_before_anything_is_made(
+    name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value, part = PARAMETERS[name]
+    assert_refused(*call(["train", f"--{name}", value], capsys, monkeypatch), name, part)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["train", "--learnin_rate", "1"], ["learnin_rate", "learning_rate"]),
+        (["train", "--learning-rate", "1"], ["learning-rate", "learning_rate"]),
+        (["train", "--zzz", "1"], ["zzz"]),
+        (["train", "0.1"], ["0.1"]),
+        (["train", "--epochs"], ["epochs"]),
+        (["tran"], ["tran"]),
+        (["train", "--recipe", "orignal"], ["recipe=orignal", "original"]),
+        (["prepare", "--noise", "fresh"], ["noise=fresh", "fixed"]),
+        (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot be made"]),
+        (["evaluate"], ["frequency-filter/latest", "not found"]),
+        (["evaluate", "--version", "7"], ["frequency-filter/7"]),
+        (["evaluate", "--version", "../7"], ["../7"]),
+        (["evaluate", "--run_id", "absent"], ["run_id=absent"]),
+        (["evaluate", "--run_id", "x", "--version", "1"], ["give one"]),
+        (["train", "--data_file", "x.npz", "--noise", "fresh"], ["noise=fresh", "data_file"]),
+        (["train", "--split", "file"], ["split=file", "data_file"]),
+    ],
+)
+def test_bad_words_are_refused(
+    words: list[str],
+    parts: list[str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert_refused(*call(words, capsys, monkeypatch), *parts)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "no sections"),
+        (b"- a\n- b\n", "no sections"),
+        (b"training: 3\n", "section 'training'"),
+        (b"training:\n  epochs: [\n", "not valid YAML"),
+        (b"training:\n  epochs: 1\n  epochs: 2\n", "'epochs' stands twice"),
+        (b"training:\n  epoch: 1\n", "did you mean 'epochs'"),
+        (b"model:\n  epochs: 1\n", "belongs in section training"),
+        (b"nonsense:\n  epochs: 1\n", "belongs in section training"),
+        (b"a: &a [x, x]\nb: &b [*a, *a]\n", "aliases"),
+        (b"training: {[a]: 1}\n", "no name"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"[" * 5000, "not valid YAML"),
+        (b"training:\n  epochs: !!python/object/apply:os.system ['touch owned']\n", "epochs"),
+        (b"training:\n  epochs: 1" + b"0" * 400 + b"\n", "epochs=1000"),
+        (b"#" * 2_000_000, "larger than"),
+    ],
+)
+def test_a_bad_recipe_file_is_refused(
+    content: bytes, part: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "mine.yaml").write_bytes(content)
+    assert_refused(*call(["train", "--recipe", "mine.yaml"], capsys, monkeypatch), part)
+    assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
+
+
+def test_a_bad_data_file_is_refused_before_there_is_a_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(folder / "mine.npz", X_train=np.zeros((2, 3, 5)))
+    code, line = call(["train", "--data_file", "mine.npz"], capsys, monkeypatch)
+    assert_refused(code, line, str(folder / "mine.npz"), "no array y_train")
+    assert [path.name for path in folder.iterdir()] == ["mine.npz"]
+
+
+def test_an_experiment_is_not_chosen_under_mlflow_run(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    assert_refused(*call(["train", "--experiment", "mine"], capsys, monkeypatch), "--experiment-name")
+
+
+@pytest.mark.parametrize(
+    ("uri", "parts"),
+    [
+        ("http://me:secret@127.0.0.1:9", ["tracking store http://127.0.0.1:9"]),
+        ("sqlite:///notes.txt", ["tracking store sqlite:///notes.txt", "not a database"]),
+    ],
+)
+@pytest.mark.slow
+def test_a_bad_store_is_refused(uri: str, parts: list[str], freqfilter: Program, folder: Path) -> None:
+    (folder / "notes.txt").write_text("notes")
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    done = freqfilter("train", *options(SMALL))
+    assert_refused(done.returncode, done.stderr, *parts)
+    assert "secret" not in done.stderr + done.stdout
+    assert (folder / "notes.txt").read_text() == "notes"
+    assert {path.name for path in folder.iterdir()} <= {"notes.txt", "notes.txt.lock"}
+
+
+@pytest.mark.slow
+def test_a_folder_that_takes_no_scratch_files_is_refused_before_there_is_a_run(
+    freqfilter: Program, folder: Path
+) -> None:
+    (folder / "runs").write_text("a file where a folder should be")
+    done = freqfilter("train", *options(SMALL))
+    assert_refused(done.returncode, done.stderr, str(folder / "runs"))
+    from mlflow import MlflowClient
+
+    runs = MlflowClient().search_runs([e.experiment_id for e in MlflowClient().search_experiments()])
+    assert runs == []

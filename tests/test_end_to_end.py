@@ -1,0 +1,311 @@
+"""The program as its users start it: `mlflow run`, `python -m freqfilter`, the wheel and the notebook."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.params import resolve
+from tests.conftest import ROOT, SMALL, Program, options
+
+pytestmark = pytest.mark.slow
+
+# As people type: none of these spellings is the canonical one.
+TYPED = SMALL | {
+    "learning_rate": "1e-2",
+    "weight_decay": ".00001",
+    "dropout": "0.10",
+    "precision": " bf16 ",
+    "frequencies_hz": "[20, 50, 90]",
+    "data_file": "",
+    "checkpoint_every": "2",
+    "run_dir": "scratch",
+}
+# What the clock decides, and nothing else.
+WALL_CLOCK = {"train/epoch_seconds"}
+
+
+def all_runs() -> list[Run]:
+    client = MlflowClient()
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
+
+
+def history(run: Run) -> dict[str, list[tuple[int, float]]]:
+    client = MlflowClient()
+    return {
+        name: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+        if name not in WALL_CLOCK
+    }
+
+
+def artifacts(run: Run, folder: str = "") -> set[str]:
+    found = set()
+    for file in MlflowClient().list_artifacts(run.info.run_id, folder):
+        found |= artifacts(run, file.path) if file.is_dir else {file.path}
+    return found
+
+
+def download(run: Run, artifact: str, to: Path) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=artifact, dst_path=str(to)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[tuple[Path, Run, str]]:
+    """One real `mlflow run`, typed in a folder that is not the project's: the folder, the run and the output."""
+    folder = tmp_path_factory.mktemp("typed_here")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+            patch.delenv(name)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        patch.chdir(folder)
+        given = [word for name, value in TYPED.items() for word in ("-P", f"{name}={value}")]
+        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local"]
+        done = subprocess.run(
+            [*command, "--experiment-name", "mine", *given], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield folder, all_runs()[0], done.stdout
+
+
+def test_the_run_is_finished_with_every_parameter_under_its_own_name_once(trained: tuple[Path, Run, str]) -> None:
+    _, run, _ = trained
+    assert len(all_runs()) == 1
+    assert run.info.status == "FINISHED"
+    resolved = resolve({k: v for k, v in TYPED.items() if k != "run_dir"}).canonical()
+    assert set(run.data.params) == {*resolved, "recipe"}
+    own = {name: value for name, value in run.data.params.items() if name not in TYPED}
+    assert own == {name: resolved[name] for name in own if name not in ("recipe", "experiment")} | {
+        "recipe": "default",
+        "experiment": "mine",
+    }
+
+
+def test_each_epoch_is_charted_once(trained: tuple[Path, Run, str]) -> None:
+    _, run, _ = trained
+    points = history(run)
+    for name in ("train/loss", "val/loss", "val/mse", "audit/mse", "train/learning_rate", "train/gradient_norm"):
+        assert [step for step, _ in points[name]] == [1, 2, 3], name
+    assert points["val/loss"] != points["train/loss"]
+    metrics = run.data.metrics
+    best = dict(points["val/loss"])
+    assert metrics["best/val_loss"] == min(best.values()) == best[int(metrics["best/epoch"])]
+    assert metrics["epochs_run"] == 3
+    assert metrics["test/rmse"] == pytest.approx(metrics["test/mse"] ** 0.5)
+    of_components = [metrics[f"test/mse_{f}hz"] for f in (20, 50, 90)]
+    assert metrics["test/mse"] == pytest.approx(sum(of_components) / 3)
+    assert {"test/mae", "test/r2", "test/pearson_r", "test/zero_mse", "test/mean_mse", "test/r2_90hz"} <= set(metrics)
+    assert metrics["test/zero_mse"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_run_tells_where_it_comes_from(trained: tuple[Path, Run, str]) -> None:
+    _, run, _ = trained
+    tags = run.data.tags
+    for name in ("git_commit", "device", "processor", "threads", "torch_version", "params_digest", "recipe"):
+        assert tags[name]
+    assert "Test MSE" in tags["mlflow.note.content"]
+    inputs = {data.dataset.name: data.dataset.digest for data in run.inputs.dataset_inputs}
+    assert set(inputs) == {"train", "validation", "test", "audit"}
+    assert len(set(inputs.values())) == 4
+
+
+def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path, Run, str], tmp_path: Path) -> None:
+    folder, run, _ = trained
+    names = {name for name in artifacts(run) if not name.startswith("source/")}
+    assert names == {
+        "checkpoints/epoch_0002.pt", "evaluation/test_scores.csv", "metrics.jsonl", "models/best_model.pth",
+        "models/training_history.npz", "params.yaml", "visualizations/07_training_loss.png",
+    }  # fmt: skip
+    losses = np.load(download(run, "models/training_history.npz", tmp_path))
+    assert losses["num_epochs"] == 3
+    assert losses["train_losses"].tolist() == [value for _, value in history(run)["train/loss"]]
+    assert losses["val_losses"].tolist() == [value for _, value in history(run)["val/loss"]]
+    module = FrequencyFilterLSTM(n_components=3, hidden_size=8)
+    module.load_state_dict(torch.load(download(run, "models/best_model.pth", tmp_path), weights_only=True))
+    assert list((folder / "scratch").iterdir()) == []  # the typed path kept its meaning, and nothing is left over
+
+
+def test_the_version_leads_to_its_run_and_gives_its_modules_estimates(
+    trained: tuple[Path, Run, str], tmp_path: Path
+) -> None:
+    _, run, output = trained
+    version = MlflowClient().get_model_version("frequency-filter", "1")
+    assert version.run_id == run.info.run_id
+    assert version.tags["test/mse"] == f"{run.data.metrics['test/mse']:.6g}"
+    module = FrequencyFilterLSTM(n_components=3, hidden_size=8)
+    module.load_state_dict(torch.load(download(run, "models/best_model.pth", tmp_path), weights_only=True))
+    inputs = np.random.default_rng(1).normal(size=(3, 77, 4)).astype(np.float32)
+    with torch.inference_mode():
+        expected = module.eval()(torch.from_numpy(inputs)).numpy()
+    found = mlflow.pyfunc.load_model("models:/frequency-filter/1").predict(inputs)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    for words in ("best epoch", "registered: frequency-filter version 1", "mlflow ui --backend-store-uri", "zero"):
+        assert words in output
+
+
+def test_the_parameters_file_repeats_the_run_bit_for_bit_and_another_seed_does_not(
+    trained: tuple[Path, Run, str], tmp_path: Path
+) -> None:
+    """With dropout, shuffling, fresh noise and bf16 on; the second time without the MLproject."""
+    _, run, _ = trained
+    recipe = str(download(run, "params.yaml", tmp_path))
+    command = [sys.executable, "-m", "freqfilter", "train", "--recipe", recipe, "--register", "false"]
+    for words in ([], ["--seed", "43"]):
+        subprocess.run([*command, *words], check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    first, again, other = all_runs()[-3:]
+    assert first.info.run_id == run.info.run_id
+    assert {"train/loss", "val/loss", "audit/mse", "test/mse"} <= set(history(first))
+    assert history(again) == history(first)
+    assert history(other)["train/loss"][0] != history(first)["train/loss"][0]
+    assert again.data.tags["params_digest"] == first.data.tags["params_digest"]
+
+
+@pytest.mark.parametrize("by_version", [True, False])
+def test_evaluate_finds_the_test_figures_again(trained: tuple[Path, Run, str], by_version: bool) -> None:
+    _, run, _ = trained
+    word = ["--version", "1"] if by_version else ["--run_id", run.info.run_id]
+    command = [sys.executable, "-m", "freqfilter", "evaluate", *word]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    evaluated = all_runs()[-1]
+    assert evaluated.info.status == "FINISHED"
+    scores = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}
+    assert evaluated.data.metrics == pytest.approx(scores, rel=1e-5)
+
+
+def test_a_git_url_and_commit_run_with_a_path_that_means_the_users_folder(
+    mlflow_run: Program, freqfilter: Program, folder: Path
+) -> None:
+    signal_model = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
+    assert freqfilter("prepare", "--output", "mine/data.npz", *options(signal_model)).returncode == 0
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    given = SMALL | {"epochs": "1", "data_file": "mine/data.npz"}
+    done = mlflow_run("-v", commit, project=f"file://{ROOT}", **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = all_runs()
+    assert run.data.tags["git_commit"] == commit
+    assert run.data.params["noise"] == "fixed"
+    assert str(folder / "mine/data.npz") in download(run, "params.yaml", folder).read_text()
+    assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["train", "validation", "test"]
+
+
+def test_the_original_recipe_runs_through_its_own_door(mlflow_run: Program) -> None:
+    done = mlflow_run("-e", "original", **SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = all_runs()
+    assert (run.data.params["recipe"], run.data.params["split"], run.data.params["noise"]) == (
+        "original",
+        "random",
+        "fixed",
+    )
+    assert run.data.params["weight_decay"] == "1e-05"
+
+
+def test_a_typing_error_under_mlflow_run_fails_the_run_in_one_line(mlflow_run: Program) -> None:
+    done = mlflow_run(learnin_rate="1")
+    assert done.returncode == 1
+    line = next(line for line in done.stderr.splitlines() if line.startswith("freqfilter: "))
+    assert "learning_rate" in line
+    assert "Traceback" not in done.stderr
+    assert [run.info.status for run in all_runs()] == ["FAILED"]
+
+
+def test_a_diverging_run_fails_and_says_why(freqfilter: Program) -> None:
+    done = freqfilter("train", *options(SMALL | {"learning_rate": "1e30", "gradient_clip_norm": "0"}))
+    assert done.returncode == 2
+    assert "smaller learning_rate" in done.stderr
+    (run,) = all_runs()
+    assert run.info.status == "FAILED"
+    assert "smaller learning_rate" in run.data.tags["ended_because"]
+
+
+def start_and_wait_for_an_epoch(command: list[str], folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("epoch"):
+            return process
+    raise AssertionError("it ended before the first epoch")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
+    endless = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
+    process = start_and_wait_for_an_epoch([sys.executable, "-m", "freqfilter", "train", *options(endless)], folder)
+    for _ in range(3):  # the second and third do no harm
+        process.send_signal(number)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    (run,) = all_runs()
+    assert run.info.status == "KILLED"
+    assert len(history(run)["train/loss"]) >= 1
+    assert MlflowClient().search_model_versions() == []
+
+
+def test_ctrl_c_under_mlflow_run_ends_the_run_killed(folder: Path) -> None:
+    given = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
+    words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *words]
+    process = start_and_wait_for_an_epoch(command, folder)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert [run.info.status for run in all_runs()] == ["KILLED"]
+
+
+def test_the_wheel_carries_parameters_and_recipes_and_works_from_an_empty_folder(folder: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(ROOT)], check=True)
+    environment = tmp_path / "environment"
+    venv.create(environment, with_pip=False, symlinks=True)
+    packages = next(environment.glob("lib/python*/site-packages"))
+    (wheel,) = tmp_path.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "-q", "--no-deps"]
+    subprocess.run([*install, str(wheel)], check=True)
+    # The dependencies are those of this environment: a plain path, so that its editable install is not seen.
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    (packages / "dependencies.pth").write_text(ours)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = environment / "bin/freqfilter"
+    for recipe in ("default", "original"):
+        words = ["train", "--recipe", recipe, *options(SMALL | {"epochs": "1"})]
+        done = subprocess.run([command, *words], cwd=folder, env=bare, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    recipes = [run.data.params["recipe"] for run in all_runs()]
+    assert recipes == ["default", "original"]
+    assert "git_commit" not in all_runs()[0].data.tags
+
+
+def test_the_notebook_runs_on_a_registered_version(freqfilter: Program, folder: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    assert freqfilter("train", *options(SMALL | {"window_length": "50"})).returncode == 0
+    notebook = nbformat.read(ROOT / "notebooks/first_filter.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert pictures

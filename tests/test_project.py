@@ -1,0 +1,148 @@
+"""The project as a contract: its doors, its versions, its structure and its words."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+# Imports go down only: a part may use those that stand after it.
+PARTS = ["cli", "terminal", "workflows", "tracking", "evaluation", "filters", "signals", "params", "stopping", "files", "errors"]
+ONLY_IN = {
+    "mlflow": ("tracking",),
+    "matplotlib": ("evaluation", "tracking"),
+    "yaml": ("params",),
+    "click": ("cli",),
+    "tqdm": ("terminal",),
+}
+SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, also inside functions; not those for the type checker alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    return found | {str(n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(ROOT / "freqfilter").parts[0].removesuffix(".py")
+
+
+def test_imports_between_the_parts_go_down_only() -> None:
+    seen = set()
+    for path in SOURCES:
+        part = part_of(path)
+        if part in ("__init__", "__main__"):
+            continue
+        for module in imports(path):
+            if module.startswith("freqfilter."):
+                other = module.split(".")[1]
+                seen.add((part, other))
+                assert PARTS.index(other) >= PARTS.index(part), f"{path.name} of {part} imports {module}"
+    assert len(seen) > 20
+
+
+def test_each_library_is_used_in_its_own_part_alone() -> None:
+    used = {(module.split(".")[0], part_of(path)) for path in SOURCES for module in imports(path)}
+    for library, parts in ONLY_IN.items():
+        found = {part for name, part in used if name == library}
+        assert found
+        assert found <= set(parts), f"{library} is imported in {found}"
+
+
+def test_modules_of_a_part_form_no_circle() -> None:
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
+    edges = {name: {m for m in imports(path) if m in names and m != name} for name, path in names.items()}
+    assert sum(map(len, edges.values())) > 50
+    while edges:
+        leaves = {name for name, targets in edges.items() if not targets & set(edges)}
+        assert leaves, f"a circle among {sorted(edges)}"
+        edges = {name: targets for name, targets in edges.items() if name not in leaves}
+
+
+def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    pip = next(line["pip"] for line in conda["dependencies"] if isinstance(line, dict))
+    assert pip == ["-c constraints.txt", *stated["dependencies"]]
+    assert all("==" in dependency for dependency in stated["dependencies"])
+    python = next(line for line in conda["dependencies"] if str(line).startswith("python="))
+    assert re.fullmatch(r"python=3\.11\.\d+", python)
+
+
+def test_constraints_hold_the_same_versions() -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    locked = {line.lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert len(locked) > 50
+    every = [*stated["dependencies"], *stated["optional-dependencies"]["dev"]]
+    assert [pin for pin in every if pin.lower() not in locked] == []
+
+
+def test_every_door_of_the_mlproject_opens() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    assert {"main", "original", "prepare", "evaluate"} <= set(project["entry_points"])
+    for door in project["entry_points"].values():
+        assert "parameters" not in door  # a default would stand in two places
+        command = door["command"].split()
+        assert command[:3] == ["python", "-m", "freqfilter"]
+        done = subprocess.run([sys.executable, *command[1:], "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+        assert "Usage:" in done.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['freqfilter', '--help']\n"
+        "from freqfilter.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'pandas', 'numpy', 'psutil'} & set(sys.modules)))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert time.monotonic() - started < 30
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_train_help_names_every_parameter_with_its_default() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "freqfilter", "train", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    text = " ".join(done.stdout.split())
+    for values in yaml.safe_load((ROOT / "params.yaml").read_text()).values():
+        for name in values:
+            assert re.search(rf"--{name} VALUE .*?\[default: ", text), name
+
+
+def test_make_help_lists_every_target() -> None:
+    listed = subprocess.run(["make", "-s", "help"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony
+    assert {line.split()[1] for line in listed.splitlines()} == set(phony[1].split())
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/architecture.md", "CONTRIBUTING.md"])
+def test_links_to_files_of_the_project_lead_somewhere(path: str) -> None:
+    text = (ROOT / path).read_text()
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    links = [link for link in links if link]
+    assert links
+    assert [link for link in links if not (ROOT / path).parent.joinpath(link).exists()] == []
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    text = (ROOT / "docs/architecture.md").read_text()
+    modules = [path for path in SOURCES if path.name not in ("__init__.py", "__main__.py")]
+    assert [path.name for path in modules if f"`{path.name}`" not in text] == []

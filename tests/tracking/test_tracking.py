@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+import freqfilter
+from freqfilter.errors import UserError
+from freqfilter.filters.network import FrequencyFilterLSTM, estimate
+from freqfilter.params import resolve
+from freqfilter.stopping import Stopped
+from freqfilter.tracking import provenance, registry
+from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.spool import MetricSpool
+from freqfilter.tracking.store import open_store
+from tests.conftest import SMALL
+
+
+def new_run() -> str:
+    return str(MlflowClient().create_run("0").info.run_id)
+
+
+def points(run_id: str, name: str) -> list[tuple[int, float, int]]:
+    return [(p.step, p.value, p.timestamp) for p in MlflowClient().get_metric_history(run_id, name)]
+
+
+def test_metrics_arrive_once_in_order_with_the_time_at_which_they_were_measured(folder: Path) -> None:
+    run_id = new_run()
+    spool = MetricSpool(folder / "metrics.jsonl", run_id)
+    times = []
+    for step in range(1, 6):
+        times.append(time.time_ns() // 1_000_000)
+        spool.append({"val/loss": 1 / step, "nan": float("nan")}, step=step)
+        time.sleep(0.02)
+    spool.close(30)
+    found = points(run_id, "val/loss")
+    assert [(step, value) for step, value, _ in found] == [(step, 1 / step) for step in range(1, 6)]
+    assert all(abs(stamp - then) <= 15 for (_, _, stamp), then in zip(found, times, strict=True))
+    assert len(points(run_id, "nan")) == 5
+
+
+def test_an_outage_delays_metrics_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id, tries = new_run(), []
+    send = MlflowClient.log_batch
+
+    def twice_unreachable(self: MlflowClient, *args: object, **named: object) -> object:
+        tries.append(time.monotonic())
+        if len(tries) <= 2:
+            raise MlflowException("the store is away")
+        return send(self, *args, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", twice_unreachable)
+    spool = MetricSpool(folder / "metrics.jsonl", run_id)
+    started = time.monotonic()
+    for step in range(3):
+        spool.append({"m": step}, step=step)
+    assert time.monotonic() - started < 0.4  # no waiting for the store
+    spool.close(30)
+    assert [step for step, _, _ in points(run_id, "m")] == [0, 1, 2]
+
+
+def test_a_store_that_stays_away_leaves_every_point_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise MlflowException("the store is away")
+
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    spool = MetricSpool(folder / "metrics.jsonl", new_run())
+    spool.append({"m": 1, "n": 2}, step=1)
+    with pytest.raises(UserError, match=r"the store is away.*metrics\.jsonl"):
+        spool.close(1)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (UserError("bad"), "FAILED"), (Stopped(15), "KILLED")],
+)
+def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str, folder: Path) -> None:
+    ended = None
+    try:
+        with open_run(experiment="e", run_dir=folder / "runs") as run:
+            run.log_metrics({"m": 1}, step=1)
+            if error:
+                raise error
+    except BaseException as raised:
+        ended = raised
+    assert ended is error
+    found = MlflowClient().get_run(run.run_id)
+    assert found.info.status == status
+    assert found.data.metrics == {"m": 1}
+    assert run.folder.exists() == (status != "FINISHED")
+    assert ("ended_because" in found.data.tags) == (status != "FINISHED")
+    assert [f.path for f in MlflowClient().list_artifacts(run.run_id)] == ["metrics.jsonl"]
+
+
+def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(folder: Path) -> None:
+    with open_run(experiment="e", run_dir=folder / "runs") as run:
+        MlflowClient().log_param(run.run_id, "learning_rate", "1e-3")
+        run.log_params({"learning_rate": "0.001", "epochs": "3"})
+    assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
+
+
+def test_artifacts_keep_their_names(folder: Path) -> None:
+    with open_run(experiment="e", run_dir=folder / "runs") as run:
+        figure = Figure(figsize=(2, 1))
+        figure.subplots()
+        run.log_figure(figure, "visualizations/a.png")
+        run.log_arrays("models/b.npz", numbers=[1, 2])
+        run.log_bytes(b"text", "c.txt")
+    download = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(folder / "got")))
+    assert (download / "c.txt").read_bytes() == b"text"
+    assert np.load(download / "models/b.npz")["numbers"].tolist() == [1, 2]
+    assert (download / "visualizations/a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def trained(seed: int = 0) -> FrequencyFilterLSTM:
+    torch.manual_seed(seed)
+    return FrequencyFilterLSTM(n_components=4, hidden_size=8).eval()
+
+
+def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
+    params = resolve(SMALL | overrides)
+    with open_run(experiment="e", run_dir=folder / "runs"):
+        example = np.zeros((2, 20, 5), dtype=np.float32)
+        model_id = registry.log_model(module, params, example=example, step=1)
+        return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
+
+
+@pytest.mark.parametrize("n_windows", [1, 3, 64])
+@pytest.mark.parametrize("n_samples", [1, 50, 500])
+def test_a_version_takes_any_number_of_windows_and_samples(
+    n_windows: int, n_samples: int, folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
+) -> None:
+    uri, module = shared_version
+    inputs = np.random.default_rng(n_samples).normal(size=(n_windows, n_samples, 5)).astype(np.float32)
+    found = mlflow.pyfunc.load_model(uri).predict(inputs)
+    assert found.shape == (n_windows, n_samples, 1)
+    np.testing.assert_allclose(found, estimate(module, torch.from_numpy(inputs)), rtol=0, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def shared_version(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path
+) -> tuple[str, FrequencyFilterLSTM]:
+    """The files of a model, as MLflow keeps them."""
+    folder, module = tmp_path_factory.mktemp("shared"), trained()
+    (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+        with mlflow.start_run(experiment_id=mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")):
+            example = np.zeros((2, 20, 5), dtype=np.float32)
+            model_id = registry.log_model(module, resolve(SMALL), example=example, step=1)
+        files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
+    return files, module
+
+
+def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
+    module = trained()
+    version = registered(folder, module, frequencies_hz="[10, 20, 30, 40]")
+    found = freqfilter.load("frequency-filter", version=version)
+    assert found.facts["frequencies_hz"] == [10, 20, 30, 40]
+    assert found.facts["window_length"] == 20
+    assert found.facts["sample_rate_hz"] == pytest.approx(399 / 0.4)
+    assert found.params.training.batch_size == 128
+    inputs = np.random.default_rng(0).normal(size=(2, 9, 5))  # float64 is taken too
+    expected = estimate(module, torch.from_numpy(inputs.astype(np.float32)))
+    np.testing.assert_allclose(found.predict(inputs), expected, rtol=0, atol=1e-6)
+    assert torch.equal(found.module(torch.ones(1, 2, 5)), module(torch.ones(1, 2, 5)))
+    for bad in (np.zeros((2, 9, 4)), np.zeros((9, 5)), np.zeros((1, 0, 5))):
+        with pytest.raises(UserError, match="this filter takes"):
+            found.predict(bad)
+    with pytest.raises(UserError, match="NaN or Inf"):
+        found.predict(np.full((1, 2, 5), np.nan))
+
+
+def test_the_newest_version_is_loaded_where_none_is_named(folder: Path) -> None:
+    assert [registered(folder, trained(seed)) for seed in (1, 2)] == [1, 2]
+    newest = freqfilter.load("frequency-filter")
+    assert torch.equal(newest.module.output.weight, trained(2).output.weight)
+
+
+def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
+    class Foreign(mlflow.pyfunc.PythonModel):
+        def predict(self, context: object, model_input: np.ndarray) -> np.ndarray:
+            return model_input
+
+    registered(folder, trained())
+    (folder / "foreign.py").write_text(
+        "import mlflow, numpy as np\n"
+        "class Foreign(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, context, model_input: np.ndarray): return model_input\n"
+        "mlflow.models.set_model(Foreign())\n"
+    )
+    with mlflow.start_run():
+        mlflow.pyfunc.log_model(
+            name="m", python_model="foreign.py", registered_model_name="foreign", pip_requirements=[]
+        )
+        mlflow.pyfunc.log_model(name="m", python_model=Foreign(), registered_model_name="pickled", pip_requirements=[])
+    for name, version, message in [
+        ("frequency-filter", 99, "99"),
+        ("absent", 1, "absent"),
+        ("foreign", 1, "not a filter"),
+        ("pickled", 1, "pickle"),
+        ("../up", 1, "up"),
+    ]:
+        with pytest.raises(UserError, match=message) as caught:
+            freqfilter.load(name, version=version)
+        assert "\n" not in str(caught.value)
+
+
+ELSEWHERE = """
+import sys, numpy as np, mlflow
+try:
+    import freqfilter.filters
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("the package is here")
+model = mlflow.pyfunc.load_model(sys.argv[1])
+np.save(sys.argv[2], model.predict(np.ones((3, 7, 5), dtype=np.float32)))
+"""
+
+
+@pytest.mark.slow
+def test_a_version_loads_where_this_package_is_not_installed_and_unpickling_is_forbidden(
+    folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
+) -> None:
+    uri, module = shared_version
+    site_packages = next(p for p in sys.path if p.endswith("site-packages"))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": site_packages,  # without its .pth files, and so without this package
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+    }
+    done = subprocess.run(
+        [sys.base_prefix + "/bin/python3", "-s", "-S", "-c", ELSEWHERE, uri, str(folder / "out.npy")],
+        env=environment, capture_output=True, text=True, cwd="/", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "type hint" not in done.stderr
+    np.testing.assert_allclose(np.load(folder / "out.npy"), estimate(module, torch.ones(3, 7, 5)), rtol=0, atol=1e-6)
+
+
+def test_versions_with_different_code_work_in_one_process(
+    folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
+) -> None:
+    """A later network.py that doubles its output must not change what an earlier version gives, nor the reverse."""
+    import shutil
+
+    uri, module = shared_version
+    changed = folder / "changed"
+    shutil.copytree(uri, changed)
+    network = changed / "artifacts" / "network.py"
+    network.write_text(network.read_text().replace("return self.output(", "return 2 * self.output("))
+    inputs = np.ones((2, 5, 5), dtype=np.float32)
+    expected = estimate(module, torch.from_numpy(inputs)).numpy()
+    first, second = mlflow.pyfunc.load_model(uri), mlflow.pyfunc.load_model(str(changed))
+    np.testing.assert_allclose(second.predict(inputs), 2 * expected, atol=1e-6)
+    np.testing.assert_allclose(first.predict(inputs), expected, atol=1e-6)
+    np.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(inputs), expected, atol=1e-6)
+
+
+def test_a_model_that_does_not_come_out_as_it_went_in_is_not_registered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "write_weights", lambda path, _: torch.save(trained(seed=5).state_dict(), path))
+    with pytest.raises(RuntimeError, match="does not give its module's estimates"):
+        registered(folder, trained(seed=4))
+    assert MlflowClient().search_model_versions() == []
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "data").glob("model_schema_*")), ids=lambda p: p.name)
+def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) -> None:
+    found = registry.load_uri(str(path))
+    expected = np.load(path / "expected.npz")
+    np.testing.assert_allclose(found.predict(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
+    assert found.params.signals.frequencies_hz == (1, 3, 5, 7)
+
+
+def test_a_new_store_is_made_and_an_old_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
+    assert open_store() == open_store() == f"sqlite:///{tmp_path}/new/mlflow.db"
+    assert (tmp_path / "new" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("http://127.0.0.1:9", "tracking store http://127.0.0.1:9 cannot be used"),
+        ("http://me:secret@127.0.0.1:9", "tracking store http://127.0.0.1:9 cannot be used"),
+        ("sqlite:////proc/nowhere/mlflow.db", "tracking store"),
+        ("gopher://x", "tracking store"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_said_in_seconds(uri: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    started = time.monotonic()
+    with pytest.raises(UserError, match=message) as caught:
+        open_store()
+    assert "secret" not in str(caught.value)
+    assert time.monotonic() - started < 60
+
+
+def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mlflow.db").write_text("my notes")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(UserError, match="not a database"):
+        open_store()
+    assert (tmp_path / "mlflow.db").read_text() == "my notes"
+
+
+def git(root: Path, *words: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    return subprocess.run(["git", *identity, *words], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+def test_uncommitted_changes_are_known_new_files_included_and_the_index_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "freqfilter").mkdir()
+    for name in ("MLproject", "freqfilter/__init__.py"):
+        (tmp_path / name).write_text("old\n")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "first")
+    monkeypatch.setattr(freqfilter, "__file__", str(tmp_path / "freqfilter/__init__.py"))
+    clean = provenance.source()
+    assert clean.tags == {"git_commit": git(tmp_path, "rev-parse", "HEAD").strip()}
+
+    (tmp_path / "MLproject").write_text("new\n")
+    (tmp_path / "added.py").write_text("x = 1\n")
+    before = git(tmp_path, "status", "--porcelain")
+    dirty = provenance.source()
+    assert b"+x = 1" in dirty.patch
+    assert b"-old" in dirty.patch
+    assert set(dirty.tags) == {"git_commit", "git_patch_sha256"}
+    assert git(tmp_path, "status", "--porcelain") == before
+
+    monkeypatch.setattr(freqfilter, "__file__", str(tmp_path / "elsewhere/freqfilter/__init__.py"))
+    assert provenance.source().tags == {}
