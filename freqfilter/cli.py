@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,13 @@ import click
 
 from freqfilter import __version__
 from freqfilter.errors import UserError
+from freqfilter.launch import launched_by_mlflow, launcher_folder
 from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names, resolve
 from freqfilter.stopping import Stopped, Stopping, stopping
 
 if TYPE_CHECKING:
     from freqfilter.workflows.train import Trained
 
-SHELLS = {"bash", "sh", "dash", "zsh"}
 USER_ERROR = 2  # the exit code of everything that a user can mend
 
 # What the heavy imports cost is paid by the jobs that need them, not by --help: they stand inside the commands.
@@ -132,32 +131,22 @@ def _train(watch: Stopping, recipe: str, typed: dict[str, str | None]) -> None:
 
 def _given(typed: dict[str, str | None]) -> dict[str, str]:
     given = {name: value for name, value in typed.items() if value is not None}
-    if "experiment" in given and _launched_by_mlflow():
+    if "experiment" in given and launched_by_mlflow():
         raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
     return given
 
 
-def _launched_by_mlflow() -> bool:
-    return "MLFLOW_RUN_ID" in os.environ
-
-
 def _folder(given: dict[str, str]) -> Path:
     """The folder in which the user typed. `mlflow run` works elsewhere: in the project, or in a clone of it."""
-    if not _launched_by_mlflow():
+    if not launched_by_mlflow():
         return Path.cwd()
-    import psutil
-
-    try:
-        launcher = next(process for process in psutil.Process().parents() if process.name() not in SHELLS)
-        return Path(launcher.cwd())
-    except (psutil.Error, StopIteration):
-        paths = {name for _, name, field in fields() if is_path(field)} | {"output", "recipe"}
-        for name, value in given.items():
-            if name in paths and value not in recipe_names() and not Path(value).is_absolute():
-                raise UserError(
-                    f"{name}={value}: the folder of `mlflow run` cannot be found, so give an absolute path"
-                ) from None
-        return Path.cwd()
+    if found := launcher_folder():
+        return found
+    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "recipe"}
+    for name, value in given.items():
+        if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
+            raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
+    return Path.cwd()
 
 
 def _summarize(trained: Trained) -> None:

@@ -27,6 +27,11 @@ class Stopping:
         self._received: int | None = None
         self._deferred = False
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal has come."""
+        return self._received is not None
+
     def check(self) -> None:
         """Stop here if that was asked for since.
 
@@ -57,11 +62,14 @@ class Stopping:
 
 @contextmanager
 def stopping() -> Iterator[Stopping]:
-    """A block in which SIGINT and SIGTERM raise ``Stopped`` in the main thread."""
+    """A block in which SIGINT and SIGTERM raise ``Stopped`` in the main thread.
+
+    After the first signal the process is on its way out, and none that follow may hurry it.
+    """
     watch = Stopping()
     before = {number: signal.signal(number, watch._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield watch
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if watch.stopped else handler)

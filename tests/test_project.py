@@ -16,7 +16,20 @@ import yaml
 from tests.conftest import ROOT
 
 # Imports go down only: a part may use those that stand after it.
-PARTS = ["cli", "terminal", "workflows", "tracking", "evaluation", "filters", "signals", "params", "stopping", "files", "errors"]
+PARTS = [
+    "cli",
+    "terminal",
+    "workflows",
+    "tracking",
+    "evaluation",
+    "filters",
+    "signals",
+    "params",
+    "launch",
+    "stopping",
+    "files",
+    "errors",
+]
 ONLY_IN = {
     "mlflow": ("tracking",),
     "matplotlib": ("evaluation", "tracking"),
@@ -98,7 +111,9 @@ def test_every_door_of_the_mlproject_opens() -> None:
         assert "parameters" not in door  # a default would stand in two places
         command = door["command"].split()
         assert command[:3] == ["python", "-m", "freqfilter"]
-        done = subprocess.run([sys.executable, *command[1:], "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
+        done = subprocess.run(
+            [sys.executable, *command[1:], "--help"], capture_output=True, text=True, cwd=ROOT, check=True
+        )
         assert "Usage:" in done.stdout
 
 

@@ -61,10 +61,10 @@ def train(
     """
     progress = state.progress
     validation = validation.to(state.compute.device)
-    audit = audit and audit.to(state.compute.device)
+    audit = audit.to(state.compute.device) if audit is not None else None
     try:
         while progress.epoch <= params.epochs and not progress.stopped_early:
-            audited = audit if progress.epoch % audit_every == 0 else None
+            audited = audit if audit is not None and progress.epoch % audit_every == 0 else None
             yield from _epoch(state, training_windows(progress.epoch), validation, audited, params)
     finally:
         state.network.load_state_dict(state.best_weights)

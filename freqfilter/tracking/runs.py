@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,18 +17,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
 from freqfilter.files import replacing, writable_folder
+from freqfilter.launch import launched_by_mlflow, launcher
 from freqfilter.signals.windows import WindowSet
 from freqfilter.stopping import Stopped
+from freqfilter.tracking.afterwards import set_status_after
 from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import translated
 
 DELIVERY_TIMEOUT_S = 60.0
 METRICS_FILE = "metrics.jsonl"
-
-
-def launched_by_mlflow() -> bool:
-    """Whether ``mlflow run`` started this process and has made its run."""
-    return "MLFLOW_RUN_ID" in os.environ
 
 
 class Run:
@@ -118,8 +114,9 @@ def open_run(*, experiment: str, run_dir: Path) -> Iterator[Run]:
         UserError: If MLflow refuses the run.
     """
     writable_folder(run_dir)  # before there is a run, which could only fail
+    launched = launched_by_mlflow()  # opening the run takes the sign of it away
     with translated("no run can be opened"):
-        if not launched_by_mlflow():
+        if not launched:
             mlflow.set_experiment(experiment)
         active = mlflow.start_run()
     try:
@@ -135,7 +132,10 @@ def open_run(*, experiment: str, run_dir: Path) -> Iterator[Run]:
         run._close()
         shutil.rmtree(run.folder)
     except BaseException as error:
+        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
         with suppress(MlflowException):
-            mlflow.end_run("KILLED" if isinstance(error, Stopped) else "FAILED")
+            mlflow.end_run(status)
+        if launched and status == "KILLED" and (parent := launcher()):
+            set_status_after(parent, active.info.run_id, status)
         raise
     mlflow.end_run("FINISHED")

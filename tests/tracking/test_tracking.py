@@ -149,9 +149,7 @@ def test_a_version_takes_any_number_of_windows_and_samples(
 
 
 @pytest.fixture(scope="module")
-def shared_version(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path
-) -> tuple[str, FrequencyFilterLSTM]:
+def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[str, FrequencyFilterLSTM]:
     """The files of a model, as MLflow keeps them."""
     folder, module = tmp_path_factory.mktemp("shared"), trained()
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
@@ -280,7 +278,9 @@ def test_a_model_that_does_not_come_out_as_it_went_in_is_not_registered(
     assert MlflowClient().search_model_versions() == []
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "data").glob("model_schema_*")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "data").glob("model_schema_*")), ids=lambda p: p.name
+)
 def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) -> None:
     found = registry.load_uri(str(path))
     expected = np.load(path / "expected.npz")
@@ -303,7 +303,9 @@ def test_a_new_store_is_made_and_an_old_one_found(tmp_path: Path, monkeypatch: p
         ("gopher://x", "tracking store"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_said_in_seconds(uri: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_used_is_said_in_seconds(
+    uri: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:

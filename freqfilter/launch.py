@@ -1,0 +1,37 @@
+"""Who started this process: a person, or ``mlflow run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
+
+SHELLS = {"bash", "sh", "dash", "zsh"}
+
+
+def launched_by_mlflow() -> bool:
+    """Whether ``mlflow run`` started this process and has made its run."""
+    return "MLFLOW_RUN_ID" in os.environ
+
+
+def launcher() -> psutil.Process | None:
+    """The process that started this one, shells apart; None where the system does not tell."""
+    import psutil
+
+    try:
+        return next(process for process in psutil.Process().parents() if process.name() not in SHELLS)
+    except (psutil.Error, StopIteration):
+        return None
+
+
+def launcher_folder() -> Path | None:
+    """The folder that ``mlflow run`` was typed in; None where the system does not tell."""
+    import psutil
+
+    try:
+        return Path(process.cwd()) if (process := launcher()) else None
+    except psutil.Error:
+        return None
