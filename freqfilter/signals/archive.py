@@ -62,11 +62,12 @@ def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
             NaN or Inf (the first index is named), or a selector is not one-hot and constant over its window.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
-        if not isinstance(stored, np.lib.npyio.NpzFile):
-            raise UserError(f"data_file={path}: a single array, not a .npz file; `freqfilter prepare` writes one")
-        with stored:
-            arrays = {name: _array(path, stored, name) for part in PARTS for name in (f"X_{part}", f"y_{part}")}
+        with Path(path).open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise UserError(f"data_file={path}: a single array, not a .npz file; `freqfilter prepare` writes one")
+            with stored:
+                arrays = {name: _array(path, stored, name) for part in PARTS for name in (f"X_{part}", f"y_{part}")}
     except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable .npz file"
         raise UserError(f"data_file={path}: {reason}; `freqfilter prepare` writes one") from None

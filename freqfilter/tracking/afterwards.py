@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 
 import psutil
 from mlflow import MlflowClient
@@ -24,10 +25,8 @@ def set_status_after(launcher: psutil.Process, run_id: str, status: str) -> None
 
 
 def _main(run_id: str, status: str, pid: str) -> None:
-    try:
+    with suppress(psutil.Error):  # it is gone already, or will not go
         psutil.Process(int(pid)).wait(LONGEST_WAIT_S)
-    except psutil.Error:
-        pass  # it is gone already, or will not go
     MlflowClient().set_terminated(run_id, status)
 
 
