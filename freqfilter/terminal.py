@@ -19,6 +19,7 @@ class Terminal:
         self._bar: tqdm[Never] | None = None
         self._started: float | None = None
         self._epochs_seen = 0
+        self._figures = ""  # of the last epoch
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -30,19 +31,29 @@ class Terminal:
         """Move the bar, or put an epoch's line above it."""
         self._started = self._started or time.monotonic()
         if isinstance(report, EpochReport):
-            self._epochs_seen += 1
-            left_s = (time.monotonic() - self._started) / self._epochs_seen * (epochs - report.epoch)
-            tqdm.write(_epoch_line(report, epochs=epochs, left_s=left_s), file=sys.stdout)
-            sys.stdout.flush()
-            if report.epoch == epochs:
-                self.close()
+            self._show_epoch(report, epochs)
         elif sys.stdout.isatty():
+            self._show_step(report, epochs)
+
+    def _show_epoch(self, report: EpochReport, epochs: int) -> None:
+        self._epochs_seen += 1
+        left_s = (time.monotonic() - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
+        minutes, seconds = divmod(round(left_s), 60)
+        self._figures = "  ".join(_figures(report))
+        line = f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}  {self._figures}"
+        tqdm.write(f"{line}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}", file=sys.stdout)
+        sys.stdout.flush()
+        if report.epoch == epochs:
+            self.close()
+
+    def _show_step(self, report: StepReport, epochs: int) -> None:
+        done = (report.epoch - 1) * report.n_batches + report.batch
+        if self._bar is None:
             total = epochs * report.n_batches
-            done = (report.epoch - 1) * report.n_batches + report.batch
-            if self._bar is None:
-                self._bar = tqdm(total=total, initial=done, unit="step", file=sys.stdout, leave=False)
-            self._bar.set_description(f"epoch {report.epoch}/{epochs}", refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._bar = tqdm(total=total, initial=done - 1, unit="step", file=sys.stdout, leave=False)
+        self._bar.set_description(f"epoch {report.epoch}/{epochs}", refresh=False)
+        self._bar.set_postfix_str(self._figures, refresh=False)
+        self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -51,12 +62,10 @@ class Terminal:
             self._bar = None
 
 
-def _epoch_line(report: EpochReport, *, epochs: int, left_s: float) -> str:
-    parts = [f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}", f"train {report.train_loss:.4f}"]
+def _figures(report: EpochReport) -> list[str]:
+    figures = [f"train {report.train_loss:.4f}"]
     if report.val_loss is not None:
-        parts.append(f"val {report.val_loss:.4f}{'*' if report.improved else ' '}")
+        figures.append(f"val {report.val_loss:.4f}{'*' if report.improved else ' '}")
     if report.audit_mse is not None:
-        parts.append(f"audit {report.audit_mse:.4f}")
-    minutes, seconds = divmod(round(left_s), 60)
-    parts += [f"lr {report.learning_rate:.2g}", f"{report.seconds:.1f} s", f"left {minutes}:{seconds:02d}"]
-    return "  ".join(parts)
+        figures.append(f"audit {report.audit_mse:.4f}")
+    return [*figures, f"lr {report.learning_rate:.2g}"]
