@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,33 @@ def mlflow_run(folder: Path) -> Program:
         return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
 
     return start
+
+
+@pytest.fixture
+def tracking_server(folder: Path) -> Iterator[str]:
+    """A real `mlflow server` on the loopback address, with a store of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--artifacts-destination", str(folder / "kept")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder.parent / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, *store], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()  # noqa: S310 (our own server)
+                break
+            except OSError:
+                assert server.poll() is None, (folder.parent / "server.log").read_text()
+                assert time.monotonic() < deadline, "the server does not answer"
+                time.sleep(0.3)
+        yield url
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -286,6 +286,24 @@ def test_ctrl_c_under_mlflow_run_ends_the_run_killed(folder: Path) -> None:
         time.sleep(0.2)
 
 
+def test_a_tracking_server_is_used_where_the_environment_names_one(
+    tracking_server: str, freqfilter: Program, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
+    done = freqfilter("train", *options(SMALL))
+    assert done.returncode == 0, done.stderr
+    assert f"look at it: {tracking_server}" in done.stdout
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(run)["val/loss"]] == [1, 2, 3]
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+    logged = MlflowClient().get_logged_model(run.outputs.model_outputs[0].model_id)
+    assert {"test/mse"} <= {metric.key for metric in logged.metrics}
+    found = mlflow.pyfunc.load_model("models:/frequency-filter/1").predict(np.ones((1, 4, 5), dtype=np.float32))
+    assert found.shape == (1, 4, 1)
+    assert sorted(path.name for path in folder.iterdir()) == ["kept", "runs"]
+
+
 def test_the_wheel_carries_parameters_and_recipes_and_works_from_an_empty_folder(folder: Path, tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
     subprocess.run([*build, str(ROOT)], check=True)
