@@ -18,6 +18,7 @@ from freqfilter.stopping import Stopped, Stopping, stopping
 if TYPE_CHECKING:
     from freqfilter.workflows.train import Trained
 
+LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
 USER_ERROR = 2  # the exit code of everything that a user can mend
 
 # What the heavy imports cost is paid by the jobs that need them, not by --help: they stand inside the commands.
@@ -124,7 +125,7 @@ def _train(watch: Stopping, recipe: str, typed: dict[str, str | None]) -> None:
 
     console = Terminal()
     try:
-        _summarize(run_train(params, recipe=recipe, stopping=watch, console=console))
+        _summarize(run_train(params, recipe=recipe, name=_run_name(recipe, given), stopping=watch, console=console))
     finally:
         console.close()
 
@@ -147,6 +148,13 @@ def _folder(given: dict[str, str]) -> Path:
         if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
             raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
     return Path.cwd()
+
+
+def _run_name(recipe: str, given: dict[str, str]) -> str:
+    """What is special about a run: its recipe, and what was typed that can change a number."""
+    kept = {name for section, name, _ in fields() if section == "tracking"}
+    typed = [f"{name}={value.strip()}" for name, value in given.items() if name not in kept]
+    return " ".join([Path(recipe).stem, *typed])[:LONGEST_NAME]
 
 
 def _summarize(trained: Trained) -> None:

@@ -89,6 +89,8 @@ def test_the_run_is_finished_with_every_parameter_under_its_own_name_once(traine
     _, run, _ = trained
     assert len(all_runs()) == 1
     assert run.info.status == "FINISHED"
+    assert run.info.run_name.startswith("default n_samples=400 duration_s=0.4")
+    assert MlflowClient().get_experiment_by_name("mine").tags["mlflow.experimentKind"] == "custom_model_development"
     resolved = resolve({k: v for k, v in TYPED.items() if k != "run_dir"}).canonical()
     assert set(run.data.params) == {*resolved, "recipe"}
     own = {name: value for name, value in run.data.params.items() if name not in TYPED}
@@ -216,7 +218,7 @@ def test_a_git_url_and_commit_run_with_a_path_that_means_the_users_folder(
 
 
 def test_the_original_recipe_runs_through_its_own_door(mlflow_run: Program) -> None:
-    done = mlflow_run("-e", "original", **SMALL)
+    done = mlflow_run("-e", "original", "--run-name", "as a person named it", **SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = all_runs()
     assert (run.data.params["recipe"], run.data.params["split"], run.data.params["noise"]) == (
@@ -225,6 +227,7 @@ def test_the_original_recipe_runs_through_its_own_door(mlflow_run: Program) -> N
         "fixed",
     )
     assert run.data.params["weight_decay"] == "1e-05"
+    assert run.info.run_name == "as a person named it"
 
 
 def test_a_typing_error_under_mlflow_run_fails_the_run_in_one_line(mlflow_run: Program) -> None:

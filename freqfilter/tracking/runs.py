@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
 from freqfilter.files import replacing, writable_folder
@@ -26,6 +27,9 @@ from freqfilter.tracking.store import translated
 
 DELIVERY_TIMEOUT_S = 60.0
 METRICS_FILE = "metrics.jsonl"
+GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
+# What MLflow's UI shows of an experiment: runs and models, not prompts and traces.
+EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
 
 class Run:
@@ -39,10 +43,18 @@ class Run:
 
     def __init__(self, active: mlflow.ActiveRun, *, run_dir: Path) -> None:
         self.run_id: str = active.info.run_id
-        self.experiment: str = mlflow.get_experiment(active.info.experiment_id).name
         self.folder = writable_folder(run_dir / self.run_id)
         self._client = MlflowClient()
+        experiment = self._client.get_experiment(active.info.experiment_id)
+        self.experiment: str = experiment.name
+        if EXPERIMENT_KIND[0] not in experiment.tags:
+            self._client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         self._spool = MetricSpool(self.folder / METRICS_FILE, self.run_id)
+
+    def name(self, name: str) -> None:
+        """Name the run, unless a person has: MLflow's own names say nothing of what is special about a run."""
+        if GENERATED_NAME.fullmatch(self._client.get_run(self.run_id).info.run_name):
+            mlflow.set_tag(MLFLOW_RUN_NAME, name)
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log parameters, but for those that ``mlflow run`` has logged already, as they were typed.
@@ -69,7 +81,7 @@ class Run:
     def log_data(self, windows: WindowSet, *, name: str, context: str) -> None:
         """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""
         features, targets = (tensor.numpy() for tensor in windows.content())
-        dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:32])
+        dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:12])
         mlflow.log_input(dataset, context=context)
 
     def log_file(self, path: Path) -> None:

@@ -8,6 +8,8 @@ from tabulate import tabulate
 from freqfilter.evaluation.scores import MODEL, OVERALL
 from freqfilter.filters.state import Progress
 
+GAP = "\N{NO-BREAK SPACE}" * 2  # MLflow's pages put no room between the columns of a table
+
 
 def description(
     progress: Progress,
@@ -53,7 +55,7 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     table = scores["mse"].unstack("component").loc[extractors, components]
     return tabulate(
         table.reset_index().to_numpy().tolist(),
-        headers=["test MSE", *components],
+        headers=["test MSE", *(f"{GAP}{component}" for component in components)],
         floatfmt=".4f",
         tablefmt=table_format,
     )

@@ -54,6 +54,7 @@ def evaluate(tracking: TrackingParams, *, version: str | None, run_id: str | Non
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
     with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir)) as run:
+        run.name(f"evaluate {model.uri}")
         run.log_params(chosen)
         run.log_tags(
             {"workflow": "evaluate", "model_uri": model.uri} | provenance.source().tags

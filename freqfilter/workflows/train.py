@@ -48,12 +48,13 @@ class Trained:
     version: int | None
 
 
-def train(params: Params, *, recipe: str, stopping: Stopping, console: Console) -> Trained:
+def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console: Console) -> Trained:
     """Train as the parameters say, and track it.
 
     Args:
         params: Resolved parameters.
         recipe: The recipe's name, which the run keeps.
+        name: What the run is called where nobody has named it.
         stopping: Tells when to stop.
         console: Hears how it goes.
 
@@ -66,6 +67,7 @@ def train(params: Params, *, recipe: str, stopping: Stopping, console: Console) 
     tracking_uri = open_store()
     with open_run(experiment=params.tracking.experiment, run_dir=Path(params.tracking.run_dir)) as run:
         params = params.in_experiment(run.experiment)
+        run.name(name)
         _log_origin(run, params, recipe=recipe, compute=compute, splits=splits)
         state = TrainingState(
             n_components=splits.validation.n_components,
