@@ -98,7 +98,7 @@ def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() 
 
 def test_constraints_hold_the_same_versions() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = {line.lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    locked = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert len(locked) > 50
     every = [*stated["dependencies"], *stated["optional-dependencies"]["dev"]]
     assert [pin for pin in every if pin.lower() not in locked] == []

@@ -101,7 +101,7 @@ class DataParams(_Section):
 
     window_length: Count = Field(description="samples of a window")
     noise: Literal["fresh", "fixed"] = Field(
-        description="training noise: fresh, drawn anew for each epoch, or fixed, the training realization"
+        description="training noise: fresh, drawn anew for each window and epoch, or fixed, the training realization"
     )
     split: Literal["independent", "random", "file"] = Field(
         description="validation from realizations of its own, from the training realization's windows at "

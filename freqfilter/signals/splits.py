@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -67,8 +67,14 @@ class Splits:
         def cut_realizations(*noise_seeds: int) -> CutWindows:
             return cut(*(realization(seed, model.n_samples) for seed in noise_seeds))
 
+        without_noise = cut(np.zeros(model.n_samples))
+
         def fresh(epoch: int) -> CutWindows:
-            return cut(stream(params.training.seed, "noise", epoch).standard_normal(model.n_samples))
+            # Each window has noise of its own. One realization for an epoch would not do: its windows overlap, and
+            # what a step learns of their noise by heart pays off until the epoch ends.
+            random = stream(params.training.seed, "noise", epoch)
+            noise = random.standard_normal((len(without_noise), data.window_length), dtype=np.float32)
+            return replace(without_noise, noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
         fixed = cut_realizations(data.train_noise_seed)
         if data.split == "random":

@@ -59,12 +59,14 @@ class CutWindows:
         components: The clean components, (n_components, signal length).
         n_samples: Length of a window.
         chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
+        noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
     """
 
     mixtures: Tensor
     components: Tensor
     n_samples: int
     chosen: Tensor | None = None
+    noise: Tensor | None = None
 
     @property
     def n_components(self) -> int:
@@ -93,22 +95,24 @@ class CutWindows:
         realization = numbers // (self.n_components * self.n_starts)
         samples = start[:, None] + torch.arange(self.n_samples, device=start.device)
         mixture = self.mixtures[realization[:, None], samples]
+        if self.noise is not None:
+            mixture = mixture + self.noise[positions]
         choice = one_hot(selector, self.n_components).to(mixture.dtype)
         inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
         return inputs, self.components[selector[:, None], samples][..., None]
 
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
-        chosen = None if self.chosen is None else self.chosen.to(device)
-        return replace(self, mixtures=self.mixtures.to(device), components=self.components.to(device), chosen=chosen)
+        held = {name: getattr(self, name) for name in ("mixtures", "components", "chosen", "noise")}
+        return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
 
     def content(self) -> tuple[Tensor, Tensor]:
         """The mixtures and the clean components."""
         return self.mixtures, self.components
 
     def digest(self) -> str:
-        """SHA-256 of mixtures, components, window length and choice."""
-        return _digest(self.mixtures, self.components, torch.tensor(self.n_samples), self.chosen)
+        """SHA-256 of mixtures, components, window length, choice and noise."""
+        return _digest(self.mixtures, self.components, torch.tensor(self.n_samples), self.chosen, self.noise)
 
 
 @dataclass(frozen=True)
