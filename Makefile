@@ -42,7 +42,11 @@ original: $(VENV)/installed  ## train as the original script does
 	@$(RUN) -e original $(ARGS)
 
 ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
+ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)
+	@echo "the runs are on a server, which has a UI of its own: $(MLFLOW_TRACKING_URI)"
+else
 	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(MLFLOW_TRACKING_URI)
+endif
 
 test: $(VENV)/installed_dev  ## run the tests
 	@$(BIN)/python -m pytest $(ARGS)

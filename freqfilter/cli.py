@@ -1,193 +1,26 @@
-"""Words typed by a person become one call to a workflow. The only part that prints."""
+"""The door for words typed by a person: what a user can mend is one line and an exit code of its own."""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from freqfilter import __version__
 from freqfilter.errors import UserError
-from freqfilter.launch import launched_by_mlflow, launcher_folder
-from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names, resolve
-from freqfilter.stopping import Stopped, Stopping, stopping
+from freqfilter.launch import launched_by_mlflow, launcher
+from freqfilter.stopping import Stopped, stopping
 
-if TYPE_CHECKING:
-    from freqfilter.workflows.train import Trained
-
-LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
 USER_ERROR = 2  # the exit code of everything that a user can mend
-
-# What the heavy imports cost is paid by the jobs that need them, not by --help: they stand inside the commands.
-
-
-@click.group(context_settings={"max_content_width": 110})
-@click.version_option(__version__, prog_name="freqfilter")
-def cli() -> None:
-    """Train a filter that picks one sinusoid out of a noisy mixture, tracked in MLflow.
-
-    Every job is also an entry point of the MLproject: `mlflow run . -e JOB -P name=value`.
-    """
-
-
-def _parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
-    """An option for each parameter, or for those of some sections, all of them text that the schema will read."""
-    stated = defaults()
-
-    def add(command: Any) -> Any:
-        for section, name, field in reversed(list(fields())):
-            if sections is None or section in sections:
-                default = str(stated[name]).replace("'", "") if stated[name] is not None else "null"
-                command = click.option(
-                    f"--{name}", name, metavar="VALUE", help=f"{field.description}  [default: {default}]"
-                )(command)
-        return command
-
-    return add
-
-
-_recipe_option = click.option(
-    "--recipe",
-    default=DEFAULT_RECIPE,
-    metavar="NAME|FILE",
-    help=f"what replaces defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
-)
-
-
-@cli.command()
-@_recipe_option
-@_parameter_options()
-@click.pass_obj
-def train(watch: Stopping, /, recipe: str, **typed: str | None) -> None:
-    """Train the filter: one tracked, registered run."""
-    _train(watch, recipe, typed)
-
-
-@cli.command()
-@_parameter_options()
-@click.pass_obj
-def original(watch: Stopping, /, **typed: str | None) -> None:
-    """Train as the original script does."""
-    _train(watch, "original", typed)
-
-
-@cli.command()
-@_recipe_option
-@click.option("--output", default="data/training_data.npz", show_default=True, help="the file to write")
-@_parameter_options(sections=("signals", "data"))
-def prepare(recipe: str, output: str, **typed: str | None) -> None:
-    """Write the windows as a file that data_file takes."""
-    from freqfilter.terminal import Terminal
-    from freqfilter.workflows.prepare import prepare as run_prepare
-
-    given = {"noise": "fixed"} | _given(typed)
-    if given["noise"] != "fixed":
-        raise UserError(f"noise={given['noise']}: a file holds one realization; the only value is fixed")
-    params = resolve(given, recipe=recipe, folder=_folder({"recipe": recipe} | given))
-    run_prepare(params, output=_folder({"output": output}) / output, console=Terminal())
-
-
-@cli.command()
-@click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
-@click.option("--run_id", metavar="ID", help="the run whose model is scored, in place of a version")
-@_parameter_options(sections=("tracking",))
-def evaluate(version: str | None, run_id: str | None, **typed: str | None) -> None:
-    """Score a registered version, or a run's model, on its test set."""
-    given = _given(typed)
-    if version and run_id:
-        raise UserError("version and run_id: both name a model; give one")
-    params = resolve(given, folder=_folder(given))
-    from freqfilter.terminal import Terminal
-    from freqfilter.workflows.description import scores_table
-    from freqfilter.workflows.evaluate import evaluate as run_evaluate
-
-    done = run_evaluate(params.tracking, version=version, run_id=run_id, console=Terminal())
-    click.echo(f"\n{done.uri}, run {done.run_id}\n\n{scores_table(done.scores, 'simple')}\n")
-    click.echo(_where_to_look(done.tracking_uri))
-
-
-@cli.command("init_store")
-def init_store() -> None:
-    """Make the tracking store ready, before many runs start at once."""
-    from freqfilter.tracking.store import open_store
-
-    click.echo(f"tracking store: {open_store()}")
-
-
-def _train(watch: Stopping, recipe: str, typed: dict[str, str | None]) -> None:
-    given = _given(typed)
-    params = resolve(given, recipe=recipe, folder=_folder({"recipe": recipe} | given))
-    from freqfilter.terminal import Terminal
-    from freqfilter.workflows.train import train as run_train
-
-    console = Terminal()
-    try:
-        _summarize(run_train(params, recipe=recipe, name=_run_name(recipe, given), stopping=watch, console=console))
-    finally:
-        console.close()
-
-
-def _given(typed: dict[str, str | None]) -> dict[str, str]:
-    given = {name: value for name, value in typed.items() if value is not None}
-    if "experiment" in given and launched_by_mlflow():
-        raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
-    return given
-
-
-def _folder(given: dict[str, str]) -> Path:
-    """The folder in which the user typed. `mlflow run` works elsewhere: in the project, or in a clone of it."""
-    if not launched_by_mlflow():
-        return Path.cwd()
-    if found := launcher_folder():
-        return found
-    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "recipe"}
-    for name, value in given.items():
-        if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
-            raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
-    return Path.cwd()
-
-
-def _run_name(recipe: str, given: dict[str, str]) -> str:
-    """What is special about a run: its recipe, and what was typed that can change a number."""
-    kept = {name for section, name, _ in fields() if section == "tracking"}
-    typed = [f"{name}={value.strip()}" for name, value in given.items() if name not in kept]
-    return " ".join([Path(recipe).stem, *typed])[:LONGEST_NAME]
-
-
-def _summarize(trained: Trained) -> None:
-    from freqfilter.workflows.description import scores_table
-
-    progress = trained.progress
-    click.echo("")
-    if progress.best_epoch:
-        best = progress.history[progress.best_epoch - 1]
-        click.echo(
-            f"best epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
-            f"validation loss {best.val_loss:.4f}"
-        )
-    click.echo(f"\n{scores_table(trained.scores, 'simple')}\n")
-    click.echo(f"run {trained.run_id} in experiment {trained.experiment}")
-    if trained.version is None:
-        click.echo("not registered (register=false)")
-    else:
-        click.echo(f"registered: {trained.model_name} version {trained.version}")
-        click.echo(f"load it: freqfilter.load({trained.model_name!r}, version={trained.version})")
-    click.echo(_where_to_look(trained.tracking_uri))
-
-
-def _where_to_look(tracking_uri: str) -> str:
-    if tracking_uri.startswith("http"):
-        return f"look at it: {tracking_uri}"
-    return f"look at it: make ui, or: mlflow ui --backend-store-uri {tracking_uri}"
 
 
 def main() -> None:
-    """Run the command line; what a user can mend is one line and exit code 2."""
+    """Run the command line."""
     with stopping() as watch:
         try:
+            # The commands' options are made from params.yaml, which a user may have broken.
+            from freqfilter.commands import cli
+
             cli(obj=watch, standalone_mode=False)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
@@ -197,10 +30,19 @@ def main() -> None:
         except UserError as error:
             sys.exit(_fail(str(error)))
         except Stopped as stopped:
-            click.echo(f"freqfilter: stopped by {stopped}; the run is KILLED", err=True)
+            _stop_unopened_run()
+            click.echo(f"freqfilter: stopped by {stopped}", err=True)
             sys.exit(stopped.exit_code)
 
 
 def _fail(message: str) -> int:
     click.echo(f"freqfilter: {' '.join(message.split())}", err=True)
     return USER_ERROR
+
+
+def _stop_unopened_run() -> None:
+    """Where `mlflow run` has made a run that was stopped before it was opened, let it end KILLED too."""
+    if launched_by_mlflow() and (parent := launcher()):
+        from freqfilter.tracking.afterwards import set_status_after
+
+        set_status_after(parent, os.environ["MLFLOW_RUN_ID"], "KILLED")

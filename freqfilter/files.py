@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield cast(BinaryIO, file)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.chmod(0o644)
+                temporary.chmod(0o666 & ~_umask())
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -55,3 +55,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             os.close(folder)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(umask)
+    return umask

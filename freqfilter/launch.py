@@ -18,9 +18,11 @@ def launched_by_mlflow() -> bool:
 
 
 def launcher() -> psutil.Process | None:
-    """The process that started this one, shells apart; None where the system does not tell."""
+    """The ``mlflow run`` that started this process; None where none did or the system does not tell."""
     import psutil
 
+    if not launched_by_mlflow():
+        return None
     try:
         return next(process for process in psutil.Process().parents() if process.name() not in SHELLS)
     except (psutil.Error, StopIteration):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: at once where nothing can be lost, at the next safe point where something could."""
+"""Ctrl-C, SIGTERM and a closed terminal: at once where nothing can be lost, at the next safe point elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 
 class Stopped(BaseException):
@@ -26,6 +30,11 @@ class Stopping:
     def __init__(self) -> None:
         self._received: int | None = None
         self._deferred = False
+        self._launcher: psutil.Process | None = None
+
+    def end_with(self, launcher: psutil.Process | None) -> None:
+        """Let ``check`` also stop where the process that launched this one has gone: nobody waits any more."""
+        self._launcher = launcher
 
     @property
     def stopped(self) -> bool:
@@ -38,9 +47,15 @@ class Stopping:
         Raises:
             Stopped: If a signal has come.
         """
+        if self._received is None and self._launcher is not None and not self._launcher.is_running():
+            self._received = signal.SIGTERM
         if self._deferred and self._received is not None:
             self._deferred = False
             raise Stopped(self._received)
+
+    def finish_anyway(self) -> None:
+        """From here on it is less to finish than to stop: a signal changes nothing any more."""
+        self._deferred = True
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -62,12 +77,15 @@ class Stopping:
 
 @contextmanager
 def stopping() -> Iterator[Stopping]:
-    """A block in which SIGINT and SIGTERM raise ``Stopped`` in the main thread.
+    """A block in which SIGINT, SIGTERM and SIGHUP raise ``Stopped`` in the main thread; nohup keeps its meaning.
 
     After the first signal the process is on its way out, and none that follow may hurry it.
     """
     watch = Stopping()
-    before = {number: signal.signal(number, watch._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, watch._on_signal) for number in numbers}
     try:
         yield watch
     finally:

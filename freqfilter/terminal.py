@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from pathlib import Path
 from typing import Never
 
 from tqdm import tqdm
@@ -24,8 +26,7 @@ class Terminal:
     def say(self, line: str) -> None:
         """A line that stays."""
         self.close()
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+        self._write(line)
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
         """Move the bar, or put an epoch's line above it."""
@@ -41,8 +42,7 @@ class Terminal:
         minutes, seconds = divmod(round(left_s), 60)
         self._figures = "  ".join(_figures(report))
         line = f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}  {self._figures}"
-        tqdm.write(f"{line}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}", file=sys.stdout)
-        sys.stdout.flush()
+        self._write(f"{line}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
         if report.epoch == epochs:
             self.close()
 
@@ -54,6 +54,13 @@ class Terminal:
         self._bar.set_description(f"epoch {report.epoch}/{epochs}", refresh=False)
         self._bar.set_postfix_str(self._figures, refresh=False)
         self._bar.update(done - self._bar.n)
+
+    def _write(self, line: str) -> None:
+        try:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # the reader has seen enough; the work goes on
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process ends)
 
     def close(self) -> None:
         """Take the bar away."""

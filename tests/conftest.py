@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.params import resolve
+
 # With more threads than free cores, those that wait burn the time of those that work.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -32,6 +35,11 @@ SMALL = {
     "audit_windows": "200",
     "threads": "1",
 }
+
+
+def network(*, n_components: int) -> FrequencyFilterLSTM:
+    """The network of the small setting."""
+    return FrequencyFilterLSTM(n_components=n_components, **resolve(SMALL).model.model_dump())
 
 
 def options(values: dict[str, str]) -> list[str]:

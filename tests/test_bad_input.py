@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from freqfilter import cli
 from freqfilter.params.resolve import fields
-from tests.conftest import SMALL, Program, options
+from tests.conftest import ROOT, SMALL, Program, options
 
 # What is typed, and what the line has to say beside the parameter's name.
 PARAMETERS: dict[str, tuple[str, str]] = {
@@ -116,6 +118,9 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["evaluate", "--run_id", "absent"], ["run_id=absent"]),
         (["evaluate", "--run_id", "x", "--version", "1"], ["give one"]),
         (["train", "--data_file", "x.npz", "--noise", "fresh"], ["noise=fresh", "data_file"]),
+        (["train", "--data_file", "x.npz", "--audit_every", "2"], ["audit_every=2", "data_file"]),
+        (["train", "--data_file", "~nobody_of_that_name/x.npz"], ["~nobody_of_that_name"]),
+        (["train", "--frequencies_hz", str(list(range(1, 300)))], ["frequencies_hz", "at most 200"]),
         (["train", "--split", "file"], ["split=file", "data_file"]),
     ],
 )
@@ -203,3 +208,47 @@ def test_a_folder_that_takes_no_scratch_files_is_refused_before_there_is_a_run(
 
     runs = MlflowClient().search_runs([e.experiment_id for e in MlflowClient().search_experiments()])
     assert runs == []
+
+
+def test_a_window_length_that_is_not_the_files_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = ["--n_samples", "400", "--duration_s", "0.4", "--window_length", "20", "--noise", " fixed "]
+    assert call(["prepare", "--output", "mine.npz", *made], capsys, monkeypatch) == (0, "")
+    assert_refused(*call(["train", "--data_file", "mine.npz"], capsys, monkeypatch), "add window_length=20")
+
+
+def test_a_split_that_leaves_nothing_to_train_on_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--frequencies_hz", "50", "--window_length", "400", "--n_samples", "400", "--duration_s", "1"]
+    assert_refused(*call(["original", *words], capsys, monkeypatch), "validation_fraction")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_more_memory_than_there_is_is_refused(freqfilter: Program, folder: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -v 6000000; {sys.executable} -m freqfilter train --n_samples 1000000000 --threads 1"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert_refused(done.returncode, done.stderr, "out of memory", "n_samples")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [(("epochs: 30", "epochs: ["), "not valid YAML"), (("  dropout: ", "  # dropout: "), "dropout is missing")],
+)
+@pytest.mark.parametrize("word", ["--help", "train"])
+def test_a_broken_params_yaml_is_said_in_one_line(
+    word: str, change: tuple[str, str], part: str, tmp_path: Path
+) -> None:
+    for name in ("freqfilter", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    text = (ROOT / "params.yaml").read_text()
+    assert change[0] in text
+    (tmp_path / "params.yaml").write_text(text.replace(*change))
+    command = [sys.executable, "-m", "freqfilter", word]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert_refused(done.returncode, done.stderr, "params.yaml", part)

@@ -19,9 +19,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.params import resolve
-from tests.conftest import ROOT, SMALL, Program, options
+from tests.conftest import ROOT, SMALL, Program, network, options
 
 pytestmark = pytest.mark.slow
 
@@ -139,7 +138,7 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
     assert losses["num_epochs"] == 3
     assert losses["train_losses"].tolist() == [value for _, value in history(run)["train/loss"]]
     assert losses["val_losses"].tolist() == [value for _, value in history(run)["val/loss"]]
-    module = FrequencyFilterLSTM(n_components=3, hidden_size=8)
+    module = network(n_components=3)
     module.load_state_dict(torch.load(download(run, "models/best_model.pth", tmp_path), weights_only=True))
     assert list((folder / "scratch").iterdir()) == []  # the typed path kept its meaning, and nothing is left over
 
@@ -151,7 +150,7 @@ def test_the_version_leads_to_its_run_and_gives_its_modules_estimates(
     version = MlflowClient().get_model_version("frequency-filter", "1")
     assert version.run_id == run.info.run_id
     assert version.tags["test/mse"] == f"{run.data.metrics['test/mse']:.6g}"
-    module = FrequencyFilterLSTM(n_components=3, hidden_size=8)
+    module = network(n_components=3)
     module.load_state_dict(torch.load(download(run, "models/best_model.pth", tmp_path), weights_only=True))
     inputs = np.random.default_rng(1).normal(size=(3, 77, 4)).astype(np.float32)
     with torch.inference_mode():
@@ -248,21 +247,35 @@ def test_a_diverging_run_fails_and_says_why(freqfilter: Program) -> None:
     assert "smaller learning_rate" in run.data.tags["ended_because"]
 
 
-def start_and_wait_for_an_epoch(command: list[str], folder: Path) -> subprocess.Popen[str]:
+ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
+
+
+def start_and_wait_for(line_start: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     assert process.stdout
     for line in process.stdout:
-        if line.startswith("epoch"):
+        if line_start in line:
             return process
-    raise AssertionError("it ended before the first epoch")
+    raise AssertionError(f"it ended before {line_start!r}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def under_mlflow() -> list[str]:
+    words = [word for name, value in ENDLESS.items() for word in ("-P", f"{name}={value}")]
+    return [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *words]
+
+
+def wait_for_status(status: str) -> None:
+    deadline = time.monotonic() + 60  # mlflow says FAILED first, and is corrected when it is gone
+    while [run.info.status for run in all_runs()] != [status]:
+        assert time.monotonic() < deadline, all_runs()[0].info.status
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
-    endless = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
-    process = start_and_wait_for_an_epoch([sys.executable, "-m", "freqfilter", "train", *options(endless)], folder)
+    process = start_and_wait_for("epoch ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
     for _ in range(3):  # the second and third do no harm
         process.send_signal(number)
         time.sleep(0.05)
@@ -275,18 +288,44 @@ def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, c
     assert MlflowClient().search_model_versions() == []
 
 
-def test_ctrl_c_under_mlflow_run_ends_the_run_killed(folder: Path) -> None:
-    given = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
-    words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
-    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *words]
-    process = start_and_wait_for_an_epoch(command, folder)
+@pytest.mark.parametrize("moment", ["epoch ", "Running command"])
+def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
+    process = start_and_wait_for(moment, under_mlflow(), folder)
+    time.sleep(0.7)  # after "Running command" the program is still importing
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 1
-    deadline = time.monotonic() + 60  # mlflow says FAILED first, and is corrected when it is gone
-    while [run.info.status for run in all_runs()] != ["KILLED"]:
-        assert time.monotonic() < deadline, all_runs()[0].info.status
-        time.sleep(0.2)
+    wait_for_status("KILLED")
+
+
+def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
+    process = start_and_wait_for("epoch ", under_mlflow(), folder)
+    process.kill()
+    process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
+    wait_for_status("KILLED")
+
+
+def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program, folder: Path) -> None:
+    """Sent while the model is being registered: there is a version then, and so a finished run."""
+    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
+    process = start_and_wait_for("scoring the best weights", command, folder)
+    while not all_runs()[0].outputs.model_outputs:
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, all_runs()[0].info.status) == (0, "FINISHED")
+    assert len(MlflowClient().search_model_versions()) == 1
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(folder: Path) -> None:
+    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert [run.info.status for run in all_runs()] == ["FINISHED"]
 
 
 def test_a_tracking_server_is_used_where_the_environment_names_one(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,10 +23,10 @@ SCORED_AT_ONCE = 1024  # windows
 def frequency_name(frequency_hz: float) -> str:
     """The component in names of metrics and columns.
 
-    >>> frequency_name(5.0), frequency_name(2.5)
-    ('5hz', '2.5hz')
+    >>> frequency_name(5.0), frequency_name(2.5), frequency_name(1e12)
+    ('5hz', '2.5hz', '1000000000000hz')
     """
-    return f"{frequency_hz:.12g}hz"
+    return f"{np.format_float_positional(frequency_hz, trim='-')}hz"
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch import Tensor
 from freqfilter.errors import UserError
 from freqfilter.files import replacing
 from freqfilter.filters.state import TrainingState
-from freqfilter.params import Params
+from freqfilter.params import Params, restore
 
 SCHEMA = 1  # of checkpoint files; a change that old readers cannot follow raises it
 
@@ -50,11 +50,13 @@ def read_checkpoint(path: Path) -> tuple[Params, dict[str, Any]]:
         content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged, or not a checkpoint; take the one before it") from error
-    if not isinstance(content, dict) or "schema" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise UserError(f"{path}: not a checkpoint of freqfilter")
     if content["schema"] > SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']} is newer than {SCHEMA}; use a newer freqfilter")
-    return Params.model_validate(content["params"]), content["state"]
+    if not isinstance(content.get("params"), dict) or not isinstance(content.get("state"), dict):
+        raise UserError(f"{path}: damaged, or not a checkpoint; take the one before it")
+    return restore(content["params"]), content["state"]
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -13,6 +14,19 @@ from freqfilter.errors import UserError
 from freqfilter.params import TrainingParams
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """A block in which running out of memory, on any device, becomes a user's error."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            "out of memory: lower batch_size, hidden_size, window_length or n_samples, or use device=cpu"
+        ) from error
 
 
 @dataclass(frozen=True)

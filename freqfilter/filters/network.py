@@ -22,7 +22,8 @@ class FrequencyFilterLSTM(nn.Module):
         dropout: Dropout between the layers and before the output.
         bidirectional: Also run backwards from the last sample; an estimate then uses what comes after it.
 
-    >>> sum(p.numel() for p in FrequencyFilterLSTM(n_components=4).parameters())
+    >>> kind = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False}
+    >>> sum(p.numel() for p in FrequencyFilterLSTM(n_components=4, **kind).parameters())
     201345
     """
 
@@ -30,11 +31,11 @@ class FrequencyFilterLSTM(nn.Module):
         self,
         *,
         n_components: int,
-        cell: str = "lstm",
-        hidden_size: int = 128,
-        num_layers: int = 2,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
+        cell: str,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float,
+        bidirectional: bool,
     ) -> None:
         super().__init__()
         self.recurrent = CELLS[cell](

@@ -58,6 +58,11 @@ class Progress:
     stopped_early: bool = False
     history: list[EpochReport] = field(default_factory=list)
 
+    @property
+    def best(self) -> EpochReport:
+        """The report of the best epoch; there is one after the first validation."""
+        return self.history[self.best_epoch - 1]
+
 
 class TrainingState:
     """Network, optimizer, scheduler, scaler, random streams, best weights, counters and history."""
@@ -76,7 +81,11 @@ class TrainingState:
         )
         self.scheduler = (
             torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self.optimizer, factor=training.scheduler_factor, patience=training.scheduler_patience
+                self.optimizer,
+                factor=training.scheduler_factor,
+                patience=training.scheduler_patience,
+                # A share of a negative loss would call a slightly worse one better.
+                threshold_mode="abs" if training.loss == "snr" else "rel",
             )
             if training.scheduler_factor < 1
             else None
@@ -84,9 +93,9 @@ class TrainingState:
         # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        # Loss and gradient norm, summed over the epoch's batches. They stay on the device: to read a number after
+        # Losses, gradient norms and their count, summed over the epoch's batches. They stay on the device: to read a number after
         # every step would make the processor wait for it.
-        self.sums = torch.zeros(2, dtype=torch.float64, device=compute.device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
         self.progress = Progress()
 
     @property

@@ -92,13 +92,10 @@ def _epoch(
         progress.seconds = time.monotonic() - started
         if progress.batch < n_batches:  # the last step is part of the epoch's report
             yield StepReport(progress.epoch, progress.batch, n_batches)
-    loss, gradient_norm = (state.sums / n_batches).tolist()
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the training loss of epoch {progress.epoch} is {loss}: try a smaller learning_rate "
-            f"(now {state.learning_rate:g}) or a smaller gradient_clip_norm (now {params.gradient_clip_norm:g})"
-        )
-    report = EpochReport(progress.epoch, loss, gradient_norm, state.learning_rate, seconds=0.0)
+    loss_sum, norm_sum, n_norms = state.sums.tolist()
+    loss = loss_sum / n_batches
+    _finite("training", loss, state, params)
+    report = EpochReport(progress.epoch, loss, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0)
     if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
         report = _judge(state, report, validation, params)
     report = replace(report, seconds=time.monotonic() - started)
@@ -113,7 +110,7 @@ def _epoch(
 
 
 def _step(state: TrainingState, inputs: Tensor, targets: Tensor, params: TrainingParams) -> Tensor:
-    """One step of the optimizer; the batch's loss and gradient norm, (2,)."""
+    """One step of the optimizer: what it adds to the epoch's sums, (3,)."""
     network, scaler = state.network, state.scaler
     network.train()
     with state.compute.autocast():
@@ -125,13 +122,24 @@ def _step(state: TrainingState, inputs: Tensor, targets: Tensor, params: Trainin
     gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
     scaler.step(state.optimizer)
     scaler.update()
-    return torch.stack([loss.detach(), gradient_norm.detach()])
+    # The scaler skips a step whose gradient has overflown, and finds a smaller scale.
+    taken = torch.isfinite(gradient_norm)
+    return torch.stack([loss.detach(), torch.where(taken, gradient_norm.detach(), 0.0), taken.float()])
+
+
+def _finite(name: str, loss: float, state: TrainingState, params: TrainingParams) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the {name} loss of epoch {state.progress.epoch} is {loss}: try a smaller learning_rate "
+            f"(now {state.learning_rate:g}) or a smaller gradient_clip_norm (now {params.gradient_clip_norm:g})"
+        )
 
 
 def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, params: TrainingParams) -> EpochReport:
     """Validate, keep the best weights, and let scheduler and early stopping see the result."""
     progress = state.progress
     val_loss, val_mse = validate(state, validation, params)
+    _finite("validation", val_loss, state, params)
     improved = val_loss < progress.best_loss
     if improved:
         progress.best_loss, progress.best_epoch = val_loss, progress.epoch

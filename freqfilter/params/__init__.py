@@ -1,6 +1,6 @@
 """What is asked for: params.yaml, a recipe and typed values become one frozen, validated tree of sections."""
 
-from freqfilter.params.resolve import recipe_names, resolve
+from freqfilter.params.resolve import recipe_names, resolve, restore
 from freqfilter.params.schema import (
     DataParams,
     EvaluationParams,
@@ -21,4 +21,5 @@ __all__ = [
     "TrainingParams",
     "recipe_names",
     "resolve",
+    "restore",
 ]

@@ -36,8 +36,19 @@ def fields() -> Iterator[tuple[str, str, FieldInfo]]:
 
 
 def defaults() -> dict[str, Any]:
-    """What params.yaml states, by name."""
-    return _flatten(_home() / "params.yaml")
+    """What params.yaml states, by name.
+
+    Raises:
+        UserError: If the file is broken or a parameter is missing in it.
+    """
+    path = _home() / "params.yaml"
+    values = _flatten(path)
+    for section, name, _ in fields():
+        if name not in values:
+            raise UserError(
+                f"{path}: {name} is missing in section {section}; `git checkout params.yaml` brings it back"
+            )
+    return values
 
 
 def recipe_names() -> list[str]:
@@ -65,15 +76,12 @@ def resolve(
     given = {name: _typed(name, value) for name, value in (overrides or {}).items()}
     values = defaults() | _recipe(recipe, folder) | given
     if values["data_file"] is not None:
-        for name, settled in SETTLED_BY_DATA_FILE.items():
-            if name in given and str(given[name]) != settled:
-                raise UserError(f"{name}={given[name]}: with data_file the only value is {settled}; drop {name}")
-            values[name] = settled
+        values |= {name: settled for name, settled in SETTLED_BY_DATA_FILE.items() if name not in given}
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
     for section, name, field in fields():
         value = values[name]
         if is_path(field) and isinstance(value, str):
-            value = str(folder / Path(value).expanduser())
+            value = str(user_path(value, folder))
         sections[section][name] = value
     try:
         return Params.model_validate(sections)
@@ -86,7 +94,7 @@ def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
         return {}
     if recipe in recipe_names():
         return _flatten(_home() / "recipes" / f"{recipe}.yaml")
-    path = folder / Path(recipe).expanduser()
+    path = user_path(recipe, folder)
     if not path.is_file():
         raise UserError(
             f"recipe={recipe}: no such recipe or file; the recipes are {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
@@ -125,6 +133,36 @@ def _unknown(name: str) -> str:
     nearest = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else "see `python -m freqfilter train --help` for all names"
     return f"unknown parameter {name!r}: {hint}"
+
+
+def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
+    """The parameters that a model or a checkpoint was stored with.
+
+    A parameter that did not exist then has today's default, and one that is gone since is left out.
+
+    Raises:
+        UserError: If they are not parameters of ours.
+    """
+    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
+    today = defaults()
+    try:
+        for section, name, _ in fields():
+            sections[section][name] = stored.get(section, {}).get(name, today[name])
+        return Params.model_validate(sections)
+    except (AttributeError, TypeError, ValidationError):
+        raise UserError("the stored parameters are damaged, or of another program") from None
+
+
+def user_path(text: str, folder: Path) -> Path:
+    """The path that a user typed in ``folder``.
+
+    Raises:
+        UserError: If it starts with the home of a user who is not there.
+    """
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from None
 
 
 def is_path(field: FieldInfo) -> bool:

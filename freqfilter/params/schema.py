@@ -38,8 +38,8 @@ Positive = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Whole, Field(ge=1, le=10**9)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
-Numbers = Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1, max_length=1000)]
-Positives = Annotated[tuple[Positive, ...], BeforeValidator(_several), Field(min_length=1, max_length=1000)]
+Numbers = Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
 
 PATH: JsonDict = {"path": True}  # a relative value means the folder in which the user typed it
 
@@ -137,7 +137,7 @@ class TrainingParams(_Section):
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="arithmetic of the network's forward pass")
     deterministic: bool = Field(description="only algorithms that give the same bits each time")
-    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: all cores")
+    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: PyTorch's own choice")
     epochs: Count = Field(description="at most so many passes over the training windows")
     batch_size: Count = Field(description="windows of a training step")
     learning_rate: Positive = Field(description="step size of Adam at the start")
@@ -193,7 +193,10 @@ class Params(_Section):
                 f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}"
             )
         if (data.split == "file") != (data.data_file is not None):
-            raise ValueError("split=file goes with data_file=FILE: add the one or drop the other")
+            raise ValueError(f"split={data.split}: split=file goes with data_file, and with nothing else")
+        if data.data_file is not None and (data.noise != "fixed" or self.evaluation.audit_every):
+            wrong = "noise=fresh" if data.noise != "fixed" else f"audit_every={self.evaluation.audit_every}"
+            raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
         if data.split == "random" and data.noise == "fresh":
             raise ValueError("split=random cuts windows of one realization: add noise=fixed")
         self._keep_realizations_apart()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from freqfilter.signals.windows import WindowSet, batches
 
 PARTS = ("train", "val", "test")
 WRITTEN_AT_ONCE = 4096  # windows
+# Damaged, encrypted or oddly packed archives show in many ways.
+UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
+)  # fmt: skip
 
 
 def write(path: Path, parts: dict[str, WindowSet]) -> None:
@@ -68,7 +74,7 @@ def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
                 raise UserError(f"data_file={path}: a single array, not a .npz file; `freqfilter prepare` writes one")
             with stored:
                 arrays = {name: _array(path, stored, name) for part in PARTS for name in (f"X_{part}", f"y_{part}")}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
+    except UNREADABLE as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable .npz file"
         raise UserError(f"data_file={path}: {reason}; `freqfilter prepare` writes one") from None
     n_samples = arrays["X_train"].shape[1]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from freqfilter.errors import UserError
 from freqfilter.params import Params
 from freqfilter.signals import archive
 from freqfilter.signals.model import SignalModel
@@ -39,15 +40,24 @@ class Splits:
         """Generate, or read from ``data_file``, the data that the parameters ask for.
 
         Raises:
-            UserError: If the data file cannot be used.
+            UserError: If the data file cannot be used, or a split leaves no windows to train on.
         """
         if params.data.data_file is not None:
-            return cls._from_file(params.data.data_file, n_components=len(params.signals.frequencies_hz))
+            return cls._from_file(
+                params.data.data_file,
+                n_components=len(params.signals.frequencies_hz),
+                window_length=params.data.window_length,
+            )
         return cls._generated(params)
 
     @classmethod
-    def _from_file(cls, data_file: str, *, n_components: int) -> Self:
+    def _from_file(cls, data_file: str, *, n_components: int, window_length: int) -> Self:
         arrays = archive.read(data_file, n_components=n_components)
+        if (n_samples := arrays["X_train"].shape[1]) != window_length:
+            raise UserError(
+                f"data_file={data_file}: its windows have {n_samples} samples and window_length={window_length}: "
+                f"add window_length={n_samples}"
+            )
         train, validation, test = (
             StoredWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
             for part in archive.PARTS
@@ -76,12 +86,15 @@ class Splits:
             noise = random.standard_normal((len(without_noise), data.window_length), dtype=np.float32)
             return replace(without_noise, noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
-        fixed = cut_realizations(data.train_noise_seed)
+        fixed = cut_realizations(data.train_noise_seed) if data.noise == "fixed" else without_noise
         if data.split == "random":
             order = np.random.RandomState(data.split_seed).permutation(len(fixed))
             n_validation = math.ceil(data.validation_fraction * len(fixed))
             if n_validation == len(fixed):
-                n_validation -= 1
+                raise UserError(
+                    f"validation_fraction={data.validation_fraction:g} of {len(fixed)} windows leaves no training: "
+                    "lower it, or raise n_samples"
+                )
             validation = fixed.choose(torch.from_numpy(order[:n_validation]))
             fixed = fixed.choose(torch.from_numpy(order[n_validation:]))
         else:

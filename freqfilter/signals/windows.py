@@ -164,7 +164,10 @@ def batches(windows: WindowSet, batch_size: int, device: torch.device) -> Iterat
 
 
 def spread(windows: CutWindows, n_windows: int) -> CutWindows:
-    """At most ``n_windows`` of a full set, spread evenly over its starts, each start with all of its selectors."""
+    """``n_windows`` of a full set, spread evenly over its starts, each start with all of its selectors.
+
+    As many whole starts as fit into ``n_windows``, but at least one and at most all.
+    """
     n_starts = max(1, min(n_windows // windows.n_components, len(windows) // windows.n_components))
     starts = torch.linspace(0, len(windows) // windows.n_components - 1, n_starts, dtype=torch.float64).round()
     numbers = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)

@@ -9,6 +9,8 @@ import pandas as pd
 from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL
 from freqfilter.filters.state import EpochReport, Progress
 
+TEST_MSE = "test/mse"
+
 
 def epoch_metrics(report: EpochReport) -> dict[str, float]:
     """What is charted for an epoch, at ``step`` = epoch; what was not measured is left out."""
@@ -26,18 +28,14 @@ def epoch_metrics(report: EpochReport) -> dict[str, float]:
 
 def best_metrics(progress: Progress, *, audit_mse: float | None) -> dict[str, float]:
     """What the best epoch came to, and how many were run."""
-    metrics: dict[str, float | None] = {
-        "best/epoch": progress.best_epoch,
+    metrics = {
         "epochs_run": len(progress.history),
+        "best/epoch": progress.best_epoch,
+        "best/train_loss": progress.best.train_loss,
+        "best/val_loss": progress.best.val_loss,
+        "best/val_mse": progress.best.val_mse,
+        "best/audit_mse": audit_mse,
     }
-    if progress.best_epoch:
-        best = progress.history[progress.best_epoch - 1]
-        metrics |= {
-            "best/train_loss": best.train_loss,
-            "best/val_loss": best.val_loss,
-            "best/val_mse": best.val_mse,
-            "best/audit_mse": audit_mse,
-        }
     return {name: value for name, value in metrics.items() if value is not None}
 
 

@@ -24,7 +24,7 @@ class Source:
 
     Attributes:
         commit: The commit; None where the code is no git checkout.
-        patch: What differs from the commit, new files included; empty if nothing.
+        patch: What differs from the commit in files that git knows, and new code and recipes; empty if nothing.
     """
 
     commit: str | None
@@ -47,9 +47,12 @@ def source() -> Source:
         return Source(None, b"")
     try:
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
-        return Source(commit, _patch(root))
     except subprocess.CalledProcessError:  # no commit yet, or an owner that git does not trust
         return Source(None, b"")
+    try:
+        return Source(commit, _patch(root))
+    except subprocess.CalledProcessError:  # a file that went away in between
+        return Source(commit, b"")
 
 
 def machine_tags(compute: Compute) -> dict[str, str]:
@@ -72,8 +75,10 @@ def _patch(root: Path) -> bytes:
         copy = Path(folder) / "index"
         if (root / index).exists():
             shutil.copy(root / index, copy)
-        _git(root, "add", "--intent-to-add", ".", index=copy)
-        return _git(root, "diff", "--binary", "HEAD", index=copy)
+        # Of new files only those that a run can depend on: others may hold data or secrets.
+        new = [name for name in ("freqfilter", "recipes") if (root / name).exists()]
+        _git(root, "add", "--intent-to-add", "--", *new, index=copy)
+        return _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=copy)
 
 
 def _git(root: Path, *arguments: str, index: Path | None = None) -> bytes:

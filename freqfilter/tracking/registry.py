@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
@@ -22,7 +23,7 @@ from freqfilter.errors import UserError
 from freqfilter.filters import network as network_source
 from freqfilter.filters.checkpoints import write_weights
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
-from freqfilter.params import Params
+from freqfilter.params import Params, restore
 from freqfilter.signals.randomness import stream
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.store import translated
@@ -30,6 +31,7 @@ from freqfilter.tracking.store import translated
 SCHEMA = 1  # of facts.json; a change that old readers cannot follow raises it
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+DAMAGED = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
 
@@ -54,7 +56,7 @@ class Filter:
     @property
     def params(self) -> Params:
         """The parameters of its training run."""
-        return Params.model_validate(self.facts["params"])
+        return restore(self.facts["params"])
 
     def predict(self, x: ArrayLike) -> NDArray[np.float32]:
         """Estimate the selected component.
@@ -169,13 +171,18 @@ def load_uri(uri: str) -> Filter:
         UserError: If there is nothing to load, or what there is is not a filter of ours.
     """
     with translated(uri), environment(**SAFE):
-        loaded = mlflow.pyfunc.load_model(uri)
-        model = loaded.unwrap_python_model()
-    facts = getattr(model, "facts", None)
-    if not isinstance(facts, dict) or "schema" not in facts:
-        raise UserError(f"{uri}: not a filter of freqfilter")
-    if facts["schema"] > SCHEMA:
-        raise UserError(f"{uri}: model schema {facts['schema']} is newer than {SCHEMA}; use a newer freqfilter")
+        # Before its code runs, which may need what this environment has not.
+        schema = (mlflow.models.Model.load(uri).metadata or {}).get("schema")
+        if not isinstance(schema, int):
+            raise UserError(f"{uri}: not a filter of freqfilter")
+        if schema > SCHEMA:
+            raise UserError(f"{uri}: model schema {schema} is newer than {SCHEMA}; use a newer freqfilter")
+        try:
+            loaded = mlflow.pyfunc.load_model(uri)
+            model = loaded.unwrap_python_model()
+        except DAMAGED as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{uri}: its files are damaged or incomplete ({type(error).__name__}: {reason})") from error
     return Filter(uri, loaded.metadata.model_id, model)
 
 
@@ -184,7 +191,8 @@ def _facts(params: Params, *, n_components: int) -> dict[str, Any]:
         "schema": SCHEMA,
         "network": {"n_components": n_components, **params.model.model_dump()},
         "frequencies_hz": list(params.signals.frequencies_hz),
-        "sample_rate_hz": params.signals.sample_rate_hz,
+        # The signal model does not speak of a user's own data.
+        "sample_rate_hz": params.signals.sample_rate_hz if params.data.data_file is None else None,
         "window_length": params.data.window_length,
         "params": params.model_dump(mode="json"),
     }

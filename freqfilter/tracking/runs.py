@@ -5,23 +5,24 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import psutil
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Param
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
 from freqfilter.files import replacing, writable_folder
 from freqfilter.launch import launched_by_mlflow, launcher
 from freqfilter.signals.windows import WindowSet
-from freqfilter.stopping import Stopped
+from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking.afterwards import set_status_after
+from freqfilter.tracking.provenance import LARGEST_PATCH, Source
 from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import translated
 
@@ -107,13 +108,19 @@ class Run:
             figure.savefig(file, format="png", dpi=300)
         self.log_file(self.folder / artifact)
 
+    def log_source(self, source: Source) -> None:
+        """Tag the run with the state of its code, and keep the uncommitted patch where it is not too large."""
+        self.log_tags(source.tags)
+        if 0 < len(source.patch) <= LARGEST_PATCH:
+            self.log_bytes(source.patch, "source/uncommitted.patch")
+
     def _close(self) -> None:
         self._spool.close(DELIVERY_TIMEOUT_S)
         self.log_file(self._spool.path)
 
 
 @contextmanager
-def open_run(*, experiment: str, run_dir: Path) -> Iterator[Run]:
+def open_run(*, experiment: str, run_dir: Path, stopping: Stopping) -> Iterator[Run]:
     """A run of its own, or the one that ``mlflow run`` has made; it ends FINISHED, FAILED or KILLED as it did.
 
     A run that did not finish keeps its folder, and says why it ended in the tag ``ended_because``.
@@ -121,33 +128,39 @@ def open_run(*, experiment: str, run_dir: Path) -> Iterator[Run]:
     Args:
         experiment: Where a run of its own belongs. The other one is where MLflow was told to put it.
         run_dir: Folder for the folders of scratch files.
+        stopping: Hears of the launcher, to end with it.
 
     Raises:
         UserError: If MLflow refuses the run.
     """
     writable_folder(run_dir)  # before there is a run, which could only fail
-    launched = launched_by_mlflow()  # opening the run takes the sign of it away
-    with translated("no run can be opened"):
-        if not launched:
-            mlflow.set_experiment(experiment)
-        active = mlflow.start_run()
+    parent, launched = launcher(), launched_by_mlflow()  # opening the run takes the sign of it away
+    stopping.end_with(parent)
+    run: Run | None = None
     try:
-        run = Run(active, run_dir=run_dir)
-        try:
-            yield run
-        except BaseException as error:
-            # The store may be what failed: that must not hide the error.
-            with suppress(Exception):
-                mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
-                run._close()
-            raise
+        with translated("no run can be opened"):
+            if not launched:
+                mlflow.set_experiment(experiment)
+            run = Run(mlflow.start_run(), run_dir=run_dir)
+        yield run
         run._close()
-        shutil.rmtree(run.folder)
     except BaseException as error:
-        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
-        with suppress(MlflowException):
-            mlflow.end_run(status)
-        if launched and status == "KILLED" and (parent := launcher()):
-            set_status_after(parent, active.info.run_id, status)
+        # The store may be what failed: that must not hide the error.
+        with suppress(Exception):
+            mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
+        with suppress(Exception):
+            if run:
+                run._close()
+        _end("KILLED" if isinstance(error, Stopped) else "FAILED", parent if stopping.stopped else None)
         raise
-    mlflow.end_run("FINISHED")
+    shutil.rmtree(run.folder, ignore_errors=True)
+    _end("FINISHED", parent if stopping.stopped else None)
+
+
+def _end(status: str, parent: psutil.Process | None) -> None:
+    """End the active run; ``parent``, if any, will get its status wrong when it hears of the stop."""
+    if active := mlflow.active_run():
+        with suppress(Exception) if status != "FINISHED" else nullcontext():
+            mlflow.end_run(status)
+        if parent and parent.is_running():
+            set_status_after(parent, active.info.run_id, status)

@@ -64,11 +64,9 @@ class MetricSpool:
         self._closing = True
         self._wake.set()
         self._sender.join(timeout_s)
-        if self._sender.is_alive():
+        if self._unsent():
             reason = f" ({' '.join(str(self._problem).split())[:200]})" if self._problem else ""
-            raise UserError(
-                f"the tracking store took not all metrics within {timeout_s:g} s{reason}; they are in {self.path}"
-            )
+            raise UserError(f"the tracking store has not taken all metrics{reason}; they are in {self.path}")
 
     def _deliver(self) -> None:
         pause_s = FIRST_PAUSE_S
@@ -85,6 +83,8 @@ class MetricSpool:
                 self._client.log_batch(self._run_id, metrics=[_metric(line) for line in lines])
             except Exception as error:  # the network's own exceptions come through too
                 self._problem = error
+                if getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                    return  # the store is there and will never take it
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:

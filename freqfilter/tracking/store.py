@@ -26,7 +26,8 @@ def open_store() -> str:
     migrations.
 
     Returns:
-        The tracking URI: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working directory.
+        The tracking URI to show, without a password: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
+        directory.
 
     Raises:
         UserError: If the store cannot be used.
@@ -51,7 +52,7 @@ def open_store() -> str:
     except Exception as error:  # MLflow lets its database's and network's own exceptions through
         reason = " ".join(str(error).replace(uri, _shown(uri)).split())
         raise UserError(f"tracking store {_shown(uri)} cannot be used: {reason[:200]}") from error
-    return uri
+    return _shown(uri)
 
 
 @contextmanager

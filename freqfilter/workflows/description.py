@@ -28,13 +28,11 @@ def description(
         model_name: The registered model, where the text stands under a run.
         version: Its version, likewise; None: not registered.
     """
-    lines = []
-    if progress.best_epoch:
-        best = progress.history[progress.best_epoch - 1]
-        lines.append(
-            f"Best epoch **{best.epoch}** of {len(progress.history)}: "
-            f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
-        )
+    best = progress.best
+    lines = [
+        f"Best epoch **{best.epoch}** of {len(progress.history)}: "
+        f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
+    ]
     lines.append(f"Test MSE **{scores['mse'][MODEL, OVERALL]:.4g}** with the best weights.")
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")

@@ -11,6 +11,7 @@ from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.compute import Compute
 from freqfilter.params import TrackingParams
 from freqfilter.signals.splits import Splits
+from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.metrics import score_metrics
 from freqfilter.tracking.runs import open_run
@@ -34,13 +35,17 @@ class Evaluated:
     scores: pd.DataFrame
 
 
-def evaluate(tracking: TrackingParams, *, version: str | None, run_id: str | None, console: Console) -> Evaluated:
+def evaluate(
+    tracking: TrackingParams, *, version: str | None, run_id: str | None, stopping: Stopping, console: Console
+) -> Evaluated:
     """Score a model beside the baselines, as a run of its own that names it.
 
     Args:
         tracking: Where the registry and the new run are.
         version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
         run_id: Run whose model is scored, in place of a version.
+        stopping: Tells when to stop.
+        stopping: Tells when to stop.
         console: Hears how it goes.
 
     Raises:
@@ -53,13 +58,11 @@ def evaluate(tracking: TrackingParams, *, version: str | None, run_id: str | Non
     # The model is judged as its users get it: in float32, on what this machine has.
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
-    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir)) as run:
+    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
         run.name(f"evaluate {model.uri}")
         run.log_params(chosen)
-        run.log_tags(
-            {"workflow": "evaluate", "model_uri": model.uri} | provenance.source().tags
-            | provenance.machine_tags(compute)
-        )  # fmt: skip
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(compute))
         run.log_data(splits.test, name="test", context="test")
         console.say(f"scoring {model.uri} on {len(splits.test):,} windows")
         module = model.module.to(compute.device)

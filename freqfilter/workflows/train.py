@@ -13,7 +13,7 @@ import torch
 from freqfilter.evaluation import figures
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
-from freqfilter.filters.compute import Compute
+from freqfilter.filters.compute import Compute, memory_errors
 from freqfilter.filters.state import EpochReport, Progress, TrainingState, parameter_count
 from freqfilter.filters.training import train as training_steps
 from freqfilter.filters.training import validate
@@ -22,7 +22,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.metrics import best_metrics, epoch_metrics, score_metrics
+from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, score_metrics
 from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
@@ -48,6 +48,7 @@ class Trained:
     version: int | None
 
 
+@memory_errors()
 def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console: Console) -> Trained:
     """Train as the parameters say, and track it.
 
@@ -59,13 +60,14 @@ def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console
         console: Hears how it goes.
 
     Raises:
-        UserError: If store, device, precision or data cannot be used, or training diverges.
+        UserError: If store, device, precision or data cannot be used, memory runs out, or training diverges.
         Stopped: If it was stopped; the run is then KILLED.
     """
     compute = Compute.open(params.training)
     splits = Splits.from_params(params)
     tracking_uri = open_store()
-    with open_run(experiment=params.tracking.experiment, run_dir=Path(params.tracking.run_dir)) as run:
+    tracking = params.tracking
+    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
         params = params.in_experiment(run.experiment)
         run.name(name)
         _log_origin(run, params, recipe=recipe, compute=compute, splits=splits)
@@ -88,6 +90,7 @@ def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console
             _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
         _log_files(run, state, scores, params)
 
+        stopping.finish_anyway()  # what a stop could save is seconds, and it could leave a version without its run
         module = state.network.cpu()
         example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
         model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
@@ -98,7 +101,7 @@ def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console
             version = registry.register(
                 model_id,
                 params.tracking.model_name,
-                tags={"run_id": run.run_id, "recipe": recipe, "test/mse": f"{metrics['test/mse']:.6g}"},
+                tags={"run_id": run.run_id, "recipe": recipe, TEST_MSE: f"{metrics[TEST_MSE]:.6g}"},
                 description=description(progress, scores, run_id=run.run_id),
             )
             run.log_tags({"model_version": str(version)})
@@ -110,14 +113,10 @@ def _log_origin(run: Run, params: Params, *, recipe: str, compute: Compute, spli
     """Parameters, code, machine and data: all that the run's numbers follow from."""
     run.log_params({"recipe": recipe} | params.canonical())
     run.log_bytes(params.to_yaml().encode(), "params.yaml")
-    source = provenance.source()
+    run.log_source(provenance.source())
     run.log_tags(
-        {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
-        | source.tags
-        | provenance.machine_tags(compute)
+        {"workflow": "train", "recipe": recipe, "params_digest": params.digest()} | provenance.machine_tags(compute)
     )
-    if 0 < len(source.patch) <= provenance.LARGEST_PATCH:
-        run.log_bytes(source.patch, "source/uncommitted.patch")
     run.log_data(splits.train(1), name="train", context="training")
     run.log_data(splits.validation, name="validation", context="validation")
     run.log_data(splits.test, name="test", context="test")
@@ -168,7 +167,7 @@ def _train(
 def _log_files(run: Run, state: TrainingState, scores: pd.DataFrame, params: Params) -> None:
     """The original's files under the original's names, and the table of scores."""
     history = state.progress.history
-    figure = figures.training_loss(history, loss=params.training.loss, best_epoch=state.progress.best_epoch or None)
+    figure = figures.training_loss(history, loss=params.training.loss, best_epoch=state.progress.best_epoch)
     run.log_figure(figure, "visualizations/07_training_loss.png")
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
     run.log_file(run.folder / "models/best_model.pth")

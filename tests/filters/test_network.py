@@ -10,6 +10,7 @@ from torch import nn
 from freqfilter.filters import network as network_module
 from freqfilter.filters.losses import LOSSES
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
+from freqfilter.params import resolve
 
 KINDS = [
     {"cell": cell, "bidirectional": bidirectional, "num_layers": layers}
@@ -25,7 +26,10 @@ def small(**kind: object) -> FrequencyFilterLSTM:
 
 
 def test_the_network_has_the_documented_number_of_parameters() -> None:
-    counts = {name: p.numel() for name, p in FrequencyFilterLSTM(n_components=4).named_parameters()}
+    counts = {
+        name: p.numel()
+        for name, p in FrequencyFilterLSTM(n_components=4, **resolve().model.model_dump()).named_parameters()
+    }
     layers = [sum(n for name, n in counts.items() if part in name) for part in ("_l0", "_l1", "output")]
     assert layers == [69_120, 132_096, 129]
     assert sum(layers) == sum(counts.values()) == 201_345

@@ -11,13 +11,12 @@ import torch
 from freqfilter.errors import UserError
 from freqfilter.filters.checkpoints import read_checkpoint, write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute
-from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.filters.training import StepReport, train
 from freqfilter.params import Params, resolve
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows
-from tests.conftest import SMALL
+from tests.conftest import SMALL, network
 
 Report = StepReport | EpochReport
 EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": "bf16"}
@@ -205,6 +204,19 @@ def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_best_weights() ->
     assert all(torch.isfinite(weight).all() for weight in state.network.parameters())
 
 
+def test_a_validation_loss_that_is_not_finite_ends_training_too() -> None:
+    with pytest.raises(UserError, match="validation loss of epoch 1"):
+        run(small(learning_rate="1e30", batch_size="100000"))
+
+
+def test_a_loss_in_decibels_that_creeps_up_is_a_plateau() -> None:
+    state = fresh_state(small(loss="snr", scheduler_patience="0"))
+    assert state.scheduler
+    for step in range(4):
+        state.scheduler.step(-5 + step * 1e-4)
+    assert state.learning_rate < small().training.learning_rate
+
+
 def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda: PyTorch finds no CUDA device"):
@@ -220,7 +232,7 @@ def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
 def test_weights_are_loaded_by_pytorch_alone(tmp_path: Path) -> None:
     state = fresh_state(small())
     write_weights(tmp_path / "best_model.pth", state.network.state_dict())
-    other = FrequencyFilterLSTM(n_components=4, hidden_size=8)
+    other = network(n_components=4)
     other.load_state_dict(torch.load(tmp_path / "best_model.pth", weights_only=True))
     assert [p.name for p in tmp_path.iterdir()] == ["best_model.pth"]
 
@@ -250,6 +262,9 @@ def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> N
     assert not (tmp_path / "touched").exists()
     torch.save({"weights": 1}, path)
     refused("not a checkpoint of freqfilter")
+    for content in ({"schema": "x"}, {"schema": 1}, {"schema": 1, "params": {"training": 3}, "state": {}}):
+        torch.save(content, path)
+        refused("not a checkpoint|damaged")
     torch.save({"schema": 2}, path)
     refused("newer than 1")
     path.unlink()

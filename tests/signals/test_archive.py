@@ -91,6 +91,12 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"data.npz"):
             archive.read(str(path), n_components=2)
+    np.savez_compressed(path, **good())
+    packed = bytearray(path.read_bytes())
+    packed[2000:2100] = bytes(100)
+    path.write_bytes(bytes(packed))
+    with pytest.raises(UserError, match="not a readable"):
+        archive.read(str(path), n_components=2)
     with pytest.raises(UserError, match="No such file"):
         archive.read(str(tmp_path / "absent.npz"), n_components=2)
 

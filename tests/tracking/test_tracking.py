@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,13 +18,13 @@ from mlflow.exceptions import MlflowException
 import freqfilter
 from freqfilter.errors import UserError
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
-from freqfilter.params import resolve
-from freqfilter.stopping import Stopped
+from freqfilter.params import resolve, restore
+from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.runs import open_run
 from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import open_store
-from tests.conftest import SMALL
+from tests.conftest import SMALL, network
 
 
 def new_run() -> str:
@@ -81,6 +82,15 @@ def test_a_store_that_stays_away_leaves_every_point_in_the_file(folder: Path, mo
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_metric_that_the_store_will_never_take_is_said_at_once(folder: Path) -> None:
+    spool = MetricSpool(folder / "metrics.jsonl", new_run())
+    spool.append({"a name with a + in it": 1}, step=1)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="has not taken all metrics"):
+        spool.close(30)
+    assert time.monotonic() - started < 20
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (UserError("bad"), "FAILED"), (Stopped(15), "KILLED")],
@@ -88,7 +98,7 @@ def test_a_store_that_stays_away_leaves_every_point_in_the_file(folder: Path, mo
 def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str, folder: Path) -> None:
     ended = None
     try:
-        with open_run(experiment="e", run_dir=folder / "runs") as run:
+        with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
             run.log_metrics({"m": 1}, step=1)
             if error:
                 raise error
@@ -104,14 +114,14 @@ def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str,
 
 
 def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(folder: Path) -> None:
-    with open_run(experiment="e", run_dir=folder / "runs") as run:
+    with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
         MlflowClient().log_param(run.run_id, "learning_rate", "1e-3")
         run.log_params({"learning_rate": "0.001", "epochs": "3"})
     assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
 
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
-    with open_run(experiment="e", run_dir=folder / "runs") as run:
+    with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
         figure = Figure(figsize=(2, 1))
         figure.subplots()
         run.log_figure(figure, "visualizations/a.png")
@@ -125,12 +135,12 @@ def test_artifacts_keep_their_names(folder: Path) -> None:
 
 def trained(seed: int = 0) -> FrequencyFilterLSTM:
     torch.manual_seed(seed)
-    return FrequencyFilterLSTM(n_components=4, hidden_size=8).eval()
+    return network(n_components=4).eval()
 
 
 def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
     params = resolve(SMALL | overrides)
-    with open_run(experiment="e", run_dir=folder / "runs"):
+    with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()):
         example = np.zeros((2, 20, 5), dtype=np.float32)
         model_id = registry.log_model(module, params, example=example, step=1)
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
@@ -204,11 +214,20 @@ def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
             name="m", python_model="foreign.py", registered_model_name="foreign", pip_requirements=[]
         )
         mlflow.pyfunc.log_model(name="m", python_model=Foreign(), registered_model_name="pickled", pip_requirements=[])
+    damaged = registered(folder, trained())
+    source = MlflowClient().get_model_version_download_uri("frequency-filter", str(damaged))
+    files = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder / "files")))
+    (files / "artifacts" / "weights.pt").write_bytes(b"PK")
+    newer = shutil.copytree(files, folder / "newer")
+    (newer / "MLmodel").write_text((newer / "MLmodel").read_text().replace("schema: 1", "schema: 2"))
+    for path, message in [(files, "damaged"), (newer, "schema 2 is newer than 1")]:
+        with pytest.raises(UserError, match=message):
+            registry.load_uri(str(path))
     for name, version, message in [
         ("frequency-filter", 99, "99"),
         ("absent", 1, "absent"),
         ("foreign", 1, "not a filter"),
-        ("pickled", 1, "pickle"),
+        ("pickled", 1, "not a filter"),
         ("../up", 1, "up"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
@@ -254,8 +273,6 @@ def test_versions_with_different_code_work_in_one_process(
     folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
 ) -> None:
     """A later network.py that doubles its output must not change what an earlier version gives, nor the reverse."""
-    import shutil
-
     uri, module = shared_version
     changed = folder / "changed"
     shutil.copytree(uri, changed)
@@ -286,6 +303,16 @@ def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) ->
     expected = np.load(path / "expected.npz")
     np.testing.assert_allclose(found.predict(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
     assert found.params.signals.frequencies_hz == (1, 3, 5, 7)
+
+
+def test_a_version_from_before_a_parameter_existed_still_tells_its_parameters() -> None:
+    stored = resolve(SMALL).model_dump(mode="json")
+    del stored["training"]["threads"]
+    stored["training"]["gone_since"] = 1
+    assert restore(stored) == resolve(SMALL | {"threads": "0"})
+    for damaged in ({"training": {"epochs": "many"}}, {"training": 3}):
+        with pytest.raises(UserError, match="stored parameters are damaged"):
+            restore(damaged)  # type: ignore[arg-type]
 
 
 def test_a_new_store_is_made_and_an_old_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,11 +368,13 @@ def test_uncommitted_changes_are_known_new_files_included_and_the_index_is_left_
     assert clean.tags == {"git_commit": git(tmp_path, "rev-parse", "HEAD").strip()}
 
     (tmp_path / "MLproject").write_text("new\n")
-    (tmp_path / "added.py").write_text("x = 1\n")
+    (tmp_path / "freqfilter" / "added.py").write_text("x = 1\n")
+    (tmp_path / ".env").write_text("PASSWORD=secret\n")
     before = git(tmp_path, "status", "--porcelain")
     dirty = provenance.source()
     assert b"+x = 1" in dirty.patch
     assert b"-old" in dirty.patch
+    assert b"secret" not in dirty.patch
     assert set(dirty.tags) == {"git_commit", "git_patch_sha256"}
     assert git(tmp_path, "status", "--porcelain") == before
 
