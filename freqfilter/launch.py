@@ -29,6 +29,16 @@ def launcher() -> psutil.Process | None:
         return None
 
 
+def running(process: psutil.Process) -> bool:
+    """Whether a process is still there, and not one that has ended and waits for its parent to hear of it."""
+    import psutil
+
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def launcher_folder() -> Path | None:
     """The folder that ``mlflow run`` was typed in; None where the system does not tell."""
     import psutil

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from freqfilter.launch import running
+
 if TYPE_CHECKING:
     import psutil
 
@@ -47,7 +49,7 @@ class Stopping:
         Raises:
             Stopped: If a signal has come.
         """
-        if self._received is None and self._launcher is not None and not self._launcher.is_running():
+        if self._received is None and self._launcher is not None and not running(self._launcher):
             self._received = signal.SIGTERM
         if self._deferred and self._received is not None:
             self._deferred = False

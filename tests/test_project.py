@@ -25,8 +25,8 @@ PARTS = [
     "filters",
     "signals",
     "params",
-    "launch",
     "stopping",
+    "launch",
     "files",
     "errors",
 ]

@@ -93,8 +93,8 @@ class TrainingState:
         # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        # Losses, gradient norms and their count, summed over the epoch's batches. They stay on the device: to read a number after
-        # every step would make the processor wait for it.
+        # Losses, gradient norms and their count, summed over the epoch's batches. They stay on the device: to read a
+        # number after every step would make the processor wait for it.
         self.sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
         self.progress = Progress()
 

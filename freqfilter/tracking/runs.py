@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
 from freqfilter.files import replacing, writable_folder
-from freqfilter.launch import launched_by_mlflow, launcher
+from freqfilter.launch import launched_by_mlflow, launcher, running
 from freqfilter.signals.windows import WindowSet
 from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking.afterwards import set_status_after
@@ -162,5 +162,5 @@ def _end(status: str, parent: psutil.Process | None) -> None:
     if active := mlflow.active_run():
         with suppress(Exception) if status != "FINISHED" else nullcontext():
             mlflow.end_run(status)
-        if parent and parent.is_running():
+        if parent and running(parent):
             set_status_after(parent, active.info.run_id, status)
