@@ -146,10 +146,10 @@ def open_run(*, experiment: str, run_dir: Path, stopping: Stopping) -> Iterator[
         run._close()
     except BaseException as error:
         # The store may be what failed: that must not hide the error.
-        with suppress(Exception):
-            mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
-        with suppress(Exception):
-            if run:
+        if run:
+            with suppress(Exception):
+                mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
+            with suppress(Exception):
                 run._close()
         _end("KILLED" if isinstance(error, Stopped) else "FAILED", parent if stopping.stopped else None)
         raise

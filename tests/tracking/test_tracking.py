@@ -113,6 +113,18 @@ def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str,
     assert [f.path for f in MlflowClient().list_artifacts(run.run_id)] == ["metrics.jsonl"]
 
 
+def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
+    client = MlflowClient()
+    client.delete_experiment(client.create_experiment("e"))
+    with (
+        pytest.raises(UserError, match="deleted experiment"),
+        open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()),
+    ):
+        pass
+    assert mlflow.active_run() is None
+    assert client.search_runs(["0"]) == []
+
+
 def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(folder: Path) -> None:
     with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
         MlflowClient().log_param(run.run_id, "learning_rate", "1e-3")
