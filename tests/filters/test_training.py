@@ -89,9 +89,9 @@ def test_what_others_draw_from_the_global_generator_changes_nothing_and_is_not_c
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30])
+@pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
 def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(stop_after: int, tmp_path: Path) -> None:
-    params = small(**EVERYTHING_RANDOM, scheduler_patience="0", learning_rate="0.3", epochs="5")
+    params = small(**EVERYTHING_RANDOM, scheduler_patience="1", learning_rate="0.3", epochs="6")
     whole = run(params)
     assert len({report.learning_rate for report in whole.progress.history}) > 1  # the scheduler has acted
 
@@ -116,6 +116,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(stop
     assert figures(resumed) == figures(whole)
     assert same_weights(resumed, whole)
     assert resumed.progress.best_epoch == whole.progress.best_epoch
+    assert resumed.state_dict()["scheduler"] == whole.state_dict()["scheduler"]
 
 
 def test_training_ends_with_the_weights_of_the_best_validation() -> None:
