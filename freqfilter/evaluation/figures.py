@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from freqfilter.filters.state import EpochReport
@@ -47,8 +47,11 @@ def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epo
         axes.axvline(best_epoch, label=f"best validation, epoch {best_epoch}", color=GREY, linestyle=":")
     if lowest > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter(minor_thresholds=(2, 1)))
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+        plain = StrMethodFormatter("{x:.3g}")
+        axes.yaxis.set_major_formatter(plain)
+        bottom, top = axes.get_ylim()
+        # Within a decade or so the minor ticks are all there is to read; over several they would overlap.
+        axes.yaxis.set_minor_formatter(plain if top < 30 * bottom else NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="epoch",
