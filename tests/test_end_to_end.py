@@ -252,8 +252,9 @@ ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
 
 def start_and_wait_for(line_start: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+    )  # fmt: skip
     assert process.stdout
     for line in process.stdout:
         if line_start in line:
