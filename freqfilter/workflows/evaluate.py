@@ -45,7 +45,6 @@ def evaluate(
         version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
         run_id: Run whose model is scored, in place of a version.
         stopping: Tells when to stop.
-        stopping: Tells when to stop.
         console: Hears how it goes.
 
     Raises:
