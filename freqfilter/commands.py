@@ -12,9 +12,11 @@ from freqfilter import __version__
 from freqfilter.errors import UserError
 from freqfilter.launch import launched_by_mlflow, launcher_folder
 from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names, resolve, user_path
+from freqfilter.params.variants import from_seeds, one_at_a_time
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
+    from freqfilter.params import Params
     from freqfilter.workflows.train import Trained
 
 LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
@@ -55,38 +57,63 @@ _recipe_option = click.option(
 )
 
 
+_seeds_option = click.option(
+    "--seeds", metavar="LIST", help='train once from each seed, such as "[1, 2, 3]": mean and spread of every figure'
+)
+
+
 @cli.command()
 @_recipe_option
+@_seeds_option
 @_parameter_options()
 @click.pass_obj
-def train(watch: Stopping, /, recipe: str, **typed: str | None) -> None:
+def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | None) -> None:
     """Train the filter: one tracked, registered run."""
-    _train(watch, recipe, typed)
+    _train(watch, recipe, seeds, typed)
 
 
 @cli.command()
+@_seeds_option
 @_parameter_options()
 @click.pass_obj
-def original(watch: Stopping, /, **typed: str | None) -> None:
+def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None:
     """Train as the original script does."""
-    _train(watch, "original", typed)
+    _train(watch, "original", seeds, typed)
+
+
+@cli.command()
+@_recipe_option
+@click.option(
+    "--values", required=True, metavar="MAPPING", help='what to try, such as "{hidden_size: [64, 256], cell: gru}"'
+)
+@_parameter_options()
+@click.pass_obj
+def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> None:
+    """Train once as the other parameters say, and once for each value in place of one of them."""
+    given = _given(typed)
+    folder = _folder({"recipe": recipe} | given)
+    variants = one_at_a_time(values, given, recipe=recipe, folder=folder)
+    _train_several(watch, variants, {"values": values}, recipe, given)
 
 
 @cli.command()
 @_recipe_option
 @click.option("--output", default="data/training_data.npz", show_default=True, help="the file to write")
-@_parameter_options(sections=("signals", "data"))
-def prepare(recipe: str, output: str, **typed: str | None) -> None:
-    """Write the windows as a file that data_file takes."""
+@_parameter_options(sections=("signals", "data", "tracking"))
+@click.pass_obj
+def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -> None:
+    """Draw the data, and write its windows as a file that data_file takes."""
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.prepare import prepare as run_prepare
 
-    given = {"noise": "fixed"} | _given(typed)
+    given = _given(typed)
     folder = _folder({"recipe": recipe, "output": output} | given)
-    params = resolve(given, recipe=recipe, folder=folder)
+    params = resolve({"noise": "fixed"} | given, recipe=recipe, folder=folder)
     if params.data.noise != "fixed":
         raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
-    run_prepare(params, output=user_path(output, folder), console=Terminal())
+    name = f"prepare {_run_name(recipe, given)}"
+    where = run_prepare(params, output=user_path(output, folder), name=name, stopping=watch, console=Terminal())
+    click.echo(_where_to_look(where))
 
 
 @cli.command()
@@ -117,9 +144,13 @@ def init_store() -> None:
     click.echo(f"tracking store: {open_store()}")
 
 
-def _train(watch: Stopping, recipe: str, typed: dict[str, str | None]) -> None:
+def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str | None]) -> None:
     given = _given(typed)
-    params = resolve(given, recipe=recipe, folder=_folder({"recipe": recipe} | given))
+    folder = _folder({"recipe": recipe} | given)
+    if seeds is not None:
+        _train_several(watch, from_seeds(seeds, given, recipe=recipe, folder=folder), {"seeds": seeds}, recipe, given)
+        return
+    params = resolve(given, recipe=recipe, folder=folder)
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.train import train as run_train
 
@@ -128,6 +159,21 @@ def _train(watch: Stopping, recipe: str, typed: dict[str, str | None]) -> None:
         _summarize(run_train(params, recipe=recipe, name=_run_name(recipe, given), stopping=watch, console=console))
     finally:
         console.close()
+
+
+def _train_several(
+    watch: Stopping, variants: dict[str, Params], asked: dict[str, str], recipe: str, given: dict[str, str]
+) -> None:
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.several import train_several
+
+    name, console = _run_name(recipe, asked | given), Terminal()
+    try:
+        done = train_several(variants, asked=asked, recipe=recipe, name=name, stopping=watch, console=console)
+    finally:
+        console.close()
+    click.echo(f"run {done.run_id} in experiment {done.experiment}, with a run of its own for each line")
+    click.echo(_where_to_look(done.tracking_uri))
 
 
 def _given(typed: dict[str, str | None]) -> dict[str, str]:

@@ -133,6 +133,9 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
     assert names == {
         "checkpoints/epoch_0002.pt", "evaluation/test_scores.csv", "metrics.jsonl", "models/best_model.pth",
         "models/training_history.npz", "params.yaml", "visualizations/07_training_loss.png",
+        "visualizations/08_prediction.png", "visualizations/09_errors.png", "visualizations/10_scatter.png",
+        "visualizations/11_spectrum.png", "visualizations/12_long_stretch.png",
+        "visualizations/13_mse_per_frequency.png",
     }  # fmt: skip
     losses = np.load(download(run, "models/training_history.npz", tmp_path))
     assert losses["num_epochs"] == 3
@@ -209,7 +212,7 @@ def test_a_git_url_and_commit_run_with_a_path_that_means_the_users_folder(
     monkeypatch.delenv("PYTHONPATH")
     done = mlflow_run("-v", commit, project=url.format(clone=clone), **given)
     assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = all_runs()
+    run = all_runs()[-1]  # the first one is that of prepare
     assert run.data.tags["git_commit"] == commit
     assert run.data.params["noise"] == "fixed"
     assert str(folder / "mine/data.npz") in download(run, "params.yaml", folder).read_text()

@@ -11,21 +11,23 @@ from torch import nn
 
 from freqfilter.evaluation.scores import MODEL, Extractor, compare
 from freqfilter.filters.network import estimate
-from freqfilter.signals.constants import Mean, zero
+from freqfilter.signals.blind import Mean, Random, TargetMoments, zero
 from freqfilter.signals.splits import Splits
 
 
 def score_test_set(
     network: nn.Module, splits: Splits, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> pd.DataFrame:
-    """Score a network, in evaluation mode and on ``device``, beside zero and the training targets' mean.
+    """Score a network, in evaluation mode and on ``device``, beside what looks at nothing of the mixture.
 
     Returns:
         Rows (extractor, component), a column for each measure, as ``scores.compare`` gives them.
     """
+    moments = TargetMoments.of(splits.train(1))
     extractors: dict[str, Extractor] = {
         MODEL: partial(estimate, network),
         "zero": zero,
-        "mean": Mean(splits.train(1)),
+        "mean": Mean(moments),
+        "random": Random(moments, torch.Generator().manual_seed(0)),
     }
     return compare(extractors, splits.test, frequencies_hz=frequencies_hz, device=device)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
@@ -103,9 +103,19 @@ class TrainingState:
         """The optimizer's, now."""
         return float(self.optimizer.param_groups[0]["lr"])
 
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers of the network."""
+        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
     def keep_best(self) -> None:
         """Remember the weights as they are now."""
         self.best_weights = copy.deepcopy(self.network.state_dict())
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Begin with these weights, of a network with the same arguments."""
+        self.network.load_state_dict(weights)
+        self.keep_best()
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
@@ -147,11 +157,6 @@ class TrainingState:
         progress = dict(state["progress"])
         progress["history"] = [EpochReport(**report) for report in progress["history"]]
         self.progress = Progress(**progress)
-
-
-def parameter_count(network: nn.Module) -> int:
-    """Trainable numbers of a network."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def _read_generators(compute: Compute) -> dict[str, Tensor]:

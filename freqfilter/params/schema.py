@@ -133,6 +133,9 @@ class ModelParams(_Section):
 class TrainingParams(_Section):
     """How the weights are found."""
 
+    start_from: str | None = Field(
+        description="a run's id or models:/NAME/VERSION whose weights training starts from, or null: drawn by seed"
+    )
     seed: Seed = Field(description="seed of weights, order, dropout and fresh noise")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="arithmetic of the network's forward pass")
@@ -236,6 +239,11 @@ class Params(_Section):
         """The same parameters, in an experiment that somebody else has chosen."""
         tracking = self.tracking.model_copy(update={"experiment": experiment})
         return self.model_copy(update={"tracking": tracking})
+
+    def starting_from(self, uri: str) -> Self:
+        """The same parameters with the origin of the weights named for good, not by an alias that moves on."""
+        training = self.training.model_copy(update={"start_from": uri})
+        return self.model_copy(update={"training": training})
 
     def flat(self) -> dict[str, Any]:
         """Every parameter by its name alone."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
 from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL
-from freqfilter.filters.state import EpochReport, Progress
+from freqfilter.filters.state import EpochReport, TrainingState
 
 TEST_MSE = "test/mse"
 
@@ -26,9 +28,11 @@ def epoch_metrics(report: EpochReport) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if value is not None}
 
 
-def best_metrics(progress: Progress, *, audit_mse: float | None) -> dict[str, float]:
-    """What the best epoch came to, and how many were run."""
+def best_metrics(state: TrainingState, *, audit_mse: float | None) -> dict[str, float]:
+    """What the best epoch came to, how many were run, and how large the network is."""
+    progress = state.progress
     metrics = {
+        "parameter_count": state.n_parameters,
         "epochs_run": len(progress.history),
         "best/epoch": progress.best_epoch,
         "best/train_loss": progress.best.train_loss,
@@ -37,6 +41,18 @@ def best_metrics(progress: Progress, *, audit_mse: float | None) -> dict[str, fl
         "best/audit_mse": audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def spread_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean and sample standard deviation over several runs: ``test/mse_mean``, ``test/mse_std``.
+
+    Args:
+        metrics: The metrics of each run. Those that every run has are taken.
+    """
+    shared = [name for name in metrics[0] if all(name in of_run for of_run in metrics)]
+    values = {name: [of_run[name] for of_run in metrics] for name in shared}
+    spread = {f"{name}_std": statistics.stdev(found) for name, found in values.items() if len(found) > 1}
+    return {f"{name}_mean": statistics.fmean(found) for name, found in values.items()} | spread
 
 
 def score_metrics(scores: pd.DataFrame) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version as installed_version
@@ -32,6 +33,7 @@ SCHEMA = 1  # of facts.json; a change that old readers cannot follow raises it
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 DAMAGED = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+RUN_ID = re.compile(r"[0-9a-f]{32}")
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
 
@@ -57,6 +59,18 @@ class Filter:
     def params(self) -> Params:
         """The parameters of its training run."""
         return restore(self.facts["params"])
+
+    @property
+    def pinned_uri(self) -> str:
+        """Where the very same model will be found, also when an alias or the newest version is another."""
+        return f"models:/{self.model_id}" if self.model_id else self.uri
+
+    @property
+    def run_id(self) -> str:
+        """The run that trained it; empty where the store does not know."""
+        if self.model_id is None:
+            return ""
+        return str(MlflowClient().get_logged_model(self.model_id).source_run_id)
 
     def predict(self, x: ArrayLike) -> NDArray[np.float32]:
         """Estimate the selected component.
@@ -162,6 +176,22 @@ def load_run(run_id: str) -> Filter:
     if not (models := run.outputs.model_outputs if run.outputs else []):
         raise UserError(f"run_id={run_id}: the run has logged no model; its status is {run.info.status}")
     return load_uri(f"models:/{models[-1].model_id}")
+
+
+def load_origin(start_from: str) -> Filter:
+    """Load the filter whose weights training goes on from.
+
+    Args:
+        start_from: A run's id, or a model's URI.
+
+    Raises:
+        UserError: If it is neither, or there is no such filter.
+    """
+    if RUN_ID.fullmatch(start_from):
+        return load_run(start_from)
+    if not start_from.startswith("models:/"):
+        raise UserError(f"start_from={start_from}: neither a run's id nor models:/NAME/VERSION")
+    return load_uri(start_from)
 
 
 def load_uri(uri: str) -> Filter:

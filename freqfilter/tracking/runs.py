@@ -102,10 +102,10 @@ class Run:
             np.savez(file, allow_pickle=False, **arrays)
         self.log_file(self.folder / artifact)
 
-    def log_figure(self, figure: Figure, artifact: str) -> None:
-        """Log a figure as a picture of 300 dots an inch."""
+    def log_figure(self, figure: Figure, artifact: str, *, dpi: int = 120) -> None:
+        """Log a figure as a picture of ``dpi`` dots an inch."""
         with replacing(self.folder / artifact) as file:
-            figure.savefig(file, format="png", dpi=300)
+            figure.savefig(file, format="png", dpi=dpi)
         self.log_file(self.folder / artifact)
 
     def log_source(self, source: Source) -> None:
@@ -120,7 +120,7 @@ class Run:
 
 
 @contextmanager
-def open_run(*, experiment: str, run_dir: Path, stopping: Stopping) -> Iterator[Run]:
+def open_run(*, experiment: str, run_dir: Path, stopping: Stopping, parent: Run | None = None) -> Iterator[Run]:
     """A run of its own, or the one that ``mlflow run`` has made; it ends FINISHED, FAILED or KILLED as it did.
 
     A run that did not finish keeps its folder, and says why it ended in the tag ``ended_because``.
@@ -129,19 +129,21 @@ def open_run(*, experiment: str, run_dir: Path, stopping: Stopping) -> Iterator[
         experiment: Where a run of its own belongs. The other one is where MLflow was told to put it.
         run_dir: Folder for the folders of scratch files.
         stopping: Hears of the launcher, to end with it.
+        parent: The open run that this one is a part of, if any.
 
     Raises:
         UserError: If MLflow refuses the run.
     """
     writable_folder(run_dir)  # before there is a run, which could only fail
-    parent, launched = launcher(), launched_by_mlflow()  # opening the run takes the sign of it away
-    stopping.end_with(parent)
+    process, launched = launcher(), launched_by_mlflow()  # opening the run takes the sign of it away
+    if parent is None:
+        stopping.end_with(process)
     run: Run | None = None
     try:
         with translated("no run can be opened"):
             if not launched:
                 mlflow.set_experiment(experiment)
-            run = Run(mlflow.start_run(), run_dir=run_dir)
+            run = Run(mlflow.start_run(nested=parent is not None), run_dir=run_dir)
         yield run
         run._close()
     except BaseException as error:
@@ -151,16 +153,16 @@ def open_run(*, experiment: str, run_dir: Path, stopping: Stopping) -> Iterator[
                 mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
             with suppress(Exception):
                 run._close()
-        _end("KILLED" if isinstance(error, Stopped) else "FAILED", parent if stopping.stopped else None)
+        _end("KILLED" if isinstance(error, Stopped) else "FAILED", process if stopping.stopped else None)
         raise
     shutil.rmtree(run.folder, ignore_errors=True)
-    _end("FINISHED", parent if stopping.stopped else None)
+    _end("FINISHED", process if stopping.stopped else None)
 
 
-def _end(status: str, parent: psutil.Process | None) -> None:
-    """End the active run; ``parent``, if any, will get its status wrong when it hears of the stop."""
+def _end(status: str, process: psutil.Process | None) -> None:
+    """End the active run; the launcher's ``process``, if any, will get its status wrong when it hears of the stop."""
     if active := mlflow.active_run():
         with suppress(Exception) if status != "FINISHED" else nullcontext():
             mlflow.end_run(status)
-        if parent and running(parent):
-            set_status_after(parent, active.info.run_id, status)
+        if process and running(process):
+            set_status_after(process, active.info.run_id, status)

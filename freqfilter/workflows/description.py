@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from tabulate import tabulate
 
@@ -57,3 +59,30 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
         floatfmt=".4f",
         tablefmt=table_format,
     )
+
+
+def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = False) -> str:
+    """Runs side by side as text.
+
+    Args:
+        table: A row for each run.
+        table_format: One of tabulate's.
+        with_spread: Whether two more rows state mean and sample standard deviation.
+    """
+    if with_spread:
+        table = pd.concat([table, table.agg(["mean", "std"])])
+    rows = [[name, *map(_shown, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
+    headers = ["run", *(f"{GAP}{column}" for column in table.columns)]
+    return tabulate(
+        rows,
+        headers=headers,
+        tablefmt=table_format,
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * table.shape[1],
+    )
+
+
+def _shown(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"

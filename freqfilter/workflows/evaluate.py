@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
+from freqfilter.evaluation import gallery
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.compute import Compute
-from freqfilter.params import TrackingParams
+from freqfilter.filters.network import estimate
+from freqfilter.params import SignalParams, TrackingParams
 from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.metrics import score_metrics
-from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import scores_table
@@ -67,6 +71,23 @@ def evaluate(
         module = model.module.to(compute.device)
         scores = score_test_set(module, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
         run.log_metrics(score_metrics(scores), step=0, model_id=model.model_id)
-        run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")
+        log_evaluation(run, module, splits, scores, signals=params.signals, compute=compute)
         run.describe(f"Scores of `{model.uri}` on its test set.\n\n{scores_table(scores, 'github')}")
     return Evaluated(run.run_id, tracking_uri, model.uri, scores)
+
+
+def log_evaluation(
+    run: Run, network: nn.Module, splits: Splits, scores: pd.DataFrame, *, signals: SignalParams, compute: Compute
+) -> None:
+    """Keep the table of scores and the figures of a test."""
+    run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")
+    drawn = gallery.of_evaluation(
+        partial(estimate, network),
+        splits.test,
+        scores,
+        frequencies_hz=signals.frequencies_hz,
+        sample_rate_hz=signals.sample_rate_hz,
+        device=compute.device,
+    )
+    for artifact, figure in drawn:
+        run.log_figure(figure, artifact)

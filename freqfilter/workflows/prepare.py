@@ -1,26 +1,38 @@
-"""Write the windows of a signal model as a file, in the format that training takes."""
+"""Look at the data of a signal model, and write its windows as a file in the format that training takes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from freqfilter.evaluation import gallery
 from freqfilter.params import Params
 from freqfilter.signals import archive
 from freqfilter.signals.splits import Splits
+from freqfilter.signals.windows import CutWindows
+from freqfilter.stopping import Stopping
+from freqfilter.tracking import provenance
+from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 
 
-def prepare(params: Params, *, output: Path, console: Console) -> None:
-    """Write ``X_train X_val X_test y_train y_val y_test``.
+def prepare(params: Params, *, output: Path, name: str, stopping: Stopping, console: Console) -> str:
+    """Write ``X_train X_val X_test y_train y_val y_test``, and draw the data in a run of its own.
 
     Args:
         params: Resolved parameters, with fixed noise.
         output: The ``.npz`` file, replaced whole.
+        name: What the run is called where nobody has named it.
+        stopping: Tells when to stop.
         console: Hears what was written.
 
+    Returns:
+        The tracking URI to show.
+
     Raises:
-        UserError: If the file cannot be written.
+        UserError: If the store cannot be used or the file cannot be written.
     """
+    tracking_uri, tracking = open_store(), params.tracking
     splits = Splits.from_params(params)
     parts = {"train": splits.train(1), "val": splits.validation, "test": splits.test}
     archive.write(output, parts)
@@ -28,3 +40,15 @@ def prepare(params: Params, *, output: Path, console: Console) -> None:
         shape = (len(windows), windows.n_samples)
         console.say(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
     console.say(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
+        run.name(name)
+        run.log_params(params.canonical())
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "prepare", "output": str(output)})
+        for part, windows in parts.items():
+            run.log_data(windows, name=part, context=part)
+        if isinstance(parts["train"], CutWindows):
+            console.say("drawing the data")
+            for artifact, figure in gallery.of_data(params.signals, parts["train"]):
+                run.log_figure(figure, artifact)
+    return tracking_uri

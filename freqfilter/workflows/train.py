@@ -10,11 +10,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from freqfilter.evaluation import figures
+from freqfilter.errors import UserError
+from freqfilter.evaluation import gallery
+from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute, memory_errors
-from freqfilter.filters.state import EpochReport, Progress, TrainingState, parameter_count
+from freqfilter.filters.state import EpochReport, Progress, TrainingState
 from freqfilter.filters.training import train as training_steps
 from freqfilter.filters.training import validate
 from freqfilter.params import Params
@@ -27,6 +29,7 @@ from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
+from freqfilter.workflows.evaluate import log_evaluation
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Trained:
     Attributes:
         progress: Its history and best epoch.
         scores: Scores on the test set of the model and the baselines, rows (extractor, component).
+        metrics: What was logged of the best epoch and the test.
         version: Number of the registered version; None where it was not registered.
     """
 
@@ -44,12 +48,15 @@ class Trained:
     tracking_uri: str
     progress: Progress
     scores: pd.DataFrame
+    metrics: dict[str, float]
     model_name: str
     version: int | None
 
 
 @memory_errors()
-def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console: Console) -> Trained:
+def train(
+    params: Params, *, recipe: str, name: str, stopping: Stopping, console: Console, parent: Run | None = None
+) -> Trained:
     """Train as the parameters say, and track it.
 
     Args:
@@ -58,25 +65,33 @@ def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console
         name: What the run is called where nobody has named it.
         stopping: Tells when to stop.
         console: Hears how it goes.
+        parent: The open run that this one is a part of, if any.
 
     Raises:
-        UserError: If store, device, precision or data cannot be used, memory runs out, or training diverges.
+        UserError: If store, device, precision, data or origin cannot be used, memory runs out, or training diverges.
         Stopped: If it was stopped; the run is then KILLED.
     """
     compute = Compute.open(params.training)
     splits = Splits.from_params(params)
     tracking_uri = open_store()
+    origin = _origin(params, splits)
+    if origin:
+        params = params.starting_from(origin.pinned_uri)
     tracking = params.tracking
-    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
+    with open_run(
+        experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping, parent=parent
+    ) as run:
         params = params.in_experiment(run.experiment)
         run.name(name)
-        _log_origin(run, params, recipe=recipe, compute=compute, splits=splits)
         state = TrainingState(
             n_components=splits.validation.n_components,
             model=params.model,
             training=params.training,
             compute=compute,
         )
+        if origin:
+            state.start_from(origin.module.state_dict())
+        _log_origin(run, params, recipe=recipe, compute=compute, splits=splits, origin=origin)
         _introduce(console, run, state, splits)
         _train(run, state, splits, params, stopping=stopping, console=console)
 
@@ -88,13 +103,14 @@ def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console
         audit_mse = None
         if splits.audit:
             _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
-        _log_files(run, state, scores, params)
+        _log_files(run, state, params)
+        log_evaluation(run, state.network, splits, scores, signals=params.signals, compute=compute)
 
         stopping.finish_anyway()  # what a stop could save is seconds, and it could leave a version without its run
         module = state.network.cpu()
         example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
         model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
-        metrics = best_metrics(progress, audit_mse=audit_mse) | score_metrics(scores)
+        metrics = best_metrics(state, audit_mse=audit_mse) | score_metrics(scores)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
         version = None
         if params.tracking.register:
@@ -106,17 +122,40 @@ def train(params: Params, *, recipe: str, name: str, stopping: Stopping, console
             )
             run.log_tags({"model_version": str(version)})
         run.describe(description(progress, scores, model_name=params.tracking.model_name, version=version))
-    return Trained(run.run_id, run.experiment, tracking_uri, progress, scores, params.tracking.model_name, version)
+    return Trained(
+        run.run_id, run.experiment, tracking_uri, progress, scores, metrics, params.tracking.model_name, version
+    )
 
 
-def _log_origin(run: Run, params: Params, *, recipe: str, compute: Compute, splits: Splits) -> None:
-    """Parameters, code, machine and data: all that the run's numbers follow from."""
+def _origin(params: Params, splits: Splits) -> registry.Filter | None:
+    """The filter whose weights training goes on from, if any; its network has to be the one asked for."""
+    start_from = params.training.start_from
+    if start_from is None:
+        return None
+    origin = registry.load_origin(start_from)
+    asked = {"n_components": splits.validation.n_components} | params.model.model_dump()
+    for name, theirs in origin.facts["network"].items():
+        if name != "dropout" and theirs != asked[name]:  # dropout has no weights
+            remedy = "frequencies_hz" if name == "n_components" else f"{name}={str(theirs).lower()}"
+            raise UserError(
+                f"start_from={start_from}: its network has {name}={theirs} and {name}={asked[name]} is asked for: "
+                f"add {remedy}"
+            )
+    return origin
+
+
+def _log_origin(
+    run: Run, params: Params, *, recipe: str, compute: Compute, splits: Splits, origin: registry.Filter | None
+) -> None:
+    """Parameters, code, machine, data and first weights: all that the run's numbers follow from."""
     run.log_params({"recipe": recipe} | params.canonical())
     run.log_bytes(params.to_yaml().encode(), "params.yaml")
     run.log_source(provenance.source())
     run.log_tags(
         {"workflow": "train", "recipe": recipe, "params_digest": params.digest()} | provenance.machine_tags(compute)
     )
+    if origin:
+        run.log_tags({"start_from_model": origin.pinned_uri, "start_from_run": origin.run_id})
     run.log_data(splits.train(1), name="train", context="training")
     run.log_data(splits.validation, name="validation", context="validation")
     run.log_data(splits.test, name="test", context="test")
@@ -132,7 +171,7 @@ def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits)
         f"windows: {len(windows):,} training, {len(splits.validation):,} validation, {len(splits.test):,} test, "
         f"each {windows.n_samples} samples of {1 + windows.n_components} features"
     )
-    console.say(f"network: {parameter_count(state.network):,} parameters\n{state.network}")
+    console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
 def _train(
@@ -164,11 +203,11 @@ def _train(
         )
 
 
-def _log_files(run: Run, state: TrainingState, scores: pd.DataFrame, params: Params) -> None:
-    """The original's files under the original's names, and the table of scores."""
+def _log_files(run: Run, state: TrainingState, params: Params) -> None:
+    """The original's files under the original's names."""
     history = state.progress.history
-    figure = figures.training_loss(history, loss=params.training.loss, best_epoch=state.progress.best_epoch)
-    run.log_figure(figure, "visualizations/07_training_loss.png")
+    figure = training_loss(history, loss=params.training.loss, best_epoch=state.progress.best_epoch)
+    run.log_figure(figure, gallery.LOSSES, dpi=300)
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
     run.log_file(run.folder / "models/best_model.pth")
     run.log_arrays(
@@ -177,4 +216,3 @@ def _log_files(run: Run, state: TrainingState, scores: pd.DataFrame, params: Par
         val_losses=[math.nan if report.val_loss is None else report.val_loss for report in history],
         num_epochs=len(history),
     )
-    run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from freqfilter.evaluation import figures
+from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.scores import compare, frequency_name, score
 from freqfilter.filters.state import EpochReport
 from freqfilter.params import resolve
-from freqfilter.signals.constants import zero
+from freqfilter.signals.blind import zero
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows
 
@@ -76,7 +76,7 @@ def history(*losses: float) -> list[EpochReport]:
 
 @pytest.mark.parametrize(("losses", "scale"), [((0.5, 0.3, 0.2), "log"), ((0.5, -3.0, -4.0), "linear")])
 def test_the_loss_curve_is_as_documented(losses: tuple[float, ...], scale: str) -> None:
-    figure = figures.training_loss(history(*losses), best_epoch=3)
+    figure = training_loss(history(*losses), best_epoch=3)
     axes = figure.axes[0]
     assert tuple(figure.get_size_inches()) == (12, 6)
     assert axes.get_yscale() == scale
@@ -88,5 +88,5 @@ def test_the_loss_curve_is_as_documented(losses: tuple[float, ...], scale: str) 
 
 def test_the_loss_curve_leaves_out_epochs_that_were_not_validated() -> None:
     reports = [EpochReport(1, 0.5, 1.0, 1e-3, 1.0), *history(0.4, 0.3)[1:]]
-    lines = figures.training_loss(reports).axes[0].get_lines()
+    lines = training_loss(reports).axes[0].get_lines()
     assert [list(line.get_xdata()) for line in lines] == [[1, 2], [2], [2]]

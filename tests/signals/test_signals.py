@@ -6,7 +6,7 @@ import torch
 from sklearn.model_selection import train_test_split
 
 from freqfilter.params import Params, resolve
-from freqfilter.signals.constants import Mean, zero
+from freqfilter.signals.blind import Mean, Random, TargetMoments, zero
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import realization, stream, torch_seed
 from freqfilter.signals.splits import Splits
@@ -150,10 +150,21 @@ def test_the_mean_baseline_is_the_best_constant_for_each_component() -> None:
     params = resolve({"frequencies_hz": "[1, 3]", "duration_s": "0.4", "n_samples": "400"})
     windows = Splits.from_params(params).test
     inputs, targets = windows.batch(torch.arange(len(windows)))
-    estimates = Mean(windows)(inputs)
+    estimates = Mean(TargetMoments.of(windows))(inputs)
     assert estimates.shape == targets.shape == zero(inputs).shape
     for component in range(2):
         chosen = inputs[:, 0, 1 + component] == 1
         torch.testing.assert_close(
             estimates[chosen], targets[chosen].mean().expand_as(estimates[chosen]), atol=1e-5, rtol=0
         )
+
+
+def test_the_random_baseline_has_the_targets_spread_and_twice_its_error() -> None:
+    windows = Splits.from_params(resolve()).test
+    moments = TargetMoments.of(windows)
+    inputs, targets = windows.batch(torch.arange(len(windows)))
+    drawn = Random(moments, torch.Generator().manual_seed(1))(inputs)
+    assert drawn.std() == pytest.approx(float(targets.std()), rel=0.01)
+    assert float((drawn - targets).square().mean()) == pytest.approx(2 * float(targets.var()), rel=0.01)
+    again = Random(moments, torch.Generator().manual_seed(1))(inputs)
+    assert torch.equal(drawn, again)

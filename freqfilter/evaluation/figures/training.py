@@ -1,19 +1,16 @@
-"""Figures: pure functions from data to a Matplotlib figure."""
+"""Figures of training: losses over epochs, and runs side by side."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
-from numpy.typing import NDArray
 
+from freqfilter.evaluation.figures.style import BLUE, GREEN, GREY, ORANGE, dress, new_figure
 from freqfilter.filters.state import EpochReport
-
-# Okabe and Ito, "Color Universal Design", 2008: told apart by colour-blind readers too.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 
 
 def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epoch: int | None = None) -> Figure:
@@ -27,7 +24,7 @@ def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epo
         loss: Name of the loss that training and validation are in.
         best_epoch: Marked by a line, if any.
     """
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = new_figure(12, 6)
     axes = figure.subplots()
     curves: dict[str, tuple[str, list[tuple[int, float | None]]]] = {
         "training": (BLUE, [(report.epoch, report.train_loss) for report in history]),
@@ -53,31 +50,30 @@ def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epo
         # Within a decade or so the minor ticks are all there is to read; over several they would overlap.
         axes.yaxis.set_minor_formatter(plain if top < 30 * bottom else NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(
-        xlabel="epoch",
-        ylabel="loss: SNR, negative (dB)" if loss == "snr" else f"loss ({loss.upper()})",
-        title="Training and validation loss",
-    )
-    axes.grid(visible=True, which="both", alpha=0.3)
-    axes.legend()
+    ylabel = "loss: SNR, negative (dB)" if loss == "snr" else f"loss ({loss.upper()})"
+    dress(axes, xlabel="epoch", ylabel=ylabel, title="Training and validation loss", legend=True)
     return figure
 
 
-def window(
-    *,
-    time_s: NDArray[np.floating],
-    mixture: NDArray[np.floating],
-    target: NDArray[np.floating],
-    estimate: NDArray[np.floating],
-    title: str,
-) -> Figure:
-    """One window: the mixture, the clean component and its estimate, each (n_samples,), against time in seconds."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+def comparison(table: pd.DataFrame) -> Figure:
+    """Runs side by side, each at the best weights by validation: the lower, the better.
+
+    Args:
+        table: A row for each run, with columns ``val_mse`` and, where there were audits or tests, ``audit_mse`` and
+            ``test_mse``.
+    """
+    figure = new_figure(10, 1.6 + 0.32 * len(table))
     axes = figure.subplots()
-    axes.plot(time_s, mixture, label="mixture", color=GREY, linewidth=1)
-    axes.plot(time_s, target, label="component (truth)", color=BLUE, linewidth=2)
-    axes.plot(time_s, estimate, label="estimate", color=ORANGE, linewidth=2, linestyle="--")
-    axes.set(xlabel="time (s)", ylabel="amplitude", title=title)
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    measures = {
+        "val_mse": (ORANGE, "o", "validation"),
+        "audit_mse": (GREEN, "D", "audit: new noise, chooses nothing"),
+        "test_mse": (BLUE, "s", "test"),
+    }
+    places = range(len(table))
+    for column, (colour, marker, label) in measures.items():
+        if column in table and table[column].notna().any():
+            axes.plot(table[column].astype(float), places, marker, color=colour, label=label)
+    axes.set_yticks(places, [str(name) for name in table.index])
+    axes.invert_yaxis()
+    dress(axes, xlabel="mean squared error", ylabel="", title="Each run with its best weights", legend=True)
     return figure

@@ -1,0 +1,94 @@
+"""Which figures there are of the data and of an evaluation, and the file that each is kept in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from freqfilter.evaluation.estimates import stretch, window_estimates
+from freqfilter.evaluation.figures import data, performance
+from freqfilter.evaluation.scores import Extractor
+from freqfilter.params import SignalParams
+from freqfilter.signals.windows import CutWindows, WindowSet
+
+SAMPLES_SHOWN = 100_000  # of a realization, which may be far longer
+STARTS_SHOWN = 4
+LOSSES = "visualizations/07_training_loss.png"  # the original's name for it
+
+
+def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, Figure]]:
+    """Signals in time and frequency, and what the filter gets of them.
+
+    Args:
+        signals: The signal model.
+        windows: Windows of a realization, the first if there are several.
+
+    Yields:
+        The file and the figure.
+    """
+    frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
+    windows = replace(windows, chosen=None)
+    mixture = windows.mixtures[0, :SAMPLES_SHOWN].double().numpy()
+    components = windows.components[:, :SAMPLES_SHOWN].double().numpy()
+    time_s = np.arange(len(mixture)) / rate_hz
+    clean = components.mean(axis=0)
+    yield "visualizations/01_time.png", data.time(time_s, mixture, clean, slowest_hz=min(frequencies_hz))
+    for file, draw in (("02_spectrum", data.spectrum), ("03_spectrogram", data.spectrogram)):
+        figure = draw(mixture, sample_rate_hz=rate_hz, frequencies_hz=frequencies_hz)
+        yield f"visualizations/{file}.png", figure
+    overlay = data.overlay(time_s, components, mixture, frequencies_hz=frequencies_hz)
+    yield "visualizations/04_components.png", overlay
+
+    n_components, length = windows.n_components, windows.n_samples
+    starts = torch.linspace(0, windows.n_starts - 1, min(STARTS_SHOWN, windows.n_starts)).round().long()
+    numbers = starts[:, None] * n_components + torch.arange(n_components)
+    inputs, targets = windows.batch(numbers.flatten())
+    sample_windows = data.windows(
+        np.arange(length) / rate_hz,
+        inputs[::n_components, :, 0].numpy(),
+        targets[..., 0].numpy().reshape(len(starts), n_components, length),
+        starts_s=(starts / rate_hz).tolist(),
+        frequencies_hz=frequencies_hz,
+    )
+    yield "visualizations/05_windows.png", sample_windows
+    structure = data.structure(inputs[0].numpy(), targets[0].numpy(), frequencies_hz=frequencies_hz)
+    yield "visualizations/06_structure.png", structure
+
+
+def of_evaluation(
+    extractor: Extractor,
+    windows: WindowSet,
+    scores: pd.DataFrame,
+    *,
+    frequencies_hz: Sequence[float],
+    sample_rate_hz: float,
+    device: torch.device,
+) -> Iterator[tuple[str, Figure]]:
+    """Estimates, errors and scores on a test set.
+
+    Args:
+        extractor: What was evaluated.
+        windows: The test set. Of windows from a file nobody knows how they follow one another: there is no long
+            stretch and no spectrum of theirs.
+        scores: Rows (extractor, component), as ``evaluation.scores.compare`` gives them.
+        frequencies_hz: Frequency of each component.
+        sample_rate_hz: Of the realization.
+        device: Where the extractor computes.
+
+    Yields:
+        The file and the figure.
+    """
+    found = window_estimates(extractor, windows, frequencies_hz=frequencies_hz, device=device)
+    yield "visualizations/08_prediction.png", performance.prediction(found)
+    yield "visualizations/09_errors.png", performance.errors(found)
+    yield "visualizations/10_scatter.png", performance.scatter(found)
+    if isinstance(windows, CutWindows):
+        along = stretch(extractor, windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device)
+        yield "visualizations/11_spectrum.png", performance.spectra(along)
+        yield "visualizations/12_long_stretch.png", performance.long_stretch(along)
+    yield "visualizations/13_mse_per_frequency.png", performance.mse_of_components(scores)

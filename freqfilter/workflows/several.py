@@ -1,0 +1,135 @@
+"""Train several filters that belong together: a parent run with the comparison, and a child run for each."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from freqfilter.errors import UserError
+from freqfilter.evaluation.figures.training import comparison
+from freqfilter.params import Params
+from freqfilter.stopping import Stopping
+from freqfilter.tracking import provenance
+from freqfilter.tracking.metrics import TEST_MSE, spread_metrics
+from freqfilter.tracking.runs import Run, open_run
+from freqfilter.tracking.store import open_store
+from freqfilter.workflows.console import Console
+from freqfilter.workflows.description import runs_table
+from freqfilter.workflows.train import Trained, train
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Where the comparison of several runs is kept: the parent run, its experiment and its store."""
+
+    run_id: str
+    experiment: str
+    tracking_uri: str
+
+
+def train_several(
+    variants: Mapping[str, Params],
+    *,
+    asked: Mapping[str, str],
+    recipe: str,
+    name: str,
+    stopping: Stopping,
+    console: Console,
+) -> Compared:
+    """Train each variant in turn; a failed one is reported and does not keep the others from being trained.
+
+    Where the variants differ in their seed alone, the parent has the mean and the spread of every metric
+    (``test/mse_mean``, ``test/mse_std``): over all seeds, or not at all. Where they differ in more, somebody is
+    choosing, and the comparison is of validation and audit: the test set chooses nothing.
+
+    Args:
+        variants: Parameters of each run, by what is special about it.
+        asked: What made the variants, by the name that was typed.
+        recipe: The recipe's name, which the runs keep.
+        name: What the parent is called where nobody has named it.
+        stopping: Tells when to stop.
+        console: Hears how it goes.
+
+    Raises:
+        UserError: If a run has failed.
+        Stopped: If it was stopped; the parent and the run in work are then KILLED.
+    """
+    tracking_uri = open_store()
+    first = next(iter(variants.values()))
+    with open_run(experiment=first.tracking.experiment, run_dir=Path(first.tracking.run_dir), stopping=stopping) as run:
+        run.name(name)
+        shared = _shared(variants)
+        run.log_params({"recipe": recipe, **asked, **shared})
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "several", "recipe": recipe})
+        trained, failed = _train_all(variants, run, recipe=recipe, stopping=stopping, console=console)
+        only_by_chance = set(first.canonical()) - set(shared) <= {"seed"}
+        table = comparison_of(trained, with_test=only_by_chance)
+        if trained:
+            console.say(f"\n{runs_table(table, 'simple', with_spread=only_by_chance and not failed)}\n")
+            text = runs_table(table, "github", with_spread=only_by_chance and not failed)
+            _log_comparison(run, table, text, failed)
+        if failed:
+            first_name, reason = next(iter(failed.items()))
+            raise UserError(f"{len(failed)} of {len(variants)} runs failed, the first of them {first_name}: {reason}")
+        if only_by_chance:
+            run.log_metrics(spread_metrics([of_run.metrics for of_run in trained.values()]), step=0)
+    return Compared(run.run_id, run.experiment, tracking_uri)
+
+
+def comparison_of(trained: Mapping[str, Trained], *, with_test: bool) -> pd.DataFrame:
+    """A row for each run: its size, its cost and how good it became.
+
+    Args:
+        trained: The runs, by what is special about them.
+        with_test: Whether the test is shown, which chooses nothing.
+    """
+    rows = {}
+    for name, of_run in trained.items():
+        history, metrics = of_run.progress.history, of_run.metrics
+        rows[name] = {
+            "parameter_count": int(metrics["parameter_count"]),
+            "epochs_run": len(history),
+            "epoch_seconds": statistics.median(report.seconds for report in history),
+            "best_epoch": of_run.progress.best_epoch,
+            "train_loss": metrics["best/train_loss"],
+            "val_mse": metrics["best/val_mse"],
+            "audit_mse": metrics.get("best/audit_mse"),
+        }
+        if with_test:
+            rows[name]["test_mse"] = metrics[TEST_MSE]
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
+
+
+def _shared(variants: Mapping[str, Params]) -> dict[str, str]:
+    """The parameters that all variants agree upon."""
+    first, *others = (params.canonical() for params in variants.values())
+    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
+
+
+def _train_all(
+    variants: Mapping[str, Params], parent: Run, *, recipe: str, stopping: Stopping, console: Console
+) -> tuple[dict[str, Trained], dict[str, str]]:
+    """What each run came to, and why those that failed did."""
+    trained, failed = {}, {}
+    for number, (name, params) in enumerate(variants.items(), start=1):
+        stopping.check()
+        console.say(f"\n[{number} of {len(variants)}] {name}")
+        try:
+            params = params.in_experiment(parent.experiment)
+            trained[name] = train(params, recipe=recipe, name=name, stopping=stopping, console=console, parent=parent)
+        except UserError as error:
+            failed[name] = str(error)
+            console.say(f"{name} failed: {error}")
+    return trained, failed
+
+
+def _log_comparison(run: Run, table: pd.DataFrame, text: str, failed: Mapping[str, str]) -> None:
+    run.log_bytes(table.to_csv().encode(), "comparison/runs.csv")
+    run.log_bytes(text.encode(), "comparison/runs.md")
+    run.log_figure(comparison(table), "comparison/runs.png")
+    run.describe("\n\n".join([text, *(f"{name} failed: {reason}" for name, reason in failed.items())]))
