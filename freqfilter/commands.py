@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +95,42 @@ def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> N
     folder = _folder({"recipe": recipe} | given)
     variants = one_at_a_time(values, given, recipe=recipe, folder=folder)
     _train_several(watch, variants, {"values": values}, recipe, given)
+
+
+@cli.command("find_learning_rate")
+@_recipe_option
+@click.option("--lowest", type=float, default=1e-6, show_default=True, help="learning rate of the first step")
+@click.option("--highest", type=float, default=1.0, show_default=True, help="learning rate of the last step")
+@click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="steps of the test")
+@_parameter_options()
+@click.pass_obj
+def find_learning_rate(
+    watch: Stopping, /, recipe: str, lowest: float, highest: float, n_steps: int, **typed: str | None
+) -> None:
+    """Find a learning rate: a hundred steps at growing rates, the loss as a curve, a suggestion."""
+    if not (0 < lowest < highest < math.inf):
+        raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
+    given = _given(typed)
+    params = resolve(given, recipe=recipe, folder=_folder({"recipe": recipe} | given))
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.find_learning_rate import find_learning_rate as run_range_test
+
+    name, console = f"find_learning_rate {_run_name(recipe, given)}", Terminal()
+    try:
+        found = run_range_test(
+            params,
+            lowest=lowest,
+            highest=highest,
+            n_steps=n_steps,
+            recipe=recipe,
+            name=name,
+            stopping=watch,
+            console=console,
+        )
+    finally:
+        console.close()
+    click.echo(f"run {found.run_id} in experiment {found.experiment}")
+    click.echo(_where_to_look(found.tracking_uri))
 
 
 @cli.command()

@@ -13,9 +13,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
+from freqfilter import cli
 from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.params import resolve
 
@@ -46,6 +50,36 @@ def options(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", value)]
 
 
+def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
+    """The command line in this process: its exit code and its last words."""
+    monkeypatch.setattr(sys, "argv", ["freqfilter", *words])
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code
+    else:
+        code = 0
+    return code, capsys.readouterr().err
+
+
+def all_runs() -> list[Run]:
+    """The runs of all experiments, the oldest first."""
+    client = MlflowClient()
+    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
+
+
+def artifacts(run: Run, folder: str = "") -> set[str]:
+    """The names of a run's files."""
+    found = set()
+    for file in MlflowClient().list_artifacts(run.info.run_id, folder):
+        found |= artifacts(run, file.path) if file.is_dir else {file.path}
+    return found
+
+
+def download(run: Run, artifact: str, to: Path) -> Path:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=artifact, dst_path=str(to)))
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An SQLite store with all of MLflow's tables, made once since that takes seconds."""
@@ -67,9 +101,23 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return work
+
+
+Typed = Callable[..., tuple[object, str]]
+
+
+@pytest.fixture
+def typed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """The command line in this process, where starting it anew would cost seconds: exit code and last words."""
+
+    def type_words(*words: str) -> tuple[object, str]:
+        return call(list(words), capsys, monkeypatch)
+
+    return type_words
 
 
 Program = Callable[..., subprocess.CompletedProcess[str]]

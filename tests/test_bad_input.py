@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freqfilter import cli
 from freqfilter.params.resolve import fields
-from tests.conftest import ROOT, SMALL, Program, options
+from tests.conftest import ROOT, SMALL, Program, call, options
 
 # What is typed, and what the line has to say beside the parameter's name.
 PARAMETERS: dict[str, tuple[str, str]] = {
@@ -64,18 +63,6 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "model_name": ("a/b", "without / and :"),
     "run_dir": ("~", "nothing"),
 }
-
-
-def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
-    """The command line in this process: its exit code and its last words."""
-    monkeypatch.setattr(sys, "argv", ["freqfilter", *words])
-    try:
-        cli.main()
-    except SystemExit as ended:
-        code = ended.code
-    else:
-        code = 0
-    return code, capsys.readouterr().err
 
 
 def assert_refused(code: object, line: str, *parts: str) -> None:

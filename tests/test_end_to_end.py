@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter.params import resolve
-from tests.conftest import ROOT, SMALL, Program, network, options
+from tests.conftest import ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +39,6 @@ TYPED = SMALL | {
 WALL_CLOCK = {"train/epoch_seconds"}
 
 
-def all_runs() -> list[Run]:
-    client = MlflowClient()
-    return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
-
-
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:
     client = MlflowClient()
     return {
@@ -51,17 +46,6 @@ def history(run: Run) -> dict[str, list[tuple[int, float]]]:
         for name in run.data.metrics
         if name not in WALL_CLOCK
     }
-
-
-def artifacts(run: Run, folder: str = "") -> set[str]:
-    found = set()
-    for file in MlflowClient().list_artifacts(run.info.run_id, folder):
-        found |= artifacts(run, file.path) if file.is_dir else {file.path}
-    return found
-
-
-def download(run: Run, artifact: str, to: Path) -> Path:
-    return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=artifact, dst_path=str(to)))
 
 
 @pytest.fixture(scope="module")
@@ -241,13 +225,16 @@ def test_a_typing_error_under_mlflow_run_fails_the_run_in_one_line(mlflow_run: P
     assert [run.info.status for run in all_runs()] == ["FAILED"]
 
 
-def test_a_diverging_run_fails_and_says_why(freqfilter: Program) -> None:
+def test_a_diverging_run_fails_says_why_and_keeps_good_weights(freqfilter: Program, folder: Path) -> None:
     done = freqfilter("train", *options(SMALL | {"learning_rate": "1e30", "gradient_clip_norm": "0"}))
     assert done.returncode == 2
-    assert "smaller learning_rate" in done.stderr
+    assert "batch 2 of 12: try learning_rate=1e+29" in done.stderr
     (run,) = all_runs()
     assert run.info.status == "FAILED"
-    assert "smaller learning_rate" in run.data.tags["ended_because"]
+    for tag in ("ended_because", "diagnosis.loss_not_finite"):
+        assert "batch 2 of 12: try learning_rate=1e+29" in run.data.tags[tag]
+    kept = download(run, "models/last_good_model.pth", folder)
+    network(n_components=4).load_state_dict(torch.load(kept, weights_only=True))
 
 
 ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from freqfilter.errors import UserError
+from freqfilter.errors import TrainingError, UserError
 from freqfilter.params import TrainingParams
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -22,11 +22,15 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        on_device = isinstance(error, torch.OutOfMemoryError)
+        if not isinstance(error, MemoryError) and not on_device and "can't allocate memory" not in str(error):
             raise
-        raise UserError(
-            "out of memory: lower batch_size, hidden_size, window_length or n_samples, or use device=cpu"
-        ) from error
+        message = (
+            "out of CUDA memory: try batch_size=16, a shorter window_length, a smaller hidden_size, or device=cpu"
+            if on_device
+            else "out of memory: lower batch_size, hidden_size, window_length or n_samples"
+        )
+        raise TrainingError("out_of_memory", message) from error
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,11 @@ class TrainingState:
         # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        # Losses, gradient norms and their count, summed over the epoch's batches. They stay on the device: to read a
-        # number after every step would make the processor wait for it.
-        self.sums = torch.zeros(3, dtype=torch.float64, device=compute.device)
+        self.keep_good()
+        # Losses, gradient norms and their count, summed over the epoch's batches, and how many batches there were
+        # until the first whose loss was not finite. They stay on the device: to read a number after every step would
+        # make the processor wait for it.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=compute.device)
         self.progress = Progress()
 
     @property
@@ -112,10 +114,17 @@ class TrainingState:
         """Remember the weights as they are now."""
         self.best_weights = copy.deepcopy(self.network.state_dict())
 
+    def keep_good(self) -> None:
+        """Remember the weights as they are now, if all of them are finite: what is left if training breaks down."""
+        weights = self.network.state_dict()
+        if all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+            self.good_weights: dict[str, Tensor] = copy.deepcopy(weights)
+
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with these weights, of a network with the same arguments."""
         self.network.load_state_dict(weights)
         self.keep_best()
+        self.keep_good()
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
@@ -157,6 +166,7 @@ class TrainingState:
         progress = dict(state["progress"])
         progress["history"] = [EpochReport(**report) for report in progress["history"]]
         self.progress = Progress(**progress)
+        self.keep_good()
 
 
 def _read_generators(compute: Compute) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from freqfilter.errors import UserError
+from freqfilter.errors import TrainingError
 from freqfilter.filters.losses import LOSSES, mse
 from freqfilter.filters.network import estimate
 from freqfilter.filters.state import EpochReport, TrainingState
@@ -19,6 +19,7 @@ from freqfilter.signals.randomness import stream
 from freqfilter.signals.windows import WindowSet, batches
 
 SCORED_AT_ONCE = 512  # windows of validation computed together
+CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def train(
         A report after each step, and one after each epoch.
 
     Raises:
-        UserError: If the loss is no longer finite.
+        TrainingError: If the loss is no longer finite; ``state.good_weights`` are those of shortly before.
     """
     progress = state.progress
     validation = validation.to(state.compute.device)
@@ -80,22 +81,24 @@ def _epoch(
 ) -> Iterator[StepReport | EpochReport]:
     progress, device = state.progress, state.compute.device
     windows = windows.to(device)
-    order = torch.from_numpy(stream(params.seed, "order", progress.epoch).permutation(len(windows))).to(device)
+    order = epoch_order(params.seed, progress.epoch, len(windows)).to(device)
     n_batches = math.ceil(len(windows) / params.batch_size)
     started = time.monotonic() - progress.seconds
     while progress.batch < n_batches:
         first = progress.batch * params.batch_size
         inputs, targets = windows.batch(order[first : first + params.batch_size])
         with state.randomness():
-            state.sums += _step(state, inputs, targets, params)
+            state.sums += training_step(state, inputs, targets, params)
         progress.batch += 1
+        if progress.batch % CHECKED_EVERY == 0 or progress.batch == n_batches:
+            _check(state, n_batches, params)
         progress.seconds = time.monotonic() - started
         if progress.batch < n_batches:  # the last step is part of the epoch's report
             yield StepReport(progress.epoch, progress.batch, n_batches)
-    loss_sum, norm_sum, n_norms = state.sums.tolist()
-    loss = loss_sum / n_batches
-    _finite("training", loss, state, params)
-    report = EpochReport(progress.epoch, loss, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0)
+    loss_sum, norm_sum, n_norms, _ = state.sums.tolist()
+    report = EpochReport(
+        progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
+    )
     if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
         report = _judge(state, report, validation, params)
     report = replace(report, seconds=time.monotonic() - started)
@@ -109,8 +112,13 @@ def _epoch(
     yield report
 
 
-def _step(state: TrainingState, inputs: Tensor, targets: Tensor, params: TrainingParams) -> Tensor:
-    """One step of the optimizer: what it adds to the epoch's sums, (3,)."""
+def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
+    """The order in which an epoch takes its windows, (n_windows,) of int64."""
+    return torch.from_numpy(stream(seed, "order", epoch).permutation(n_windows))
+
+
+def training_step(state: TrainingState, inputs: Tensor, targets: Tensor, params: TrainingParams) -> Tensor:
+    """One step of the optimizer: what it adds to the epoch's sums, (4,)."""
     network, scaler = state.network, state.scaler
     network.train()
     with state.compute.autocast():
@@ -124,22 +132,36 @@ def _step(state: TrainingState, inputs: Tensor, targets: Tensor, params: Trainin
     scaler.update()
     # The scaler skips a step whose gradient has overflown, and finds a smaller scale.
     taken = torch.isfinite(gradient_norm)
-    return torch.stack([loss.detach(), torch.where(taken, gradient_norm.detach(), 0.0), taken.float()])
+    finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
+    return torch.stack(
+        [loss.detach(), torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()]
+    )
 
 
-def _finite(name: str, loss: float, state: TrainingState, params: TrainingParams) -> None:
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the {name} loss of epoch {state.progress.epoch} is {loss}: try a smaller learning_rate "
-            f"(now {state.learning_rate:g}) or a smaller gradient_clip_norm (now {params.gradient_clip_norm:g})"
-        )
+def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:
+    """End training where a loss of this epoch was not finite, or remember the weights as good ones."""
+    finite = int(state.sums[3])
+    if finite < state.progress.batch:
+        where = f"epoch {state.progress.epoch}, batch {finite + 1} of {n_batches}"
+        raise _diverged("training", where, state, params)
+    state.keep_good()
+
+
+def _diverged(name: str, where: str, state: TrainingState, params: TrainingParams) -> TrainingError:
+    clip, rate = params.gradient_clip_norm, state.learning_rate
+    return TrainingError(
+        "loss_not_finite",
+        f"the {name} loss is not finite in {where}: try learning_rate={rate / 10:.3g} (now {rate:.3g}) or "
+        f"gradient_clip_norm={min(0.5, clip / 2) or 0.5:g} (now {clip:g})",
+    )
 
 
 def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, params: TrainingParams) -> EpochReport:
     """Validate, keep the best weights, and let scheduler and early stopping see the result."""
     progress = state.progress
     val_loss, val_mse = validate(state, validation, params)
-    _finite("validation", val_loss, state, params)
+    if not math.isfinite(val_loss):
+        raise _diverged("validation", f"epoch {progress.epoch}", state, params)
     improved = val_loss < progress.best_loss
     if improved:
         progress.best_loss, progress.best_epoch = val_loss, progress.epoch

@@ -12,6 +12,7 @@ from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL
 from freqfilter.filters.state import EpochReport, TrainingState
 
 TEST_MSE = "test/mse"
+SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
 
 def epoch_metrics(report: EpochReport) -> dict[str, float]:
@@ -26,6 +27,15 @@ def epoch_metrics(report: EpochReport) -> dict[str, float]:
         "audit/mse": report.audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
+
+
+def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> dict[str, float]:
+    """What is charted for a step of a learning-rate range test, at ``step`` = step."""
+    return {
+        "range_test/learning_rate": learning_rate,
+        "range_test/loss": loss,
+        "range_test/smoothed_loss": smoothed,
+    }
 
 
 def best_metrics(state: TrainingState, *, audit_mse: float | None) -> dict[str, float]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from freqfilter.errors import UserError
+from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation import gallery
+from freqfilter.evaluation.diagnosis import Diagnosis, Finding, of_settings
 from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
@@ -30,6 +32,8 @@ from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
 from freqfilter.workflows.evaluate import log_evaluation
+
+DIAGNOSIS = "diagnosis"  # what a finding's line and its tags begin with
 
 
 @dataclass(frozen=True)
@@ -74,23 +78,17 @@ def train(
     compute = Compute.open(params.training)
     splits = Splits.from_params(params)
     tracking_uri = open_store()
-    origin = _origin(params, splits)
-    if origin:
-        params = params.starting_from(origin.pinned_uri)
+    state, params, origin = first_state(params, splits, compute)
     tracking = params.tracking
-    with open_run(
-        experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping, parent=parent
-    ) as run:
+    with (
+        open_run(
+            experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping, parent=parent
+        ) as run,
+        _diagnosed(run),
+        memory_errors(),
+    ):
         params = params.in_experiment(run.experiment)
         run.name(name)
-        state = TrainingState(
-            n_components=splits.validation.n_components,
-            model=params.model,
-            training=params.training,
-            compute=compute,
-        )
-        if origin:
-            state.start_from(origin.module.state_dict())
         _log_origin(run, params, recipe=recipe, compute=compute, splits=splits, origin=origin)
         _introduce(console, run, state, splits)
         _train(run, state, splits, params, stopping=stopping, console=console)
@@ -125,6 +123,25 @@ def train(
     return Trained(
         run.run_id, run.experiment, tracking_uri, progress, scores, metrics, params.tracking.model_name, version
     )
+
+
+def first_state(
+    params: Params, splits: Splits, compute: Compute
+) -> tuple[TrainingState, Params, registry.Filter | None]:
+    """The training as it begins, the parameters that say so for good, and where its weights come from, if anywhere.
+
+    Raises:
+        UserError: If there is no such origin, or its network is another.
+    """
+    origin = _origin(params, splits)
+    if origin:
+        params = params.starting_from(origin.pinned_uri)
+    state = TrainingState(
+        n_components=splits.validation.n_components, model=params.model, training=params.training, compute=compute
+    )
+    if origin:
+        state.start_from(origin.module.state_dict())
+    return state, params, origin
 
 
 def _origin(params: Params, splits: Splits) -> registry.Filter | None:
@@ -186,12 +203,17 @@ def _train(
         audit_every=params.evaluation.audit_every,
         params=training,
     )
-    with closing(steps), stopping.deferred():
+    diagnosis = Diagnosis.of(state, splits, params)
+    for finding in of_settings(params):
+        _tell(run, finding, console)
+    with _last_good_weights(run, state, console), memory_errors(), closing(steps), stopping.deferred():
         for report in steps:
             stopping.check()
             console.show(report, epochs=training.epochs)
             if isinstance(report, EpochReport):
                 run.log_metrics(epoch_metrics(report), step=report.epoch)
+                for finding in diagnosis.examine(report):
+                    _tell(run, finding, console)
                 if training.checkpoint_every and report.epoch % training.checkpoint_every == 0:
                     path = run.folder / f"checkpoints/epoch_{report.epoch:04d}.pt"
                     write_checkpoint(path, state, params)
@@ -201,6 +223,33 @@ def _train(
             f"stopped early: {training.early_stopping_patience} validations without improvement "
             f"since epoch {state.progress.best_epoch}"
         )
+
+
+@contextmanager
+def _diagnosed(run: Run) -> Iterator[None]:
+    """A block whose diagnosed end is tagged on the run."""
+    try:
+        yield
+    except TrainingError as error:
+        run.log_tags({f"{DIAGNOSIS}.{error.diagnosis}": str(error)})
+        raise
+
+
+@contextmanager
+def _last_good_weights(run: Run, state: TrainingState, console: Console) -> Iterator[None]:
+    """A block whose diagnosed end leaves the weights of shortly before among the run's files."""
+    try:
+        yield
+    except TrainingError:
+        write_weights(run.folder / "models/last_good_model.pth", state.good_weights)
+        run.log_file(run.folder / "models/last_good_model.pth")
+        console.say("kept: the last good weights, models/last_good_model.pth among the run's artifacts")
+        raise
+
+
+def _tell(run: Run, finding: Finding, console: Console) -> None:
+    run.log_tags({f"{DIAGNOSIS}.{finding.name}": finding.line})
+    console.say(f"{DIAGNOSIS}: {finding.line}")
 
 
 def _log_files(run: Run, state: TrainingState, params: Params) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from freqfilter.errors import UserError
+from freqfilter.errors import TrainingError, UserError
 from freqfilter.filters.checkpoints import read_checkpoint, write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.filters.training import StepReport, train
 from freqfilter.params import Params, resolve
+from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows
 from tests.conftest import SMALL, network
@@ -197,17 +198,40 @@ def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:
     assert state.progress.history[-1].train_loss < 0.1
 
 
-def test_a_loss_that_is_not_finite_ends_training_and_keeps_the_best_weights() -> None:
-    params = small(learning_rate="1e30", gradient_clip_norm="0")
-    state = fresh_state(params)
-    with pytest.raises(UserError, match="smaller learning_rate"):
-        run(params, state)
+@pytest.mark.parametrize(("broken", "good_after"), [(1, 0), (8, 0), (50, 0), (51, 50), (77, 50), (96, 50)])
+def test_a_loss_that_is_not_finite_ends_training_names_its_batch_and_leaves_weights_of_before(
+    broken: int, good_after: int
+) -> None:
+    params = small(batch_size="16", epochs="1", dropout="0.3")  # 96 steps
+    state, splits = fresh_state(params), Splits.from_params(params)
+    fresh = splits.train(1)
+    windows = StoredWindows(*fresh.batch(torch.arange(len(fresh))))
+    order = stream(params.training.seed, "order", 1).permutation(len(windows))
+    windows.inputs[order[(broken - 1) * 16]] = math.nan
+    with pytest.raises(TrainingError, match=f"not finite in epoch 1, batch {broken} of 96.*learning_rate=0.0002"):
+        for _ in train(state, training_windows=lambda _: windows, validation=splits.validation, params=params.training):
+            pass
+    untouched = run(params, stop_after=good_after) if good_after else fresh_state(params)
+    expected = untouched.good_weights
+    assert all(torch.equal(state.good_weights[name], weight) for name, weight in expected.items())
     assert all(torch.isfinite(weight).all() for weight in state.network.parameters())
 
 
-def test_a_validation_loss_that_is_not_finite_ends_training_too() -> None:
-    with pytest.raises(UserError, match="validation loss of epoch 1"):
-        run(small(learning_rate="1e30", batch_size="100000"))
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        ({"gradient_clip_norm": "0"}, "training loss is not finite in epoch 1, batch 2 of 12"),
+        ({"batch_size": "100000"}, "validation loss is not finite in epoch 1"),
+    ],
+)
+def test_a_learning_rate_that_is_far_too_high_ends_training(overrides: dict[str, str], where: str) -> None:
+    params = small(learning_rate="1e30", **overrides)
+    state = fresh_state(params)
+    with pytest.raises(TrainingError, match=where) as ended:
+        run(params, state)
+    assert ended.value.diagnosis == "loss_not_finite"
+    for weights in (state.good_weights.values(), state.network.parameters()):
+        assert all(torch.isfinite(weight).all() for weight in weights)
 
 
 def test_a_loss_in_decibels_that_creeps_up_is_a_plateau() -> None:

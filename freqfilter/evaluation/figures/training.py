@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from freqfilter.evaluation.figures.style import BLUE, GREEN, GREY, ORANGE, dress, new_figure
 from freqfilter.filters.state import EpochReport
@@ -76,4 +78,37 @@ def comparison(table: pd.DataFrame) -> Figure:
     axes.set_yticks(places, [str(name) for name in table.index])
     axes.invert_yaxis()
     dress(axes, xlabel="mean squared error", ylabel="", title="Each run with its best weights", legend=True)
+    return figure
+
+
+def learning_rate_range(
+    learning_rates: NDArray[np.floating],
+    losses: NDArray[np.floating],
+    smoothed: NDArray[np.floating],
+    *,
+    suggested: float | None,
+    current: float,
+) -> Figure:
+    """Loss against learning rate in a range test.
+
+    Args:
+        learning_rates: (n_steps,), as the losses.
+        losses: The training loss of each step.
+        smoothed: The same, smoothed.
+        suggested: Marked by a line, if any.
+        current: The learning rate that training has now, marked too.
+    """
+    figure = new_figure(12, 6)
+    axes = figure.subplots()
+    axes.plot(learning_rates, losses, color=GREY, linewidth=0.8, label="loss of each step")
+    axes.plot(learning_rates, smoothed, color=BLUE, linewidth=2, label="smoothed")
+    if suggested is not None:
+        label = f"suggestion: {suggested:.2g}, where it falls most steeply"
+        axes.axvline(suggested, color=ORANGE, linestyle="--", label=label)
+    axes.axvline(current, color=GREEN, linestyle=":", label=f"learning_rate now: {current:.2g}")
+    axes.set_xscale("log")
+    low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
+    height = max(high - low, 0.1 * abs(high), 1e-9)
+    axes.set_ylim(low - 0.5 * height, high + 0.5 * height)  # where it blows up, the rest would be a flat line
+    dress(axes, xlabel="learning rate", ylabel="training loss", title="Learning-rate range test", legend=True)
     return figure

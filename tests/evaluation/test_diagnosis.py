@@ -1,0 +1,177 @@
+"""Every diagnosis is provoked by a real training, and a healthy one stays silent."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from freqfilter.evaluation import diagnosis
+from freqfilter.evaluation.diagnosis import Diagnosis, of_settings, slow_epoch, unmoved_weights
+from freqfilter.filters.compute import Compute
+from freqfilter.filters.pace import expected_epoch_seconds
+from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.training import train
+from freqfilter.params import Params, resolve
+from freqfilter.signals.splits import Splits
+from freqfilter.signals.windows import StoredWindows
+from tests.conftest import SMALL
+
+# Two components far apart: learnt within seconds.
+EASY = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01", "batch_size": "64", "epochs": "5"}
+BY_HEART = EASY | {"noise": "fixed", "noise_std": "2", "epochs": "25", "hidden_size": "64"}
+
+
+def small(**overrides: str) -> Params:
+    return resolve(SMALL | overrides)
+
+
+def findings(params: Params, splits: Splits | None = None) -> dict[str, str]:
+    """What is said of a training run, by name."""
+    splits = splits or Splits.from_params(params)
+    state = TrainingState(
+        n_components=splits.validation.n_components,
+        model=params.model,
+        training=params.training,
+        compute=Compute.open(params.training),
+    )
+    watched, found = Diagnosis.of(state, splits, params), list(of_settings(params))
+    steps = train(
+        state,
+        training_windows=splits.train,
+        validation=splits.validation,
+        audit=splits.audit,
+        params=params.training,
+    )
+    with closing(steps):
+        for report in steps:
+            if isinstance(report, EpochReport):
+                found += watched.examine(report)
+    names = [finding.name for finding in found]
+    assert len(names) == len(set(names))  # each is said once
+    return {finding.name: finding.line for finding in found}
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+@pytest.mark.parametrize("overrides", [{}, {"loss": "snr"}, {"loss": "mae", "precision": "bf16"}, {"dropout": "0.2"}])
+def test_a_healthy_run_hears_nothing(seed: str, overrides: dict[str, str]) -> None:
+    assert findings(small(**EASY, **overrides, seed=seed)) == {}
+
+
+def test_a_small_gradient_norm_in_a_healthy_run_is_no_finding() -> None:
+    assert findings(small(**EASY, gradient_clip_norm="0.01")) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        ({"learning_rate": "1e-12"}, "try learning_rate=0.01 (now 1e-12)"),
+        ({"gradient_clip_norm": "1e-20"}, "try gradient_clip_norm=1 (now 1e-20)"),
+    ],
+)
+def test_weights_that_do_not_move_are_noticed(overrides: dict[str, str], remedy: str) -> None:
+    assert findings(small(**EASY | overrides))["unmoved_weights"].endswith(remedy)
+
+
+def test_steps_that_the_gradient_scaler_skips_are_noticed() -> None:
+    report = EpochReport(1, train_loss=1.0, gradient_norm=0.0, learning_rate=1e-3, seconds=1.0)
+    found = unmoved_weights(report, 0.0, small(precision="fp16"))
+    assert found
+    assert found.line.endswith("try precision=fp32 (now fp16)")
+
+
+def test_a_filter_that_does_learns_nothing_is_noticed() -> None:
+    line = findings(small(**EASY | {"noise_std": "300"}))["learns_nothing"]
+    assert "try learning_rate=0.01" in line
+    assert "hidden_size=256 (now 32)" in line
+
+
+def test_learning_nothing_is_said_after_three_validations_or_at_the_end() -> None:
+    params = small(**EASY | {"noise_std": "300", "epochs": "2"})
+    assert "after 2 epochs" in findings(params)["learns_nothing"]
+    longer = small(**EASY | {"noise_std": "300", "epochs": "9"})
+    assert "after 3 epochs" in findings(longer)["learns_nothing"]
+
+
+def test_learning_by_heart_is_noticed_on_validation() -> None:
+    line = findings(small(**BY_HEART))["overfitting"]
+    assert "far below the" in line
+    assert line.endswith("try noise=fresh with split=independent")
+
+
+def test_learning_by_heart_is_noticed_on_the_audit_where_validation_leaks() -> None:
+    params = small(**BY_HEART, split="random", allow_shared_realizations="true")
+    assert "far below the audit's" in findings(params)["overfitting"]
+
+
+def test_learning_by_heart_is_noticed_in_decibels() -> None:
+    assert "overfitting" in findings(small(**BY_HEART, loss="snr"))
+
+
+def test_a_data_file_is_not_advised_to_draw_fresh_noise() -> None:
+    params = small(**BY_HEART | {"noise": "fixed"})
+    splits = Splits.from_params(params)
+    of_file = params.model_copy(update={"data": params.data.model_copy(update={"data_file": "mine.npz"})})
+    line = findings(of_file, replace(splits, audit=None))["overfitting"]
+    assert line.endswith("try dropout=0.3, weight_decay=0.0001 or hidden_size=32")
+
+
+class Slow(StoredWindows):
+    """Windows that take their time."""
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(0.05)
+        return super().batch(positions)
+
+
+def test_an_epoch_far_slower_than_the_processor_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "SLOW_BY_S", 0.1)
+    params = small(epochs="1", hidden_size="2")
+    splits = Splits.from_params(params)
+    slow = Slow(*splits.train(1).batch(torch.arange(len(splits.train(1)))))
+    line = findings(params, replace(splits, train=lambda _: slow))["slow_epoch"]
+    assert "this processor should need about" in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads", "precision", "remedy"),
+    [
+        (100.0, 2, "fp32", "try threads=1 (now 2)"),
+        (100.0, 1, "bf16", "try precision=fp32 (now bf16)"),
+        (100.0, 1, "fp32", "end them"),
+        (16.0, 2, "fp32", None),
+    ],
+)
+def test_a_slow_epoch_names_what_to_change(seconds: float, threads: int, precision: str, remedy: str | None) -> None:
+    report = EpochReport(1, train_loss=1.0, gradient_norm=1.0, learning_rate=1e-3, seconds=seconds)
+    found = slow_epoch(report, 10.0, small(precision=precision), threads=threads)
+    assert (found is None) == (remedy is None)
+    if found and remedy:
+        assert remedy in found.line
+
+
+def test_nobody_knows_how_long_an_epoch_should_take_on_another_device() -> None:
+    report = EpochReport(1, train_loss=1.0, gradient_norm=1.0, learning_rate=1e-3, seconds=1e6)
+    assert slow_epoch(report, None, small(), threads=1) is None
+
+
+def test_what_an_epoch_should_take_grows_with_its_arithmetic() -> None:
+    def expected(n_training: int = 1000, **overrides: str) -> float:
+        params = small(hidden_size="256", **overrides)
+        return expected_epoch_seconds(
+            params.model, window_length=50, batch_size=64, n_training=n_training, n_validation=0
+        )
+
+    assert expected(num_layers="4") > 1.5 * expected(num_layers="1")
+    assert expected(n_training=4000) > 2 * expected()
+    assert expected(bidirectional="true") > 1.3 * expected()
+
+
+def test_a_setting_that_repeats_nothing_is_noticed() -> None:
+    (found,) = of_settings(small(deterministic="false"))
+    assert found.line.startswith("deterministic=false")
+    assert found.line.endswith("deterministic=true makes them equal")

@@ -1,0 +1,167 @@
+"""Figures show what they are given, with a unit on every axis, whatever the signal model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from freqfilter.evaluation import gallery
+from freqfilter.evaluation.estimates import WindowEstimates, stretch, window_estimates
+from freqfilter.evaluation.figures import data, performance
+from freqfilter.evaluation.figures.training import comparison, learning_rate_range
+from freqfilter.evaluation.scores import compare
+from freqfilter.params import Params, resolve
+from freqfilter.signals.blind import zero
+from freqfilter.signals.splits import Splits
+from tests.conftest import SMALL
+
+CPU = torch.device("cpu")
+
+
+def half(inputs: Tensor) -> Tensor:
+    """An extractor that is easy to foresee."""
+    return inputs[..., :1] / 2
+
+
+def data_figures(params: Params) -> dict[str, Figure]:
+    windows = Splits.from_params(params).test
+    return dict(gallery.of_data(params.signals, windows))  # type: ignore[arg-type]
+
+
+def evaluation_figures(params: Params) -> dict[str, Figure]:
+    splits, frequencies_hz = Splits.from_params(params), params.signals.frequencies_hz
+    scores = compare({"model": half, "zero": zero}, splits.test, frequencies_hz=frequencies_hz, device=CPU)
+    return dict(
+        gallery.of_evaluation(
+            half,
+            splits.test,
+            scores,
+            frequencies_hz=frequencies_hz,
+            sample_rate_hz=params.signals.sample_rate_hz,
+            device=CPU,
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"frequencies_hz": "12.5"},
+        {"frequencies_hz": str(list(range(1, 13)))},
+        {"window_length": "1"},
+        {"window_length": "400"},
+        {"noise_std": "0"},
+        {"n_samples": "20", "duration_s": "1", "window_length": "2"},
+        {"n_samples": "2", "duration_s": "0.02", "window_length": "1"},
+    ],
+)
+def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(overrides: dict[str, str], tmp_path: Path) -> None:
+    params = resolve(SMALL | overrides)
+    figures = data_figures(params) | evaluation_figures(params)
+    numbers = [Path(name).name[:2] for name in figures]
+    assert numbers == ["01", "02", "03", "04", "05", "06", "08", "09", "10", "11", "12", "13"]
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / Path(name).name, dpi=30)
+        columns = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+        assert columns
+        for axes in columns:
+            shared = len(columns) > 1  # a column of panels has its time axis below the last one
+            assert axes.get_xlabel() or shared, name
+            assert axes.get_ylabel() or axes.get_yticklabels(), name
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_a_spectrum_has_its_peaks_at_the_components_with_a_quarter_of_their_amplitude() -> None:
+    params = resolve({"noise_std": "0.01", "amplitudes": "[1, 2, 1, 0.5]"})
+    windows = Splits.from_params(params).test
+    mixture = windows.content()[0][0].double().numpy()
+    grid_hz, amplitudes = data.amplitude_spectrum(mixture, params.signals.sample_rate_hz)
+    for frequency_hz, amplitude in zip((1, 3, 5, 7), (1, 2, 1, 0.5), strict=True):
+        near = np.abs(grid_hz - frequency_hz) < 0.5
+        assert amplitudes[near].max() == pytest.approx(amplitude / 4, rel=0.02)
+        assert abs(grid_hz[near][amplitudes[near].argmax()] - frequency_hz) < 0.06
+
+
+def test_a_stretch_is_the_clean_signal_and_the_answers_to_its_windows() -> None:
+    params = resolve(SMALL)
+    windows = Splits.from_params(params).test
+    found = stretch(
+        half,
+        windows,  # type: ignore[arg-type]
+        frequencies_hz=params.signals.frequencies_hz,
+        sample_rate_hz=params.signals.sample_rate_hz,
+        device=CPU,
+    )
+    mixtures, components = windows.content()
+    assert found.targets.shape == (4, 400)
+    np.testing.assert_array_equal(found.targets, components)
+    np.testing.assert_array_equal(found.estimates, (mixtures[0] / 2).expand(4, -1))
+
+
+def test_window_estimates_belong_to_their_windows() -> None:
+    params = resolve(SMALL)
+    found = window_estimates(
+        half, Splits.from_params(params).test, frequencies_hz=params.signals.frequencies_hz, device=CPU
+    )
+    assert found.mixture.shape == (381 * 4, 20)
+    np.testing.assert_array_equal(found.estimate, found.mixture / 2)
+    assert found.component[:5].tolist() == [0, 1, 2, 3, 0]
+
+
+def estimates_with(error: np.ndarray) -> WindowEstimates:
+    flat = np.zeros_like(error, dtype=np.float32)
+    component = np.zeros(len(error), dtype=np.int64)
+    return WindowEstimates(flat, component, flat, error.astype(np.float32), [5.0])
+
+
+def test_the_window_shown_is_the_one_of_median_error() -> None:
+    error = np.repeat(np.array([5.0, 1.0, 3.0, 9.0, 2.0])[:, None], 4, axis=1)
+    axes = performance.prediction(estimates_with(error)).axes[0]
+    drawn = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+    assert list(drawn["estimate"]) == [3, 3, 3, 3]
+    assert "MSE 9" in axes.get_title()
+
+
+def test_normal_errors_lie_on_the_line_of_the_q_q_plot_and_others_do_not() -> None:
+    random = np.random.default_rng(1)
+
+    def distance(error: np.ndarray) -> float:
+        axes = performance.errors(estimates_with(error)).axes[1]
+        points, line = (np.asarray(found.get_ydata()) for found in axes.get_lines())
+        return float(np.abs(points - line).max() / error.std())
+
+    assert distance(random.normal(0.3, 2, (500, 40))) < 0.15
+    assert distance(random.uniform(-1, 1, (500, 40))) > 0.5
+
+
+def test_bars_show_every_extractor_and_component() -> None:
+    params = resolve(SMALL)
+    windows, frequencies_hz = Splits.from_params(params).test, params.signals.frequencies_hz
+    scores = compare({"model": half, "zero": zero}, windows, frequencies_hz=frequencies_hz, device=CPU)
+    axes = performance.mse_of_components(scores).axes[0]
+    heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
+    assert heights == pytest.approx(scores["mse"].tolist())
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["all", "1 Hz", "3 Hz", "5 Hz", "7 Hz"]
+
+
+def test_a_comparison_marks_what_was_measured() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"val_mse": [0.3, 0.2], "audit_mse": [None, None]}, index=["base", "cell=gru"])
+    axes = comparison(table).axes[0]
+    assert [line.get_label() for line in axes.get_lines()] == ["validation"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["base", "cell=gru"]
+
+
+def test_a_range_test_marks_suggestion_and_present_rate() -> None:
+    rates = np.geomspace(1e-5, 1, 50)
+    figure = learning_rate_range(rates, rates, rates, suggested=0.1, current=0.02)
+    labels = [str(line.get_label()) for line in figure.axes[0].get_lines()]
+    assert any("suggestion: 0.1" in label for label in labels)
+    assert any("now: 0.02" in label for label in labels)

@@ -1,0 +1,144 @@
+"""Jobs of one run each, on a real store: what a user finds afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from freqfilter.filters.network import FrequencyFilterLSTM
+from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options
+
+SIGNALS = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
+DATA_FIGURES = {
+    "visualizations/01_time.png", "visualizations/02_spectrum.png", "visualizations/03_spectrogram.png",
+    "visualizations/04_components.png", "visualizations/05_windows.png", "visualizations/06_structure.png",
+}  # fmt: skip
+
+
+def diagnoses(tags: dict[str, str]) -> dict[str, str]:
+    return {name.removeprefix("diagnosis."): line for name, line in tags.items() if name.startswith("diagnosis.")}
+
+
+def test_prepare_draws_the_data_and_writes_what_training_takes(typed: Typed, folder: Path) -> None:
+    assert typed("prepare", *options(SIGNALS)) == (0, "")
+    (run,) = all_runs()
+    files = {name for name in artifacts(run) if not name.startswith("source/")}
+    assert files == DATA_FIGURES | {"metrics.jsonl"}
+    assert run.data.tags["workflow"] == "prepare"
+    assert run.info.run_name == "prepare default n_samples=400 duration_s=0.4 window_length=20"
+    assert {data.dataset.name for data in run.inputs.dataset_inputs} == {"train", "val", "test"}
+    given = SMALL | {"data_file": "data/training_data.npz"}
+    assert typed("train", *options(given)) == (0, "")
+    trained = all_runs()[-1]
+    assert diagnoses(trained.data.tags).keys() <= {"learns_nothing"}  # three short epochs
+    drawn = {name for name in artifacts(trained) if name.startswith("visualizations/")}
+    # Nobody knows how the windows of a file follow one another.
+    assert len(drawn) == 5
+    assert not {"visualizations/11_spectrum.png", "visualizations/12_long_stretch.png"} & drawn
+
+
+def test_find_learning_rate_keeps_its_curve_and_its_suggestion(typed: Typed, folder: Path) -> None:
+    easy = SMALL | {"frequencies_hz": "[3, 40]", "hidden_size": "32", "batch_size": "64"}
+    assert typed("find_learning_rate", *options(easy), "--lowest", "1e-5", "--n_steps", "80") == (0, "")
+    (run,) = all_runs()
+    assert run.info.status == "FINISHED"
+    assert {"range_test/curve.csv", "range_test/learning_rate.png"} <= artifacts(run)
+    curve = pd.read_csv(download(run, "range_test/curve.csv", folder))
+    assert curve["learning_rate"].iloc[[0, -1]].tolist() == pytest.approx([1e-5, 1])
+    suggested = run.data.metrics["range_test/suggested_learning_rate"]
+    assert suggested in curve["learning_rate"].to_numpy()
+    assert f"learning_rate={suggested:.2g} (now 0.002)" in run.data.tags["mlflow.note.content"]
+    assert (run.data.params["lowest"], run.data.params["n_steps"]) == ("1e-05", "80")
+
+
+def test_find_learning_rate_says_so_where_there_is_nothing_to_learn(typed: Typed) -> None:
+    assert typed("find_learning_rate", *options(SMALL | {"noise_std": "1000"}), "--highest", "1e-4") == (0, "")
+    (run,) = all_runs()
+    assert "does not fall at any of these rates" in run.data.tags["mlflow.note.content"]
+    assert "range_test/suggested_learning_rate" not in run.data.metrics
+
+
+def test_a_healthy_run_has_no_diagnosis(typed: Typed) -> None:
+    easy = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01", "batch_size": "64"}
+    assert typed("train", *options(SMALL | easy | {"register": "false"})) == (0, "")
+    assert diagnoses(all_runs()[0].data.tags) == {}
+
+
+def test_a_diagnosis_is_said_and_tagged(
+    typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    from freqfilter import cli
+
+    given = SMALL | {"noise_std": "300", "deterministic": "false", "register": "false"}
+    monkeypatch.setattr(sys, "argv", ["freqfilter", "train", *options(given)])
+    cli.main()
+    told = capsys.readouterr().out
+    found = diagnoses(all_runs()[0].data.tags)
+    assert set(found) == {"not_deterministic", "learns_nothing"}
+    for line in found.values():
+        assert f"diagnosis: {line}" in told.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("message", "part"),
+    [("CUDA out of memory. Tried to allocate 2 GiB", "batch_size=16"), ("DefaultCPUAllocator", "lower batch_size")],
+)
+def test_running_out_of_memory_names_what_to_lower(
+    message: str, part: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: FrequencyFilterLSTM, _inputs: Tensor) -> Tensor:
+        if "CUDA" in message:
+            raise torch.OutOfMemoryError(message)
+        raise RuntimeError(f"{message}: can't allocate memory: you tried to allocate 99 bytes")
+
+    monkeypatch.setattr(FrequencyFilterLSTM, "forward", full)
+    code, line = typed("train", *options(SMALL))
+    assert code == 2
+    assert part in line
+    (run,) = all_runs()
+    assert run.info.status == "FAILED"
+    assert part in diagnoses(run.data.tags)["out_of_memory"]
+    assert "models/last_good_model.pth" in artifacts(run)
+
+
+def test_any_other_error_crashes_loudly(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_self: FrequencyFilterLSTM, _inputs: Tensor) -> Tensor:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(FrequencyFilterLSTM, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        typed("train", *options(SMALL))
+    assert all_runs()[0].info.status == "FAILED"
+
+
+def test_the_original_recipe_is_told_that_it_learns_by_heart(typed: Typed) -> None:
+    """In small: validation windows share their noise with training, and only the audit shows it."""
+    loud = {"noise_std": "2", "frequencies_hz": "[3, 40]", "hidden_size": "64", "learning_rate": "0.01"}
+    given = SMALL | loud | {"batch_size": "64", "epochs": "25", "register": "false"}
+    assert typed("original", *options(given)) == (0, "")
+    tags = all_runs()[0].data.tags
+    assert "far below the audit's" in diagnoses(tags)["overfitting"]
+
+
+def test_evaluate_draws_what_training_drew(typed: Typed, folder: Path) -> None:
+    assert typed("train", *options(SMALL)) == (0, "")
+    assert typed("evaluate") == (0, "")
+    trained, evaluated = all_runs()
+    same = {name for name in artifacts(trained) if name.startswith("visualizations/")} - {
+        "visualizations/07_training_loss.png"
+    }
+    assert len(same) == 6
+    assert {name for name in artifacts(evaluated) if name.startswith("visualizations/")} == same
+    of_runs = [
+        pd.read_csv(download(run, "evaluation/test_scores.csv", folder / run.info.run_id), index_col=[0, 1])
+        for run in (trained, evaluated)
+    ]
+    np.testing.assert_allclose(of_runs[0]["mse"], of_runs[1]["mse"], rtol=1e-5)
+    assert set(of_runs[0].index.get_level_values("extractor")) == {"model", "zero", "mean", "random"}
