@@ -62,6 +62,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "register": ("perhaps", "valid boolean"),
     "model_name": ("a/b", "without / and :"),
     "run_dir": ("~", "nothing"),
+    "tensorboard_dir": ("/proc/x", "cannot be made"),
 }
 
 

@@ -176,6 +176,9 @@ with warnings.catch_warnings():
         register: bool = Field(description="register the best model as a new version")
         model_name: str = Field(pattern=r"^[^/:]+$", description="name in the model registry, without / and :")
         run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
+        tensorboard_dir: str | None = Field(
+            json_schema_extra=PATH, description="folder of TensorBoard's event files, or null: none"
+        )
 
 
 class Params(_Section):

@@ -22,6 +22,7 @@ from freqfilter.launch import launched_by_mlflow, launcher, running
 from freqfilter.signals.windows import WindowSet
 from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking.afterwards import set_status_after
+from freqfilter.tracking.board import TensorBoard
 from freqfilter.tracking.provenance import LARGEST_PATCH, Source
 from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import translated
@@ -51,6 +52,12 @@ class Run:
         if EXPERIMENT_KIND[0] not in experiment.tags:
             self._client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
         self._spool = MetricSpool(self.folder / METRICS_FILE, self.run_id)
+        self._board: TensorBoard | None = None
+
+    def open_board(self, tensorboard_dir: Path) -> None:
+        """From here on, let TensorBoard have the same parameters and metrics."""
+        name = self._client.get_run(self.run_id).info.run_name
+        self._board = TensorBoard(tensorboard_dir, name=name, run_id=self.run_id)
 
     def name(self, name: str) -> None:
         """Name the run, unless a person has: MLflow's own names say nothing of what is special about a run."""
@@ -66,6 +73,8 @@ class Run:
         typed = self._client.get_run(self.run_id).data.params
         missing = [Param(name, value) for name, value in params.items() if name not in typed]
         self._client.log_batch(self.run_id, params=missing)
+        if self._board:
+            self._board.log_params(params)
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -78,6 +87,8 @@ class Run:
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, model_id: str | None = None) -> None:
         """Log the metrics of an epoch; ``model_id`` is the logged model that they also describe."""
         self._spool.append(metrics, step=step, model_id=model_id)
+        if self._board:
+            self._board.log_metrics(metrics, step=step)
 
     def log_data(self, windows: WindowSet, *, name: str, context: str) -> None:
         """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""
@@ -115,6 +126,8 @@ class Run:
             self.log_bytes(source.patch, "source/uncommitted.patch")
 
     def _close(self) -> None:
+        if self._board:
+            self._board.close()
         self._spool.close(DELIVERY_TIMEOUT_S)
         self.log_file(self._spool.path)
 

@@ -26,6 +26,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
+from freqfilter.tracking.board import check_board
 from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, score_metrics
 from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
@@ -80,6 +81,9 @@ def train(
     tracking_uri = open_store()
     state, params, origin = first_state(params, splits, compute)
     tracking = params.tracking
+    board = Path(tracking.tensorboard_dir) if tracking.tensorboard_dir else None
+    if board:
+        check_board(board)
     with (
         open_run(
             experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping, parent=parent
@@ -89,6 +93,8 @@ def train(
     ):
         params = params.in_experiment(run.experiment)
         run.name(name)
+        if board:
+            run.open_board(board)
         _log_origin(run, params, recipe=recipe, compute=compute, splits=splits, origin=origin)
         _introduce(console, run, state, splits)
         _train(run, state, splits, params, stopping=stopping, console=console)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 from torch import Tensor
 
 from freqfilter.filters.network import FrequencyFilterLSTM
@@ -142,3 +143,38 @@ def test_evaluate_draws_what_training_drew(typed: Typed, folder: Path) -> None:
     ]
     np.testing.assert_allclose(of_runs[0]["mse"], of_runs[1]["mse"], rtol=1e-5)
     assert set(of_runs[0].index.get_level_values("extractor")) == {"model", "zero", "mean", "random"}
+
+
+def test_tensorboard_gets_the_same_scalars_and_parameters(typed: Typed, folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    given = SMALL | {"tensorboard_dir": "board", "register": "false", "dropout": "0.1"}
+    assert typed("train", *options(given)) == (0, "")
+    (run,) = all_runs()
+    (files,) = (folder / "board").iterdir()
+    assert files.name.startswith("default_n_samples=400_")
+    assert files.name.endswith(run.info.run_id[:8])
+    events = EventAccumulator(str(files)).Reload()
+    assert set(events.Tags()["scalars"]) == set(run.data.metrics)
+    client = MlflowClient()
+    for name in ("train/loss", "val/mse", "train/learning_rate", "test/mse", "best/epoch"):
+        here = [(point.step, point.value) for point in events.Scalars(name)]
+        there = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+        assert [step for step, _ in here] == [step for step, _ in there]
+        np.testing.assert_allclose([value for _, value in here], [value for _, value in there], rtol=1e-6)
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    stored = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert {name: value.string_value for name, value in stored.items()} == dict(run.data.params)
+
+
+def test_tensorboard_that_is_not_installed_is_said_before_there_is_a_run(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    code, line = typed("train", *options(SMALL | {"tensorboard_dir": "board"}))
+    assert code == 2
+    assert "pip install 'freqfilter[tensorboard]'" in line
+    assert all_runs() == []
