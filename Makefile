@@ -59,8 +59,8 @@ else
 	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(MLFLOW_TRACKING_URI)
 endif
 
-test: $(VENV)/installed_dev  ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/installed_dev  ## run the tests, two at a time
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed_dev  ## formatter, linter and type checker
 	@$(BIN)/ruff format --check .

@@ -90,11 +90,14 @@ def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None
 @_parameter_options()
 @click.pass_obj
 def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> None:
-    """Train once as the other parameters say, and once for each value in place of one of them."""
+    """Train once as the other parameters say, and once for each value in place of one of them.
+
+    Nothing is registered unless register=true is given.
+    """
     given = _given(typed)
     folder = _folder({"recipe": recipe} | given)
-    variants = one_at_a_time(values, given, recipe=recipe, folder=folder)
-    _train_several(watch, variants, {"values": values}, recipe, given)
+    variants = one_at_a_time(values, {"register": "false"} | given, recipe=recipe, folder=folder)
+    _train_several(watch, variants, "vary", {"values": values}, recipe, given)
 
 
 @cli.command("find_learning_rate")
@@ -146,10 +149,19 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
     given = _given(typed)
     folder = _folder({"recipe": recipe, "output": output} | given)
     params = resolve({"noise": "fixed"} | given, recipe=recipe, folder=folder)
+    if params.data.data_file is not None:
+        raise UserError("data_file: it is a file of windows already; prepare draws and writes those of a signal model")
     if params.data.noise != "fixed":
         raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
     name = f"prepare {_run_name(recipe, given)}"
-    where = run_prepare(params, output=user_path(output, folder), name=name, stopping=watch, console=Terminal())
+    where = run_prepare(
+        params,
+        output=user_path(output, folder),
+        recipe=recipe,
+        name=name,
+        stopping=watch,
+        console=Terminal(),
+    )
     click.echo(_where_to_look(where))
 
 
@@ -185,7 +197,8 @@ def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str
     given = _given(typed)
     folder = _folder({"recipe": recipe} | given)
     if seeds is not None:
-        _train_several(watch, from_seeds(seeds, given, recipe=recipe, folder=folder), {"seeds": seeds}, recipe, given)
+        variants = from_seeds(seeds, given, recipe=recipe, folder=folder)
+        _train_several(watch, variants, "seeds", {"seeds": seeds}, recipe, given)
         return
     params = resolve(given, recipe=recipe, folder=folder)
     from freqfilter.terminal import Terminal
@@ -199,14 +212,21 @@ def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str
 
 
 def _train_several(
-    watch: Stopping, variants: dict[str, Params], asked: dict[str, str], recipe: str, given: dict[str, str]
+    watch: Stopping,
+    variants: dict[str, Params],
+    workflow: str,
+    asked: dict[str, str],
+    recipe: str,
+    given: dict[str, str],
 ) -> None:
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.several import train_several
 
     name, console = _run_name(recipe, asked | given), Terminal()
     try:
-        done = train_several(variants, asked=asked, recipe=recipe, name=name, stopping=watch, console=console)
+        done = train_several(
+            variants, workflow=workflow, asked=asked, recipe=recipe, name=name, stopping=watch, console=console
+        )
     finally:
         console.close()
     click.echo(f"run {done.run_id} in experiment {done.experiment}, with a run of its own for each line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -19,9 +20,14 @@ class Terminal:
 
     def __init__(self) -> None:
         self._bar: tqdm[Never] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin a new training."""
         self._started: float | None = None
         self._epochs_seen = 0
         self._figures = ""  # of the last epoch
+        self._position = (0, 0.0)  # epoch and batch of the last report
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -30,6 +36,10 @@ class Terminal:
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
         """Move the bar, or put an epoch's line above it."""
+        position = (report.epoch, report.batch if isinstance(report, StepReport) else math.inf)
+        if position <= self._position:
+            self._forget()
+        self._position = position
         self._started = self._started or time.monotonic()
         if isinstance(report, EpochReport):
             self._show_epoch(report, epochs)

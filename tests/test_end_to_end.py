@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -121,6 +120,8 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
         "visualizations/11_spectrum.png", "visualizations/12_long_stretch.png",
         "visualizations/13_mse_per_frequency.png",
     }  # fmt: skip
+    with PIL.Image.open(download(run, "visualizations/07_training_loss.png", tmp_path)) as picture:
+        assert picture.size == (12 * 300, 6 * 300)
     losses = np.load(download(run, "models/training_history.npz", tmp_path))
     assert losses["num_epochs"] == 3
     assert losses["train_losses"].tolist() == [value for _, value in history(run)["train/loss"]]
@@ -128,6 +129,22 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
     module = network(n_components=3)
     module.load_state_dict(torch.load(download(run, "models/best_model.pth", tmp_path), weights_only=True))
     assert list((folder / "scratch").iterdir()) == []  # the typed path kept its meaning, and nothing is left over
+
+
+def test_training_says_what_the_original_says(trained: tuple[Path, Run, str], freqfilter: Program) -> None:
+    _, _, output = trained
+    for words in (
+        "device: CPU, 1 thread",
+        "windows: 1,143 training, 1,143 validation, 1,143 test, each 20 samples of 4 features",
+        "network: 1,041 parameters",
+        "(recurrent): LSTM(4, 8, num_layers=2, batch_first=True, dropout=0.1)",
+    ):
+        assert words in output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch ")] == ["1/3", "2/3", "3/3"]
+    hurried = SMALL | {"learning_rate": "0.5", "epochs": "60", "early_stopping_patience": "2", "register": "false"}
+    assert (
+        "stopped early: 2 validations without improvement since epoch" in freqfilter("train", *options(hurried)).stdout
+    )
 
 
 def test_the_version_leads_to_its_run_and_gives_its_modules_estimates(
@@ -235,88 +252,6 @@ def test_a_diverging_run_fails_says_why_and_keeps_good_weights(freqfilter: Progr
         assert "batch 2 of 12: try learning_rate=1e+29" in run.data.tags[tag]
     kept = download(run, "models/last_good_model.pth", folder)
     network(n_components=4).load_state_dict(torch.load(kept, weights_only=True))
-
-
-ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
-
-
-def start_and_wait_for(line_start: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-    )  # fmt: skip
-    assert process.stdout
-    for line in process.stdout:
-        if line_start in line:
-            return process
-    raise AssertionError(f"it ended before {line_start!r}")
-
-
-def under_mlflow() -> list[str]:
-    words = [word for name, value in ENDLESS.items() for word in ("-P", f"{name}={value}")]
-    return [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *words]
-
-
-def wait_for_status(status: str) -> None:
-    deadline = time.monotonic() + 60  # mlflow says FAILED first, and is corrected when it is gone
-    while [run.info.status for run in all_runs()] != [status]:
-        assert time.monotonic() < deadline, all_runs()[0].info.status
-        time.sleep(0.2)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
-    process = start_and_wait_for("epoch ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
-    for _ in range(3):  # the second and third do no harm
-        process.send_signal(number)
-        time.sleep(0.05)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
-    assert "Traceback" not in output
-    (run,) = all_runs()
-    assert run.info.status == "KILLED"
-    assert len(history(run)["train/loss"]) >= 1
-    assert MlflowClient().search_model_versions() == []
-
-
-@pytest.mark.parametrize("moment", ["epoch ", "Running command"])
-def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
-    process = start_and_wait_for(moment, under_mlflow(), folder)
-    time.sleep(0.7)  # after "Running command" the program is still importing
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 1
-    wait_for_status("KILLED")
-
-
-def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
-    process = start_and_wait_for("epoch ", under_mlflow(), folder)
-    process.kill()
-    process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
-    wait_for_status("KILLED")
-
-
-def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program, folder: Path) -> None:
-    """Sent while the model is being registered: there is a version then, and so a finished run."""
-    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
-    process = start_and_wait_for("scoring the best weights", command, folder)
-    while not all_runs()[0].outputs.model_outputs:
-        time.sleep(0.02)
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert (process.returncode, all_runs()[0].info.status) == (0, "FINISHED")
-    assert len(MlflowClient().search_model_versions()) == 1
-
-
-def test_a_reader_that_leaves_does_not_end_the_run(folder: Path) -> None:
-    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    assert process.stdout
-    process.stdout.readline()
-    process.stdout.close()
-    process.wait(timeout=60)
-    assert [run.info.status for run in all_runs()] == ["FINISHED"]
 
 
 def test_a_tracking_server_is_used_where_the_environment_names_one(

@@ -1,4 +1,4 @@
-"""What ails a training run, said in one line with the parameter to change. Healthy runs hear nothing."""
+"""What ails a training run, said in one line with the parameter to change."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from freqfilter.signals.splits import Splits
 
 UNMOVED = 1e-6  # relative change of all weights over an epoch; float32 resolves 1e-7
 SMALLEST_CLIP = 1e-6  # below, Adam's epsilon outweighs the gradient
-NO_BETTER = 0.95  # of the error of answers that ignore the mixture
-VALIDATIONS_TO_LEARN = 3  # before a filter that knows nothing is called one
-FAR_ABOVE = 1.25  # validation over training; by chance alone they differ by a few hundredths
-VALIDATIONS_FAR_ABOVE = 2  # in a row
+NO_BETTER, NOT_BEGUN = 0.95, 0.99  # of the error of answers that ignore the mixture: at the end, and before
+VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows nothing is called one; share of all epochs
+FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and audit differ by a few hundredths
+TIMES_FAR_ABOVE = 2  # in a row
 SLOW, SLOW_BY_S = 1.75, 5.0  # over what is to be expected, as a factor and in seconds
 
 
@@ -80,7 +80,7 @@ class Diagnosis:
                 params.model,
                 window_length=validation.n_samples,
                 batch_size=params.training.batch_size,
-                n_training=len(splits.train(1)),
+                n_training=splits.n_train,
                 n_validation=len(validation),
             )
         return cls(state, params, blind_mse=float(scores["mse"][OVERALL]), expected_epoch_seconds=expected_s)
@@ -89,11 +89,12 @@ class Diagnosis:
         """The findings that are new with this epoch."""
         before, self._weights = self._weights, _flat(self._state)
         change = float((self._weights - before).norm() / before.norm().clamp(min=1e-30))
-        history = self._state.progress.history
+        progress, history = self._state.progress, self._state.progress.history
+        ended = progress.stopped_early or report.epoch == self._params.training.epochs
         findings = [
             unmoved_weights(report, change, self._params),
-            learns_nothing(history, self._blind_mse, self._params),
-            far_above_training(history, self._params),
+            learns_nothing(history, self._blind_mse, self._params, ended=ended),
+            overfitting(history, self._params),
             slow_epoch(report, self._expected_s, self._params, threads=self._state.compute.threads),
         ]
         new = [finding for finding in findings if finding and finding.name not in self._said]
@@ -102,67 +103,114 @@ class Diagnosis:
 
 
 def unmoved_weights(report: EpochReport, change: float, params: Params) -> Finding | None:
-    """Weights that stay where they are, though they are trained.
+    """Weights that stay where they are at the learning rate that was asked for.
 
     Args:
         report: The epoch.
         change: Distance that all weights together went in it, relative to their length.
         params: The run's parameters.
     """
-    if change >= UNMOVED:
-        return None
     training = params.training
+    slowed_down = report.learning_rate < training.learning_rate  # by the scheduler: to stand still is its purpose
+    if slowed_down or not change < UNMOVED:
+        return None
     if training.precision == "fp16" and report.gradient_norm == 0:  # the gradient scaler has skipped every step
         remedy = "precision=fp32 (now fp16)"
     elif 0 < training.gradient_clip_norm < SMALLEST_CLIP:
         remedy = f"gradient_clip_norm=1 (now {training.gradient_clip_norm:.3g})"
     else:
-        remedy = f"learning_rate=0.01 (now {report.learning_rate:.3g})"
+        remedy = f"learning_rate=0.01 (now {training.learning_rate:.3g})"
     return Finding(
         "unmoved_weights", f"the weights moved by {change:.1e} of their length in epoch {report.epoch}: try {remedy}"
     )
 
 
-def learns_nothing(history: Sequence[EpochReport], blind_mse: float, params: Params) -> Finding | None:
+def learns_nothing(history: Sequence[EpochReport], blind_mse: float, params: Params, *, ended: bool) -> Finding | None:
     """A filter that does no better than one that answers zero, or the component's mean, to everything.
+
+    Many filters do so for a while before they learn: until training has ended it is only said of one that has not
+    begun to learn after some validations and a part of the epochs.
 
     Args:
         history: A report for each epoch.
         blind_mse: Mean squared error, on the validation windows, of answering with each component's mean.
         params: The run's parameters.
+        ended: Whether training has ended.
     """
     found = [report.val_mse for report in history if report.val_mse is not None]
-    enough = len(found) >= VALIDATIONS_TO_LEARN or history[-1].epoch == params.training.epochs
-    if not found or not enough or min(found) < NO_BETTER * blind_mse:
+    training, model = params.training, params.model
+    patient = len(found) >= VALIDATIONS_TO_LEARN and len(history) >= EPOCHS_TO_LEARN * training.epochs
+    if not found or not (ended or patient) or min(found) < (NO_BETTER if ended else NOT_BEGUN) * blind_mse:
         return None
+    remedies = [f"learning_rate=0.01 (now {training.learning_rate:.3g})"] if training.learning_rate != 0.01 else []
+    remedies += [f"hidden_size=256 (now {model.hidden_size})"] if model.hidden_size < 256 else []
+    remedies += [f"more epochs (now {training.epochs})"] if ended else []
     return Finding(
         "learns_nothing",
-        f"validation MSE {min(found):.4g} after {history[-1].epoch} epochs is that of predicting zero or a constant "
-        f"({blind_mse:.4g}): try learning_rate=0.01 (now {history[-1].learning_rate:.3g}), more epochs "
-        f"(now {params.training.epochs}), hidden_size=256 (now {params.model.hidden_size}) or less noise_std",
+        f"validation MSE {min(found):.4g} after {len(history)} epochs is that of predicting zero or a constant "
+        f"({blind_mse:.4g}): try {', '.join([*remedies, 'less noise_std'])}",
     )
 
 
-def far_above_training(history: Sequence[EpochReport], params: Params) -> Finding | None:
-    """Training far below validation, or below the audit where validation leaks: it learns its data by heart."""
-    judged = [report for report in history if report.val_loss is not None][-VALIDATIONS_FAR_ABOVE:]
-    if len(judged) < VALIDATIONS_FAR_ABOVE:
-        return None
-    loss = params.training.loss
-    above = [_above_training(report, loss) for report in judged]
-    if min(ratio for ratio, _, _ in above) < FAR_ABOVE:
-        return None
-    _, on, value = above[-1]
-    if params.data.noise == "fixed" and params.data.data_file is None:
-        remedy = "noise=fresh with split=independent"
+def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | None:
+    """Training far below validation, or what leaks from training far below the audit: data learnt by heart."""
+    on_validation = _Gap("validation", "training loss", "loss")
+    on_audit = _Gap("audit", "training loss" if params.training.loss == "mse" else "validation MSE", "MSE")
+    for report in history:
+        if report.val_loss is not None:
+            on_validation.add(report.epoch, report.train_loss, report.val_loss)
+        low = report.train_loss if params.training.loss == "mse" else report.val_mse
+        if report.audit_mse is not None and low is not None:
+            on_audit.add(report.epoch, low, report.audit_mse)
+    in_decibels = params.training.loss == "snr"
+    if on_audit.is_wide():
+        gap = on_audit
+    elif on_validation.is_wide(in_decibels=in_decibels):
+        gap = on_validation
     else:
-        dropout, decay = max(0.3, params.model.dropout + 0.1), max(1e-4, 10 * params.training.weight_decay)
-        remedy = f"dropout={dropout:g}, weight_decay={decay:g} or hidden_size={max(1, params.model.hidden_size // 2)}"
+        return None
     return Finding(
-        "overfitting",
-        f"training loss {judged[-1].train_loss:.4g} is far below the {on}'s {value:.4g} in epoch {judged[-1].epoch}: "
-        f"it learns its training data by heart; try {remedy}",
+        "overfitting", f"{gap.words()}: it learns its training data by heart; try {_against_overfitting(params)}"
     )
+
+
+@dataclass
+class _Gap:
+    """Two series of figures that should go together, epoch by epoch."""
+
+    judge: str
+    low_name: str
+    high_name: str
+
+    def __post_init__(self) -> None:
+        self.points: list[tuple[int, float, float]] = []
+
+    def add(self, epoch: int, low: float, high: float) -> None:
+        self.points.append((epoch, low, high))
+
+    def is_wide(self, *, in_decibels: bool = False) -> bool:
+        """Whether the second has lately been far above the first, every time."""
+        lately = self.points[-TIMES_FAR_ABOVE:]
+        if in_decibels:  # a difference is a ratio
+            ratios = [10 ** ((high - low) / 10) for _, low, high in lately]
+        else:
+            ratios = [high / low if low > 0 else math.inf for _, low, high in lately]
+        return len(lately) == TIMES_FAR_ABOVE and min(ratios) > FAR_ABOVE
+
+    def words(self) -> str:
+        epoch, low, high = self.points[-1]
+        return f"{self.low_name} {low:.4g} is far below the {self.judge}'s {high:.4g} in epoch {epoch}"
+
+
+def _against_overfitting(params: Params) -> str:
+    data = params.data
+    if data.noise == "fixed" and data.data_file is None:
+        return "noise=fresh" if data.split == "independent" else "noise=fresh with split=independent"
+    training, model = params.training, params.model
+    remedies = [f"dropout={model.dropout + 0.3:g} (now {model.dropout:g})"] if model.dropout < 0.5 else []
+    remedies += [f"weight_decay=0.0001 (now {training.weight_decay:g})"] if training.weight_decay < 1e-4 else []
+    remedies += [f"hidden_size={model.hidden_size // 2} (now {model.hidden_size})"] if model.hidden_size > 1 else []
+    return " or ".join(remedies)
 
 
 def slow_epoch(report: EpochReport, expected_s: float | None, params: Params, *, threads: int) -> Finding | None:
@@ -187,17 +235,6 @@ def slow_epoch(report: EpochReport, expected_s: float | None, params: Params, *,
         f"epoch {report.epoch} took {report.seconds:.0f} s where this processor should need about {expected_s:.0f} s: "
         f"other programs or waiting threads hold its cores{remedy}",
     )
-
-
-def _above_training(report: EpochReport, loss: str) -> tuple[float, str, float]:
-    """How many times the training loss the worse of validation and audit is, which of them it is, and its value."""
-    judges = {"validation": report.val_loss, "audit": report.audit_mse if loss == "mse" else None}
-    values = {name: value for name, value in judges.items() if value is not None}
-    worst = max(values, key=lambda name: values[name])
-    value = values[worst]
-    if loss == "snr":  # decibels: a difference is a ratio
-        return 10 ** ((value - report.train_loss) / 10), worst, value
-    return value / report.train_loss if report.train_loss > 0 else math.inf, worst, value
 
 
 def _flat(state: TrainingState) -> Tensor:

@@ -15,7 +15,7 @@ from freqfilter.signals.windows import CutWindows, WindowSet
 
 WINDOWS_SHOWN = 4000  # fewer where they are so long that they would have more samples than this in all
 WINDOW_SAMPLES_SHOWN = 2_000_000
-STRETCH_SAMPLES_SHOWN = 100_000  # a realization may be far longer
+SAMPLES_SHOWN = 100_000  # of a realization, which may be far longer
 
 Array = NDArray[np.float32]
 
@@ -59,14 +59,14 @@ class Stretch:
 def window_estimates(
     extractor: Extractor, windows: WindowSet, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> WindowEstimates:
-    """Ask an extractor about a few thousand windows, spread evenly over the set."""
-    n_shown = min(WINDOWS_SHOWN, max(1, WINDOW_SAMPLES_SHOWN // windows.n_samples), len(windows))
-    positions = torch.linspace(0, len(windows) - 1, n_shown, dtype=torch.float64).round().long()
-    inputs, targets, estimates = _answers(extractor, windows, positions, device)
-    component = inputs[:, 0, 1:].argmax(dim=1)
-    return WindowEstimates(
-        inputs[..., 0].numpy(), component.numpy(), targets.numpy(), estimates.numpy(), frequencies_hz
-    )
+    """Ask an extractor about a few thousand windows, drawn evenly but always the same ones."""
+    n_shown = min(WINDOWS_SHOWN, max(1, WINDOW_SAMPLES_SHOWN // windows.n_samples))
+    positions = torch.arange(len(windows))
+    if n_shown < len(windows):  # not every n-th: the selectors take turns, and some might never be met
+        drawn = torch.randint(len(windows), (n_shown,), generator=torch.Generator().manual_seed(0))
+        positions = torch.unique(drawn)
+    mixture, component, target, estimate = _answers(extractor, windows, positions, device)
+    return WindowEstimates(mixture.numpy(), component.numpy(), target.numpy(), estimate.numpy(), frequencies_hz)
 
 
 @torch.inference_mode()
@@ -88,10 +88,10 @@ def stretch(
         device: Where the extractor computes.
     """
     length = windows.n_samples
-    starts = torch.arange(0, min(windows.n_starts, STRETCH_SAMPLES_SHOWN), length)
+    starts = torch.arange(0, min(windows.n_starts, SAMPLES_SHOWN), length)
     targets, estimates = [], []
     for component in range(windows.n_components):
-        _, target, estimate = _answers(extractor, windows, starts * windows.n_components + component, device)
+        _, _, target, estimate = _answers(extractor, windows, starts * windows.n_components + component, device)
         targets.append(target.flatten().numpy())
         estimates.append(estimate.flatten().numpy())
     return Stretch(np.stack(targets), np.stack(estimates), sample_rate_hz, length, frequencies_hz)
@@ -99,12 +99,13 @@ def stretch(
 
 def _answers(
     extractor: Extractor, windows: WindowSet, positions: Tensor, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs (n_windows, n_samples, 1 + n_components), targets and estimates (n_windows, n_samples), on the CPU."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mixtures (n_windows, n_samples), components (n_windows,), targets and estimates like the mixtures; on the CPU."""
     there = windows.to(device)
     parts = []
     for chosen in torch.split(positions, SCORED_AT_ONCE):
         inputs, targets = there.batch(chosen.to(device))
-        parts.append((inputs.cpu(), targets[..., 0].cpu(), extractor(inputs)[..., 0].float().cpu()))
-    inputs, targets, estimates = (torch.cat(of_kind) for of_kind in zip(*parts, strict=True))
-    return inputs, targets, estimates
+        answers = (inputs[..., 0], inputs[:, 0, 1:].argmax(dim=1), targets[..., 0], extractor(inputs)[..., 0].float())
+        parts.append([answer.cpu() for answer in answers])
+    mixtures, components, targets, estimates = (torch.cat(of_kind) for of_kind in zip(*parts, strict=True))
+    return mixtures, components, targets, estimates

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from freqfilter.evaluation.estimates import stretch, window_estimates
+from freqfilter.evaluation.estimates import SAMPLES_SHOWN, stretch, window_estimates
 from freqfilter.evaluation.figures import data, performance
 from freqfilter.evaluation.scores import Extractor
 from freqfilter.params import SignalParams
 from freqfilter.signals.windows import CutWindows, WindowSet
 
-SAMPLES_SHOWN = 100_000  # of a realization, which may be far longer
 STARTS_SHOWN = 4
 LOSSES = "visualizations/07_training_loss.png"  # the original's name for it
 
@@ -26,13 +24,12 @@ def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, F
 
     Args:
         signals: The signal model.
-        windows: Windows of a realization, the first if there are several.
+        windows: All windows of a realization.
 
     Yields:
         The file and the figure.
     """
     frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
-    windows = replace(windows, chosen=None)
     mixture = windows.mixtures[0, :SAMPLES_SHOWN].double().numpy()
     components = windows.components[:, :SAMPLES_SHOWN].double().numpy()
     time_s = np.arange(len(mixture)) / rate_hz

@@ -15,7 +15,7 @@ from freqfilter.files import replacing
 from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params, restore
 
-SCHEMA = 1  # of checkpoint files; a change that old readers cannot follow raises it
+SCHEMA = 2  # of checkpoint files; a change that old readers cannot follow raises it
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -40,7 +40,7 @@ def read_checkpoint(path: Path) -> tuple[Params, dict[str, Any]]:
     """The parameters of a checkpoint and the state for ``TrainingState.load_state_dict``. Nothing is unpickled.
 
     Raises:
-        UserError: If the file is missing, damaged, not a checkpoint, or of a newer schema.
+        UserError: If the file is missing, damaged, not a checkpoint, or of another schema.
     """
     try:
         whole = path.read_bytes()
@@ -54,6 +54,8 @@ def read_checkpoint(path: Path) -> tuple[Params, dict[str, Any]]:
         raise UserError(f"{path}: not a checkpoint of freqfilter")
     if content["schema"] > SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']} is newer than {SCHEMA}; use a newer freqfilter")
+    if content["schema"] < SCHEMA:
+        raise UserError(f"{path}: checkpoint schema {content['schema']} is older than {SCHEMA}; use what wrote it")
     if not isinstance(content.get("params"), dict) or not isinstance(content.get("state"), dict):
         raise UserError(f"{path}: damaged, or not a checkpoint; take the one before it")
     return restore(content["params"]), content["state"]

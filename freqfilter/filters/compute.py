@@ -13,6 +13,8 @@ import torch
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.params import TrainingParams
 
+# A device that others have filled up, and its libraries, say so in words of their own.
+OUT_OF_DEVICE_MEMORY = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -22,11 +24,12 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        on_device = isinstance(error, torch.OutOfMemoryError)
-        if not isinstance(error, MemoryError) and not on_device and "can't allocate memory" not in str(error):
+        said = str(error)
+        on_device = isinstance(error, torch.OutOfMemoryError) or any(words in said for words in OUT_OF_DEVICE_MEMORY)
+        if not isinstance(error, MemoryError) and not on_device and "can't allocate memory" not in said:
             raise
         message = (
-            "out of CUDA memory: try batch_size=16, a shorter window_length, a smaller hidden_size, or device=cpu"
+            "out of CUDA memory: lower batch_size, window_length or hidden_size, or use device=cpu"
             if on_device
             else "out of memory: lower batch_size, hidden_size, window_length or n_samples"
         )

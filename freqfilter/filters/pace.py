@@ -15,6 +15,7 @@ BACKWARD = 2  # the backward pass multiplies twice as much as the forward pass
 # A training step of PyTorch's own cells took 0.8 to 2.3 times the bare arithmetic of its time steps, over hidden
 # sizes 8 to 256 and batches 1 to 256 (AMD EPYC, Zen 4, one thread).
 OVERHEAD = 2.0
+STEP_S = 0.003  # of a step, whatever its size: the optimizer, clipping, assembling the batch
 
 
 def expected_epoch_seconds(
@@ -35,7 +36,7 @@ def expected_epoch_seconds(
     batch = min(batch_size, LARGEST_BATCH)
     cells = window_length * model.num_layers * (2 if model.bidirectional else 1)
     of_window = OVERHEAD * cells * _time_step_seconds(model, batch) / batch
-    return of_window * ((1 + BACKWARD) * n_training + n_validation)
+    return of_window * ((1 + BACKWARD) * n_training + n_validation) + STEP_S * n_training / batch_size
 
 
 def _time_step_seconds(model: ModelParams, batch: int) -> float:

@@ -93,7 +93,10 @@ class TrainingState:
         # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        self.keep_good()
+        # What is left if training breaks down: weights whose loss was finite, and later ones that nobody has tried yet.
+        self.good_weights = self.best_weights
+        self._untried_weights = self.best_weights
+        self._untried_since = 0
         # Losses, gradient norms and their count, summed over the epoch's batches, and how many batches there were
         # until the first whose loss was not finite. They stay on the device: to read a number after every step would
         # make the processor wait for it.
@@ -114,17 +117,30 @@ class TrainingState:
         """Remember the weights as they are now."""
         self.best_weights = copy.deepcopy(self.network.state_dict())
 
-    def keep_good(self) -> None:
-        """Remember the weights as they are now, if all of them are finite: what is left if training breaks down."""
-        weights = self.network.state_dict()
-        if all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-            self.good_weights: dict[str, Tensor] = copy.deepcopy(weights)
+    def keep_good(self, *, tried: int) -> None:
+        """Call the weights of the last time good if a batch after them had a finite loss, and note those of now.
+
+        Args:
+            tried: Batches of this epoch whose loss was finite, up to the first whose was not.
+        """
+        if tried > self._untried_since:
+            self.good_weights = self._untried_weights
+        self._untried_weights = copy.deepcopy(self.network.state_dict())
+        self._untried_since = self.progress.batch
+
+    def begin_epoch(self) -> None:
+        """Go on with the first batch of the next epoch."""
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        self.progress.seconds = 0.0
+        self.sums.zero_()
+        self._untried_since = 0
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with these weights, of a network with the same arguments."""
         self.network.load_state_dict(weights)
         self.keep_best()
-        self.keep_good()
+        self.good_weights = self._untried_weights = self.best_weights
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
@@ -145,6 +161,9 @@ class TrainingState:
         return {
             "network": self.network.state_dict(),
             "best_weights": self.best_weights,
+            "good_weights": self.good_weights,
+            "untried_weights": self._untried_weights,
+            "untried_since": self._untried_since,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else {},
             "scaler": self.scaler.state_dict(),
@@ -166,7 +185,9 @@ class TrainingState:
         progress = dict(state["progress"])
         progress["history"] = [EpochReport(**report) for report in progress["history"]]
         self.progress = Progress(**progress)
-        self.keep_good()
+        self.good_weights = copy.deepcopy(state["good_weights"])
+        self._untried_weights = copy.deepcopy(state["untried_weights"])
+        self._untried_since = state["untried_since"]
 
 
 def _read_generators(compute: Compute) -> dict[str, Tensor]:

@@ -105,10 +105,7 @@ def _epoch(
     if audit is not None:
         report = replace(report, audit_mse=validate(state, audit, params)[1])
     progress.history.append(report)
-    progress.epoch += 1
-    progress.batch = 0
-    progress.seconds = 0.0
-    state.sums.zero_()
+    state.begin_epoch()
     yield report
 
 
@@ -139,16 +136,16 @@ def training_step(state: TrainingState, inputs: Tensor, targets: Tensor, params:
 
 
 def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:
-    """End training where a loss of this epoch was not finite, or remember the weights as good ones."""
+    """End training where a loss of this epoch was not finite, and keep track of the good weights."""
     finite = int(state.sums[3])
+    state.keep_good(tried=finite)
     if finite < state.progress.batch:
         where = f"epoch {state.progress.epoch}, batch {finite + 1} of {n_batches}"
-        raise _diverged("training", where, state, params)
-    state.keep_good()
+        raise _diverged("training", where, params)
 
 
-def _diverged(name: str, where: str, state: TrainingState, params: TrainingParams) -> TrainingError:
-    clip, rate = params.gradient_clip_norm, state.learning_rate
+def _diverged(name: str, where: str, params: TrainingParams) -> TrainingError:
+    clip, rate = params.gradient_clip_norm, params.learning_rate
     return TrainingError(
         "loss_not_finite",
         f"the {name} loss is not finite in {where}: try learning_rate={rate / 10:.3g} (now {rate:.3g}) or "
@@ -161,7 +158,7 @@ def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, par
     progress = state.progress
     val_loss, val_mse = validate(state, validation, params)
     if not math.isfinite(val_loss):
-        raise _diverged("validation", f"epoch {progress.epoch}", state, params)
+        raise _diverged("validation", f"epoch {progress.epoch}", params)
     improved = val_loss < progress.best_loss
     if improved:
         progress.best_loss, progress.best_epoch = val_loss, progress.epoch

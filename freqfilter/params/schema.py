@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
+from collections.abc import Container
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -248,13 +249,15 @@ class Params(_Section):
         training = self.training.model_copy(update={"start_from": uri})
         return self.model_copy(update={"training": training})
 
-    def flat(self) -> dict[str, Any]:
-        """Every parameter by its name alone."""
-        return {name: value for section in self.model_dump().values() for name, value in section.items()}
+    def flat(self, sections: Container[str] | None = None) -> dict[str, Any]:
+        """Every parameter by its name alone, or those of some sections."""
+        dumped = self.model_dump().items()
+        chosen = [values for section, values in dumped if sections is None or section in sections]
+        return {name: value for section in chosen for name, value in section.items()}
 
-    def canonical(self) -> dict[str, str]:
+    def canonical(self, sections: Container[str] | None = None) -> dict[str, str]:
         """Every parameter as the one text by which runs are compared: text as it is, all else as JSON."""
-        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat().items()}
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat(sections).items()}
 
     def digest(self) -> str:
         """SHA-256 of every parameter that can change a number; where the run is kept cannot."""

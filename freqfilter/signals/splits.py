@@ -25,12 +25,14 @@ class Splits:
 
     Attributes:
         train: The training windows of an epoch, numbered from 1: the same each time, or on fresh noise.
+        n_train: How many they are.
         validation: What chooses the best epoch.
         test: Touched once, at the end.
         audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
     """
 
     train: Callable[[int], WindowSet]
+    n_train: int
     validation: WindowSet
     test: WindowSet
     audit: CutWindows | None
@@ -62,22 +64,16 @@ class Splits:
             StoredWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
             for part in archive.PARTS
         )
-        return cls(lambda _epoch: train, validation, test, None)
+        return cls(lambda _epoch: train, len(train), validation, test, None)
 
     @classmethod
     def _generated(cls, params: Params) -> Self:
         data, model = params.data, SignalModel.from_params(params.signals)
-        clean = model.clean()
-        components = torch.from_numpy(clean.astype(np.float32))
-
-        def cut(*noises: NDArray[np.float64]) -> CutWindows:
-            mixtures = (clean.mean(axis=0) + model.noise_std * np.stack(noises)).astype(np.float32)
-            return CutWindows(torch.from_numpy(mixtures), components, data.window_length)
 
         def cut_realizations(*noise_seeds: int) -> CutWindows:
-            return cut(*(realization(seed, model.n_samples) for seed in noise_seeds))
+            return realization_windows(model, data.window_length, *noise_seeds)
 
-        without_noise = cut(np.zeros(model.n_samples))
+        without_noise = _cut(model, data.window_length, np.zeros(model.n_samples))
 
         def fresh(epoch: int) -> CutWindows:
             # Each window has noise of its own. One realization for an epoch would not do: its windows overlap, and
@@ -101,7 +97,21 @@ class Splits:
             validation = cut_realizations(*params.realizations()["validation_noise_seed"])
         return cls(
             train=fresh if data.noise == "fresh" else lambda _epoch: fixed,
+            n_train=len(fixed),
             validation=validation,
             test=cut_realizations(data.test_noise_seed),
             audit=cut_realizations(data.audit_noise_seed) if params.evaluation.audit_every else None,
         )
+
+
+def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> CutWindows:
+    """All windows of the realizations with these noise seeds."""
+    return _cut(model, window_length, *(realization(seed, model.n_samples) for seed in noise_seeds))
+
+
+def _cut(model: SignalModel, window_length: int, *noises: NDArray[np.float64]) -> CutWindows:
+    """All windows of the mixtures that these draws of standard normal noise make."""
+    clean = model.clean()
+    mixtures = (clean.mean(axis=0) + model.noise_std * np.stack(noises)).astype(np.float32)
+    components = torch.from_numpy(clean.astype(np.float32))
+    return CutWindows(torch.from_numpy(mixtures), components, window_length)

@@ -13,22 +13,26 @@ import numpy as np
 import psutil
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Param
+from mlflow.entities import Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
+from freqfilter.errors import TrainingError
 from freqfilter.files import replacing, writable_folder
+from freqfilter.filters.compute import memory_errors
 from freqfilter.launch import launched_by_mlflow, launcher, running
+from freqfilter.params import TrackingParams
 from freqfilter.signals.windows import WindowSet
 from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking.afterwards import set_status_after
-from freqfilter.tracking.board import TensorBoard
+from freqfilter.tracking.board import TensorBoard, check_board
 from freqfilter.tracking.provenance import LARGEST_PATCH, Source
 from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import translated
 
 DELIVERY_TIMEOUT_S = 60.0
 METRICS_FILE = "metrics.jsonl"
+DIAGNOSIS = "diagnosis"  # what the tags of a diagnosis begin with
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
 # What MLflow's UI shows of an experiment: runs and models, not prompts and traces.
 EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
@@ -43,26 +47,22 @@ class Run:
         folder: Its scratch files, in a folder of this run alone; gone when the run has finished.
     """
 
-    def __init__(self, active: mlflow.ActiveRun, *, run_dir: Path) -> None:
+    def __init__(self, active: mlflow.ActiveRun, *, tracking: TrackingParams, name: str) -> None:
         self.run_id: str = active.info.run_id
-        self.folder = writable_folder(run_dir / self.run_id)
+        self.folder = writable_folder(Path(tracking.run_dir) / self.run_id)
         self._client = MlflowClient()
         experiment = self._client.get_experiment(active.info.experiment_id)
         self.experiment: str = experiment.name
         if EXPERIMENT_KIND[0] not in experiment.tags:
             self._client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
-        self._spool = MetricSpool(self.folder / METRICS_FILE, self.run_id)
+        if GENERATED_NAME.fullmatch(active.info.run_name):
+            self._client.set_tag(self.run_id, MLFLOW_RUN_NAME, name)
+        else:
+            name = active.info.run_name
         self._board: TensorBoard | None = None
-
-    def open_board(self, tensorboard_dir: Path) -> None:
-        """From here on, let TensorBoard have the same parameters and metrics."""
-        name = self._client.get_run(self.run_id).info.run_name
-        self._board = TensorBoard(tensorboard_dir, name=name, run_id=self.run_id)
-
-    def name(self, name: str) -> None:
-        """Name the run, unless a person has: MLflow's own names say nothing of what is special about a run."""
-        if GENERATED_NAME.fullmatch(self._client.get_run(self.run_id).info.run_name):
-            mlflow.set_tag(MLFLOW_RUN_NAME, name)
+        if tracking.tensorboard_dir:
+            self._board = TensorBoard(Path(tracking.tensorboard_dir), name=name, run_id=self.run_id)
+        self._spool = MetricSpool(self.folder / METRICS_FILE, self.run_id)
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log parameters, but for those that ``mlflow run`` has logged already, as they were typed.
@@ -78,11 +78,11 @@ class Run:
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        mlflow.set_tags(dict(tags))
+        self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def describe(self, markdown: str) -> None:
         """Set the description that the run's page shows."""
-        mlflow.set_tag(MLFLOW_RUN_NOTE, markdown)
+        self._client.set_tag(self.run_id, MLFLOW_RUN_NOTE, markdown)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, model_id: str | None = None) -> None:
         """Log the metrics of an epoch; ``model_id`` is the logged model that they also describe."""
@@ -99,7 +99,7 @@ class Run:
     def log_file(self, path: Path) -> None:
         """Log a file of the run's folder under the name that it has there."""
         folder = path.relative_to(self.folder).parent.as_posix()
-        mlflow.log_artifact(str(path), None if folder == "." else folder)
+        self._client.log_artifact(self.run_id, str(path), None if folder == "." else folder)
 
     def log_bytes(self, content: bytes, artifact: str) -> None:
         """Log bytes as a file."""
@@ -126,56 +126,80 @@ class Run:
             self.log_bytes(source.patch, "source/uncommitted.patch")
 
     def _close(self) -> None:
-        if self._board:
-            self._board.close()
-        self._spool.close(DELIVERY_TIMEOUT_S)
-        self.log_file(self._spool.path)
+        try:
+            if self._board:
+                self._board.close()
+        finally:
+            self._spool.close(DELIVERY_TIMEOUT_S)
+            self.log_file(self._spool.path)
 
 
 @contextmanager
-def open_run(*, experiment: str, run_dir: Path, stopping: Stopping, parent: Run | None = None) -> Iterator[Run]:
+def open_run(tracking: TrackingParams, *, name: str, stopping: Stopping, parent: Run | None = None) -> Iterator[Run]:
     """A run of its own, or the one that ``mlflow run`` has made; it ends FINISHED, FAILED or KILLED as it did.
 
-    A run that did not finish keeps its folder, and says why it ended in the tag ``ended_because``.
+    A run that did not finish keeps its folder, and says why it ended in the tag ``ended_because``; if a diagnosis has
+    ended it, in ``diagnosis.<name>`` too.
 
     Args:
-        experiment: Where a run of its own belongs. The other one is where MLflow was told to put it.
-        run_dir: Folder for the folders of scratch files.
+        tracking: Where runs are kept. An experiment is for a run of its own; the other is where MLflow put it.
+        name: What the run is called unless a person has named it: MLflow's own names say nothing.
         stopping: Hears of the launcher, to end with it.
         parent: The open run that this one is a part of, if any.
 
     Raises:
-        UserError: If MLflow refuses the run.
+        UserError: If MLflow refuses the run, a folder cannot be written, or memory runs out in the block.
     """
-    writable_folder(run_dir)  # before there is a run, which could only fail
+    check_folders(tracking)  # before there is a run, which could only fail
     process, launched = launcher(), launched_by_mlflow()  # opening the run takes the sign of it away
     if parent is None:
         stopping.end_with(process)
+    active: mlflow.ActiveRun | None = None
     run: Run | None = None
     try:
         with translated("no run can be opened"):
             if not launched:
-                mlflow.set_experiment(experiment)
-            run = Run(mlflow.start_run(nested=parent is not None), run_dir=run_dir)
-        yield run
+                mlflow.set_experiment(tracking.experiment)
+            active = mlflow.start_run(nested=parent is not None)
+            run = Run(active, tracking=tracking, name=name)
+        with memory_errors():
+            yield run
         run._close()
     except BaseException as error:
         # The store may be what failed: that must not hide the error.
         if run:
             with suppress(Exception):
-                mlflow.set_tag("ended_because", f"{type(error).__name__}: {error}"[:5000])
+                run.log_tags(_reasons(error))
             with suppress(Exception):
                 run._close()
-        _end("KILLED" if isinstance(error, Stopped) else "FAILED", process if stopping.stopped else None)
+        if active:
+            _end(active, "KILLED" if isinstance(error, Stopped) else "FAILED", process if stopping.stopped else None)
         raise
     shutil.rmtree(run.folder, ignore_errors=True)
-    _end("FINISHED", process if stopping.stopped else None)
+    _end(active, "FINISHED", process if stopping.stopped else None)
 
 
-def _end(status: str, process: psutil.Process | None) -> None:
-    """End the active run; the launcher's ``process``, if any, will get its status wrong when it hears of the stop."""
-    if active := mlflow.active_run():
-        with suppress(Exception) if status != "FINISHED" else nullcontext():
-            mlflow.end_run(status)
-        if process and running(process):
-            set_status_after(process, active.info.run_id, status)
+def check_folders(tracking: TrackingParams) -> None:
+    """See that a run will be able to write what it writes beside the store.
+
+    Raises:
+        UserError: If not.
+    """
+    writable_folder(Path(tracking.run_dir))
+    if tracking.tensorboard_dir:
+        check_board(Path(tracking.tensorboard_dir))
+
+
+def _reasons(error: BaseException) -> dict[str, str]:
+    reasons = {"ended_because": f"{type(error).__name__}: {error}"[:5000]}
+    if isinstance(error, TrainingError):
+        reasons[f"{DIAGNOSIS}.{error.diagnosis}"] = str(error)
+    return reasons
+
+
+def _end(active: mlflow.ActiveRun, status: str, process: psutil.Process | None) -> None:
+    """End the run; the launcher's ``process``, if any, will get its status wrong when it hears of the stop."""
+    with suppress(Exception) if status != "FINISHED" else nullcontext():
+        mlflow.end_run(status)
+    if process and running(process):
+        set_status_after(process, active.info.run_id, status)

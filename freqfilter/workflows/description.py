@@ -71,14 +71,14 @@ def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = Fa
     """
     if with_spread:
         table = pd.concat([table, table.agg(["mean", "std"])])
-    rows = [[name, *map(_shown, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
-    headers = ["run", *(f"{GAP}{column}" for column in table.columns)]
+    gap = GAP if table_format == "github" else ""
+    rows = zip(table.index, table.to_numpy().tolist(), strict=True)
     return tabulate(
-        rows,
-        headers=headers,
+        [[f"{name}{gap}", *map(_shown, row)] for name, row in rows],
+        headers=["run", *(f"{gap}{column}" for column in table.columns)],
         tablefmt=table_format,
         disable_numparse=True,
-        colalign=["left"] + ["right"] * table.shape[1],
+        colalign=["left", *["right"] * table.shape[1]],
     )
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 from torch import nn
 
 from freqfilter.evaluation import gallery
 from freqfilter.evaluation.testing import score_test_set
-from freqfilter.filters.compute import Compute
+from freqfilter.filters.compute import Compute, memory_errors
 from freqfilter.filters.network import estimate
 from freqfilter.params import SignalParams, TrackingParams
 from freqfilter.signals.splits import Splits
@@ -39,6 +38,7 @@ class Evaluated:
     scores: pd.DataFrame
 
 
+@memory_errors()
 def evaluate(
     tracking: TrackingParams, *, version: str | None, run_id: str | None, stopping: Stopping, console: Console
 ) -> Evaluated:
@@ -52,7 +52,7 @@ def evaluate(
         console: Hears how it goes.
 
     Raises:
-        UserError: If there is no such model, or its data file is gone.
+        UserError: If there is no such model, its data file is gone, or memory runs out.
     """
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
@@ -61,8 +61,7 @@ def evaluate(
     # The model is judged as its users get it: in float32, on what this machine has.
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
-    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
-        run.name(f"evaluate {model.uri}")
+    with open_run(tracking, name=f"evaluate {model.uri}", stopping=stopping) as run:
         run.log_params(chosen)
         run.log_source(provenance.source())
         run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(compute))

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from freqfilter.evaluation.figures.training import learning_rate_range
-from freqfilter.filters.compute import Compute, memory_errors
+from freqfilter.filters.compute import memory_errors
 from freqfilter.filters.range_test import range_test, smoothed, suggestion
 from freqfilter.filters.training import StepReport
 from freqfilter.params import Params
-from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metrics
 from freqfilter.tracking.runs import open_run
-from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.train import first_state
+from freqfilter.workflows.train import get_ready
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a range test came to.
-
-    Attributes:
-        suggested: A learning rate; None where the loss did not fall at any.
-    """
+    """Where a range test is kept."""
 
     run_id: str
     experiment: str
     tracking_uri: str
-    suggested: float | None
 
 
 @memory_errors()
@@ -65,19 +57,16 @@ def find_learning_rate(
     Raises:
         UserError: If store, device, precision, data or origin cannot be used.
     """
-    compute = Compute.open(params.training)
-    splits = Splits.from_params(params)
-    tracking_uri, tracking = open_store(), params.tracking
-    state, params, _ = first_state(params, splits, compute)
-    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
-        run.name(name)
+    ready = get_ready(params)
+    params, splits = ready.params, ready.splits
+    with open_run(params.tracking, name=name, stopping=stopping) as run:
         asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
         run.log_params({"recipe": recipe} | asked | params.canonical())
         run.log_source(provenance.source())
-        run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(compute))
+        run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.compute))
         run.log_data(splits.train(1), name="train", context="training")
         console.say(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
-        steps = range_test(state, splits.train, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
+        steps = range_test(ready.state, splits.train, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
         points = []
         with closing(steps), stopping.deferred():
             for point in steps:
@@ -93,7 +82,9 @@ def find_learning_rate(
         run.log_bytes(curve.to_csv(index=False).encode(), "range_test/curve.csv")
         suggested, now = suggestion(points), params.training.learning_rate
         if len(points):
-            figure = learning_rate_range(rates, losses, means, suggested=suggested, current=now)
+            figure = learning_rate_range(
+                rates, losses, means, suggested=suggested, current=now, loss=params.training.loss
+            )
             run.log_figure(figure, "range_test/learning_rate.png")
         verdict = (
             "the loss does not fall at any of these rates: check the data, or take more n_steps"
@@ -104,4 +95,4 @@ def find_learning_rate(
             run.log_metrics({SUGGESTED_LEARNING_RATE: suggested}, step=n_steps)
         run.describe(f"{verdict[0].upper()}{verdict[1:]}.")
         console.say(verdict)
-    return Found(run.run_id, run.experiment, tracking_uri, suggested)
+    return Found(run.run_id, run.experiment, ready.tracking_uri)

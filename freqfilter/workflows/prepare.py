@@ -7,8 +7,8 @@ from pathlib import Path
 from freqfilter.evaluation import gallery
 from freqfilter.params import Params
 from freqfilter.signals import archive
-from freqfilter.signals.splits import Splits
-from freqfilter.signals.windows import CutWindows
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.splits import Splits, realization_windows
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.runs import open_run
@@ -16,12 +16,13 @@ from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 
 
-def prepare(params: Params, *, output: Path, name: str, stopping: Stopping, console: Console) -> str:
+def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: Stopping, console: Console) -> str:
     """Write ``X_train X_val X_test y_train y_val y_test``, and draw the data in a run of its own.
 
     Args:
         params: Resolved parameters, with fixed noise.
         output: The ``.npz`` file, replaced whole.
+        recipe: The recipe's name, which the run keeps.
         name: What the run is called where nobody has named it.
         stopping: Tells when to stop.
         console: Hears what was written.
@@ -40,15 +41,15 @@ def prepare(params: Params, *, output: Path, name: str, stopping: Stopping, cons
         shape = (len(windows), windows.n_samples)
         console.say(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
     console.say(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    with open_run(experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping) as run:
-        run.name(name)
-        run.log_params(params.canonical())
+    with open_run(tracking, name=name, stopping=stopping) as run:
+        run.log_params({"recipe": recipe} | params.canonical(sections=("signals", "data")))
         run.log_source(provenance.source())
         run.log_tags({"workflow": "prepare", "output": str(output)})
         for part, windows in parts.items():
             run.log_data(windows, name=part, context=part)
-        if isinstance(parts["train"], CutWindows):
-            console.say("drawing the data")
-            for artifact, figure in gallery.of_data(params.signals, parts["train"]):
-                run.log_figure(figure, artifact)
+        console.say("drawing the data")
+        seed = params.data.train_noise_seed
+        drawn = realization_windows(SignalModel.from_params(params.signals), params.data.window_length, seed)
+        for artifact, figure in gallery.of_data(params.signals, drawn):
+            run.log_figure(figure, artifact)
     return tracking_uri

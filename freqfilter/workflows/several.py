@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -19,7 +18,7 @@ from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import runs_table
-from freqfilter.workflows.train import Trained, train
+from freqfilter.workflows.train import Trained, get_ready, train
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Compared:
 def train_several(
     variants: Mapping[str, Params],
     *,
+    workflow: str,
     asked: Mapping[str, str],
     recipe: str,
     name: str,
@@ -48,6 +48,7 @@ def train_several(
 
     Args:
         variants: Parameters of each run, by what is special about it.
+        workflow: What they are trained for, a tag of the parent.
         asked: What made the variants, by the name that was typed.
         recipe: The recipe's name, which the runs keep.
         name: What the parent is called where nobody has named it.
@@ -59,13 +60,13 @@ def train_several(
         Stopped: If it was stopped; the parent and the run in work are then KILLED.
     """
     tracking_uri = open_store()
-    first = next(iter(variants.values()))
-    with open_run(experiment=first.tracking.experiment, run_dir=Path(first.tracking.run_dir), stopping=stopping) as run:
-        run.name(name)
-        shared = _shared(variants)
+    for params in variants.values():
+        get_ready(params)  # what can be refused is refused before there is a run
+    first, shared = next(iter(variants.values())), _shared(variants)
+    with open_run(first.tracking, name=name, stopping=stopping) as run:
         run.log_params({"recipe": recipe, **asked, **shared})
         run.log_source(provenance.source())
-        run.log_tags({"workflow": "several", "recipe": recipe})
+        run.log_tags({"workflow": workflow, "recipe": recipe})
         trained, failed = _train_all(variants, run, recipe=recipe, stopping=stopping, console=console)
         only_by_chance = set(first.canonical()) - set(shared) <= {"seed"}
         table = comparison_of(trained, with_test=only_by_chance)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -26,15 +25,12 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.board import check_board
 from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, score_metrics
-from freqfilter.tracking.runs import Run, open_run
+from freqfilter.tracking.runs import DIAGNOSIS, Run, check_folders, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
 from freqfilter.workflows.evaluate import log_evaluation
-
-DIAGNOSIS = "diagnosis"  # what a finding's line and its tags begin with
 
 
 @dataclass(frozen=True)
@@ -76,28 +72,15 @@ def train(
         UserError: If store, device, precision, data or origin cannot be used, memory runs out, or training diverges.
         Stopped: If it was stopped; the run is then KILLED.
     """
-    compute = Compute.open(params.training)
-    splits = Splits.from_params(params)
-    tracking_uri = open_store()
-    state, params, origin = first_state(params, splits, compute)
-    tracking = params.tracking
-    board = Path(tracking.tensorboard_dir) if tracking.tensorboard_dir else None
-    if board:
-        check_board(board)
-    with (
-        open_run(
-            experiment=tracking.experiment, run_dir=Path(tracking.run_dir), stopping=stopping, parent=parent
-        ) as run,
-        _diagnosed(run),
-        memory_errors(),
-    ):
+    ready = get_ready(params)
+    params, compute, splits, state = ready.params, ready.compute, ready.splits, ready.state
+    with open_run(params.tracking, name=name, stopping=stopping, parent=parent) as run:
         params = params.in_experiment(run.experiment)
-        run.name(name)
-        if board:
-            run.open_board(board)
-        _log_origin(run, params, recipe=recipe, compute=compute, splits=splits, origin=origin)
+        _log_origin(run, ready, params, recipe=recipe)
         _introduce(console, run, state, splits)
         _train(run, state, splits, params, stopping=stopping, console=console)
+
+        _log_files(run, state, params)
 
         console.say("scoring the best weights on the test set")
         progress = state.progress
@@ -107,7 +90,6 @@ def train(
         audit_mse = None
         if splits.audit:
             _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
-        _log_files(run, state, params)
         log_evaluation(run, state.network, splits, scores, signals=params.signals, compute=compute)
 
         stopping.finish_anyway()  # what a stop could save is seconds, and it could leave a version without its run
@@ -127,18 +109,37 @@ def train(
             run.log_tags({"model_version": str(version)})
         run.describe(description(progress, scores, model_name=params.tracking.model_name, version=version))
     return Trained(
-        run.run_id, run.experiment, tracking_uri, progress, scores, metrics, params.tracking.model_name, version
+        run.run_id, run.experiment, ready.tracking_uri, progress, scores, metrics, params.tracking.model_name, version
     )
 
 
-def first_state(
-    params: Params, splits: Splits, compute: Compute
-) -> tuple[TrainingState, Params, registry.Filter | None]:
-    """The training as it begins, the parameters that say so for good, and where its weights come from, if anywhere.
+@dataclass(frozen=True)
+class Ready:
+    """All that a training needs, before there is a run.
+
+    Attributes:
+        params: Its parameters, with the origin of the weights named for good.
+        origin: The filter that the first weights are of, if any.
+    """
+
+    params: Params
+    compute: Compute
+    splits: Splits
+    tracking_uri: str
+    origin: registry.Filter | None
+    state: TrainingState
+
+
+def get_ready(params: Params) -> Ready:
+    """See that everything is there, and make the training as it begins.
 
     Raises:
-        UserError: If there is no such origin, or its network is another.
+        UserError: If store, folders, device, precision, data or origin cannot be used.
     """
+    compute = Compute.open(params.training)
+    splits = Splits.from_params(params)
+    check_folders(params.tracking)
+    tracking_uri = open_store()
     origin = _origin(params, splits)
     if origin:
         params = params.starting_from(origin.pinned_uri)
@@ -147,7 +148,7 @@ def first_state(
     )
     if origin:
         state.start_from(origin.module.state_dict())
-    return state, params, origin
+    return Ready(params, compute, splits, tracking_uri, origin, state)
 
 
 def _origin(params: Params, splits: Splits) -> registry.Filter | None:
@@ -167,18 +168,16 @@ def _origin(params: Params, splits: Splits) -> registry.Filter | None:
     return origin
 
 
-def _log_origin(
-    run: Run, params: Params, *, recipe: str, compute: Compute, splits: Splits, origin: registry.Filter | None
-) -> None:
+def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
     """Parameters, code, machine, data and first weights: all that the run's numbers follow from."""
     run.log_params({"recipe": recipe} | params.canonical())
     run.log_bytes(params.to_yaml().encode(), "params.yaml")
     run.log_source(provenance.source())
-    run.log_tags(
-        {"workflow": "train", "recipe": recipe, "params_digest": params.digest()} | provenance.machine_tags(compute)
-    )
-    if origin:
-        run.log_tags({"start_from_model": origin.pinned_uri, "start_from_run": origin.run_id})
+    tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
+    run.log_tags(tags | provenance.machine_tags(ready.compute))
+    if ready.origin:
+        run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": ready.origin.run_id})
+    splits = ready.splits
     run.log_data(splits.train(1), name="train", context="training")
     run.log_data(splits.validation, name="validation", context="validation")
     run.log_data(splits.test, name="test", context="test")
@@ -187,12 +186,12 @@ def _log_origin(
 
 
 def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits) -> None:
-    windows = splits.train(1)
+    validation = splits.validation
     console.say(f"run {run.run_id} in experiment {run.experiment}")
     console.say(f"device: {state.compute.describe()}")
     console.say(
-        f"windows: {len(windows):,} training, {len(splits.validation):,} validation, {len(splits.test):,} test, "
-        f"each {windows.n_samples} samples of {1 + windows.n_components} features"
+        f"windows: {splits.n_train:,} training, {len(validation):,} validation, {len(splits.test):,} test, "
+        f"each {validation.n_samples} samples of {1 + validation.n_components} features"
     )
     console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
@@ -232,24 +231,17 @@ def _train(
 
 
 @contextmanager
-def _diagnosed(run: Run) -> Iterator[None]:
-    """A block whose diagnosed end is tagged on the run."""
-    try:
-        yield
-    except TrainingError as error:
-        run.log_tags({f"{DIAGNOSIS}.{error.diagnosis}": str(error)})
-        raise
-
-
-@contextmanager
 def _last_good_weights(run: Run, state: TrainingState, console: Console) -> Iterator[None]:
     """A block whose diagnosed end leaves the weights of shortly before among the run's files."""
     try:
         yield
     except TrainingError:
-        write_weights(run.folder / "models/last_good_model.pth", state.good_weights)
-        run.log_file(run.folder / "models/last_good_model.pth")
-        console.say("kept: the last good weights, models/last_good_model.pth among the run's artifacts")
+        try:
+            write_weights(run.folder / "models/last_good_model.pth", state.good_weights)
+            run.log_file(run.folder / "models/last_good_model.pth")
+            console.say("kept: the last good weights, models/last_good_model.pth among the run's artifacts")
+        except UserError as error:  # that must not hide what ended the training
+            console.say(f"the last good weights are lost: {error}")
         raise
 
 

@@ -68,12 +68,14 @@ def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(overrides: di
     assert numbers == ["01", "02", "03", "04", "05", "06", "08", "09", "10", "11", "12", "13"]
     for name, figure in figures.items():
         figure.savefig(tmp_path / Path(name).name, dpi=30)
-        columns = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
-        assert columns
-        for axes in columns:
-            shared = len(columns) > 1  # a column of panels has its time axis below the last one
-            assert axes.get_xlabel() or shared, name
-            assert axes.get_ylabel() or axes.get_yticklabels(), name
+        drawn = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+        assert drawn
+        for axes in drawn:
+            # Panels above one another share the time axis of the last one.
+            column = axes.get_shared_x_axes().get_siblings(axes)
+            assert any(other.get_xlabel() for other in column), name
+            rows = [label.get_text() for label in axes.get_yticklabels()]
+            assert axes.get_ylabel() or "mixture" in rows or "target" in rows, name
     assert len(list(tmp_path.iterdir())) == 12
 
 
@@ -112,6 +114,18 @@ def test_window_estimates_belong_to_their_windows() -> None:
     assert found.mixture.shape == (381 * 4, 20)
     np.testing.assert_array_equal(found.estimate, found.mixture / 2)
     assert found.component[:5].tolist() == [0, 1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("n_samples", ["4048", "4049"])
+def test_every_component_is_among_the_windows_that_are_drawn(n_samples: str) -> None:
+    """Also where every n-th window is one of the same component."""
+    params = resolve({"n_samples": n_samples, "duration_s": "4"})
+    found = window_estimates(
+        half, Splits.from_params(params).test, frequencies_hz=params.signals.frequencies_hz, device=CPU
+    )
+    counts = np.bincount(found.component)
+    assert len(counts) == 4
+    assert counts.min() > 700
 
 
 def estimates_with(error: np.ndarray) -> WindowEstimates:
@@ -161,7 +175,8 @@ def test_a_comparison_marks_what_was_measured() -> None:
 
 def test_a_range_test_marks_suggestion_and_present_rate() -> None:
     rates = np.geomspace(1e-5, 1, 50)
-    figure = learning_rate_range(rates, rates, rates, suggested=0.1, current=0.02)
+    figure = learning_rate_range(rates, rates, rates, suggested=0.1, current=0.02, loss="snr")
     labels = [str(line.get_label()) for line in figure.axes[0].get_lines()]
     assert any("suggestion: 0.1" in label for label in labels)
     assert any("now: 0.02" in label for label in labels)
+    assert "dB" in figure.axes[0].get_ylabel()

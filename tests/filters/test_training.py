@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import closing
@@ -12,7 +13,7 @@ from freqfilter.errors import TrainingError, UserError
 from freqfilter.filters.checkpoints import read_checkpoint, write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import EpochReport, TrainingState
-from freqfilter.filters.training import StepReport, train
+from freqfilter.filters.training import StepReport, train, validate
 from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
@@ -120,6 +121,21 @@ def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(stop
     assert resumed.state_dict()["scheduler"] == whole.state_dict()["scheduler"]
 
 
+def test_a_checkpoint_holds_epoch_model_optimizer_and_both_losses(tmp_path: Path) -> None:
+    params = small(epochs="2")
+    state = run(params)
+    write_checkpoint(tmp_path / "checkpoint.pt", state, params)
+    _, content = read_checkpoint(tmp_path / "checkpoint.pt")
+    last = content["progress"]["history"][-1]
+    assert (last["epoch"], last["train_loss"], last["val_loss"]) == (
+        2,
+        state.progress.history[-1].train_loss,
+        state.progress.history[-1].val_loss,
+    )
+    assert content["network"].keys() == state.network.state_dict().keys()
+    assert len(content["optimizer"]["state"]) == len(list(state.network.parameters()))
+
+
 def test_training_ends_with_the_weights_of_the_best_validation() -> None:
     params = small(learning_rate="0.5", epochs="6", scheduler_factor="1")
     state = run(params)
@@ -128,8 +144,6 @@ def test_training_ends_with_the_weights_of_the_best_validation() -> None:
     assert losses[-1] != best
     assert losses[state.progress.best_epoch - 1] == best
     assert [report.epoch for report in state.progress.history if report.improved][-1] == state.progress.best_epoch
-    from freqfilter.filters.training import validate
-
     assert validate(state, Splits.from_params(params).validation, params.training)[0] == best
 
 
@@ -198,7 +212,7 @@ def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:
     assert state.progress.history[-1].train_loss < 0.1
 
 
-@pytest.mark.parametrize(("broken", "good_after"), [(1, 0), (8, 0), (50, 0), (51, 50), (77, 50), (96, 50)])
+@pytest.mark.parametrize(("broken", "good_after"), [(1, 0), (8, 0), (50, 0), (51, 0), (52, 50), (77, 50), (96, 50)])
 def test_a_loss_that_is_not_finite_ends_training_names_its_batch_and_leaves_weights_of_before(
     broken: int, good_after: int
 ) -> None:
@@ -211,8 +225,19 @@ def test_a_loss_that_is_not_finite_ends_training_names_its_batch_and_leaves_weig
     with pytest.raises(TrainingError, match=f"not finite in epoch 1, batch {broken} of 96.*learning_rate=0.0002"):
         for _ in train(state, training_windows=lambda _: windows, validation=splits.validation, params=params.training):
             pass
-    untouched = run(params, stop_after=good_after) if good_after else fresh_state(params)
-    expected = untouched.good_weights
+    if good_after:
+        steps = train(
+            untouched := fresh_state(params),
+            training_windows=splits.train,
+            validation=splits.validation,
+            params=params.training,
+        )
+        with closing(steps):
+            for _ in range(good_after):
+                next(steps)
+            expected = copy.deepcopy(untouched.network.state_dict())
+    else:
+        expected = fresh_state(params).network.state_dict()
     assert all(torch.equal(state.good_weights[name], weight) for name, weight in expected.items())
     assert all(torch.isfinite(weight).all() for weight in state.network.parameters())
 
@@ -230,8 +255,9 @@ def test_a_learning_rate_that_is_far_too_high_ends_training(overrides: dict[str,
     with pytest.raises(TrainingError, match=where) as ended:
         run(params, state)
     assert ended.value.diagnosis == "loss_not_finite"
-    for weights in (state.good_weights.values(), state.network.parameters()):
-        assert all(torch.isfinite(weight).all() for weight in weights)
+    assert all(torch.isfinite(weight).all() for weight in state.network.parameters())
+    state.network.load_state_dict(state.good_weights)
+    assert math.isfinite(validate(state, Splits.from_params(params).validation, params.training)[0])
 
 
 def test_a_loss_in_decibels_that_creeps_up_is_a_plateau() -> None:
@@ -282,15 +308,17 @@ def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> N
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
         refused("damaged, or not a checkpoint")
-    torch.save({"schema": 1, "evil": Malicious(tmp_path / "touched")}, path)
+    torch.save({"schema": 2, "evil": Malicious(tmp_path / "touched")}, path)
     refused("damaged, or not a checkpoint")
     assert not (tmp_path / "touched").exists()
     torch.save({"weights": 1}, path)
     refused("not a checkpoint of freqfilter")
-    for content in ({"schema": "x"}, {"schema": 1}, {"schema": 1, "params": {"training": 3}, "state": {}}):
+    for content in ({"schema": "x"}, {"schema": 2}, {"schema": 2, "params": {"training": 3}, "state": {}}):
         torch.save(content, path)
         refused("not a checkpoint|damaged")
-    torch.save({"schema": 2}, path)
-    refused("newer than 1")
+    torch.save({"schema": 3}, path)
+    refused("newer than 2")
+    torch.save({"schema": 1}, path)
+    refused("older than 2")
     path.unlink()
     refused("cannot be read")

@@ -18,13 +18,18 @@ from mlflow.exceptions import MlflowException
 import freqfilter
 from freqfilter.errors import UserError
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
-from freqfilter.params import resolve, restore
+from freqfilter.params import TrackingParams, resolve, restore
 from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking import provenance, registry
+from freqfilter.tracking.board import TensorBoard
 from freqfilter.tracking.runs import open_run
 from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import open_store
 from tests.conftest import SMALL, network
+
+
+def kept_in(folder: Path, **overrides: str) -> TrackingParams:
+    return resolve({"experiment": "e", "run_dir": str(folder / "runs")} | overrides).tracking
 
 
 def new_run() -> str:
@@ -98,7 +103,7 @@ def test_a_metric_that_the_store_will_never_take_is_said_at_once(folder: Path) -
 def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str, folder: Path) -> None:
     ended = None
     try:
-        with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
+        with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
             run.log_metrics({"m": 1}, step=1)
             if error:
                 raise error
@@ -118,22 +123,57 @@ def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
     client.delete_experiment(client.create_experiment("e"))
     with (
         pytest.raises(UserError, match="deleted experiment"),
-        open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()),
+        open_run(kept_in(folder), name="a name", stopping=Stopping()),
     ):
         pass
     assert mlflow.active_run() is None
     assert client.search_runs(["0"]) == []
 
 
+def test_a_child_that_cannot_be_opened_leaves_its_parent_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise MlflowException("the database is locked")
+
+    with open_run(kept_in(folder), name="parent", stopping=Stopping()) as parent:
+        with monkeypatch.context() as patch:
+            patch.setattr(mlflow, "start_run", refused)
+            with (
+                pytest.raises(UserError, match="locked"),
+                open_run(kept_in(folder), name="child", stopping=Stopping(), parent=parent),
+            ):
+                pass
+        with open_run(kept_in(folder), name="second child", stopping=Stopping(), parent=parent) as child:
+            pass
+        parent.log_metrics({"m": 1}, step=1)
+    client = MlflowClient()
+    runs = client.search_runs([client.get_run(parent.run_id).info.experiment_id])
+    assert {run.info.run_id: run.info.status for run in runs} == {parent.run_id: "FINISHED", child.run_id: "FINISHED"}
+    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert client.get_run(parent.run_id).data.metrics == {"m": 1}
+
+
+def test_a_board_that_cannot_be_closed_loses_no_metric(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(TensorBoard, "close", full)
+    with (
+        pytest.raises(OSError, match="no space left"),
+        open_run(kept_in(folder, tensorboard_dir=str(folder / "board")), name="n", stopping=Stopping()) as run,
+    ):
+        run.log_metrics({"m": 1}, step=1)
+    assert MlflowClient().get_run(run.run_id).data.metrics == {"m": 1}
+
+
 def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(folder: Path) -> None:
-    with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
+    with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
         MlflowClient().log_param(run.run_id, "learning_rate", "1e-3")
         run.log_params({"learning_rate": "0.001", "epochs": "3"})
     assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
 
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
-    with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()) as run:
+    with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
         figure = Figure(figsize=(2, 1))
         figure.subplots()
         run.log_figure(figure, "visualizations/a.png")
@@ -152,7 +192,7 @@ def trained(seed: int = 0) -> FrequencyFilterLSTM:
 
 def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
     params = resolve(SMALL | overrides)
-    with open_run(experiment="e", run_dir=folder / "runs", stopping=Stopping()):
+    with open_run(kept_in(folder), name="a name", stopping=Stopping()):
         example = np.zeros((2, 20, 5), dtype=np.float32)
         model_id = registry.log_model(module, params, example=example, step=1)
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")

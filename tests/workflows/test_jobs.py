@@ -31,6 +31,8 @@ def test_prepare_draws_the_data_and_writes_what_training_takes(typed: Typed, fol
     files = {name for name in artifacts(run) if not name.startswith("source/")}
     assert files == DATA_FIGURES | {"metrics.jsonl"}
     assert run.data.tags["workflow"] == "prepare"
+    assert {"recipe", "frequencies_hz", "window_length"} <= set(run.data.params)
+    assert "learning_rate" not in run.data.params
     assert run.info.run_name == "prepare default n_samples=400 duration_s=0.4 window_length=20"
     assert {data.dataset.name for data in run.inputs.dataset_inputs} == {"train", "val", "test"}
     given = SMALL | {"data_file": "data/training_data.npz"}
@@ -87,17 +89,20 @@ def test_a_diagnosis_is_said_and_tagged(
         assert f"diagnosis: {line}" in told.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("message", "part"),
-    [("CUDA out of memory. Tried to allocate 2 GiB", "batch_size=16"), ("DefaultCPUAllocator", "lower batch_size")],
-)
+OUT_OF_MEMORY = [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "or use device=cpu"),
+    (RuntimeError("CUDA error: out of memory"), "or use device=cpu"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "or use device=cpu"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"), "lower batch_size"),
+]
+
+
+@pytest.mark.parametrize(("error", "part"), OUT_OF_MEMORY)
 def test_running_out_of_memory_names_what_to_lower(
-    message: str, part: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+    error: Exception, part: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_self: FrequencyFilterLSTM, _inputs: Tensor) -> Tensor:
-        if "CUDA" in message:
-            raise torch.OutOfMemoryError(message)
-        raise RuntimeError(f"{message}: can't allocate memory: you tried to allocate 99 bytes")
+        raise error
 
     monkeypatch.setattr(FrequencyFilterLSTM, "forward", full)
     code, line = typed("train", *options(SMALL))
@@ -107,6 +112,35 @@ def test_running_out_of_memory_names_what_to_lower(
     assert run.info.status == "FAILED"
     assert part in diagnoses(run.data.tags)["out_of_memory"]
     assert "models/last_good_model.pth" in artifacts(run)
+
+
+def test_running_out_of_memory_is_said_by_every_job_and_keeps_what_was_trained(
+    typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert typed("train", *options(SMALL | {"epochs": "1"})) == (0, "")
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    import freqfilter.workflows.evaluate as evaluate_module
+    import freqfilter.workflows.find_learning_rate as find_module
+    import freqfilter.workflows.train as train_module
+
+    for module, name, words in (
+        (train_module, "score_test_set", ["train", *options(SMALL | {"epochs": "1"})]),
+        (evaluate_module, "score_test_set", ["evaluate"]),
+        (find_module, "range_test", ["find_learning_rate", *options(SMALL)]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            code, line = typed(*words)
+        assert code == 2
+        assert "out of CUDA memory" in line
+        run = all_runs()[-1]
+        assert run.info.status == "FAILED"
+        assert "out of CUDA memory" in diagnoses(run.data.tags)["out_of_memory"]
+        if words[0] == "train":
+            assert "models/best_model.pth" in artifacts(run)
 
 
 def test_any_other_error_crashes_loudly(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:

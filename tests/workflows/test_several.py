@@ -24,7 +24,7 @@ QUIET = {"register": "false"}
 def family() -> tuple[Run, dict[str, Run]]:
     """The parent, and its children by name."""
     runs = all_runs()
-    (parent,) = [run for run in runs if run.data.tags.get("workflow") == "several"]
+    (parent,) = [run for run in runs if run.data.tags.get("workflow") in ("seeds", "vary")]
     children = [run for run in runs if run.data.tags.get(PARENT) == parent.info.run_id]
     return parent, {child.info.run_name: child for child in children}
 
@@ -91,6 +91,21 @@ def test_variants_differ_in_one_value_and_are_compared_without_the_test_set(type
     assert table["parameter_count"].is_unique
     assert "test/mse_mean" not in parent.data.metrics
     assert parent.data.params["values"] == values
+
+
+def test_what_can_be_refused_is_refused_before_there_is_a_run(typed: Typed, folder: Path) -> None:
+    code, line = typed("train", *options(SMALL | {"data_file": "absent.npz"}), "--seeds", "[1, 2]")
+    assert code == 2
+    assert "absent.npz: No such file" in line
+    assert all_runs() == []
+
+
+def test_variants_are_not_registered_unless_that_is_asked_for(typed: Typed) -> None:
+    words = ["vary", *options(SMALL | {"epochs": "1"}), "--values", "{cell: gru}"]
+    assert typed(*words) == (0, "")
+    assert MlflowClient().search_model_versions() == []
+    assert typed(*words, "--register", "true") == (0, "")
+    assert len(MlflowClient().search_model_versions()) == 2
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from freqfilter.evaluation.figures.style import (
 
 Samples = NDArray[np.floating]
 PERIODS_SHOWN = 2  # of the slowest component, where a stretch is drawn
+LEVELS_DB = 50  # from the darkest to the brightest place of a spectrogram
 BAND = 4  # spectra are drawn up to this multiple of the highest component
 
 
@@ -86,7 +87,16 @@ def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequ
     )
     shown = grid_hz <= BAND * max(frequencies_hz)
     level_db = 10 * np.log10(np.maximum(power[shown], 1e-12))
-    mesh = axes.pcolormesh(time_s, grid_hz[shown], level_db, cmap="cividis", shading="nearest")
+    highest_db = float(level_db.max())
+    mesh = axes.pcolormesh(
+        time_s,
+        grid_hz[shown],
+        level_db,
+        cmap="cividis",
+        shading="nearest",
+        vmin=highest_db - LEVELS_DB,
+        vmax=highest_db,
+    )
     figure.colorbar(mesh, ax=axes, label="power (dB)")
     title = f"Spectrogram of the mixture, segments of {length / sample_rate_hz:.2g} s"
     axes.set(xlabel="time (s)", ylabel="frequency (Hz)", title=title)
@@ -103,7 +113,8 @@ def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequenci
             time_s[shown], component[shown], color=colour(number), linestyle=line(number), label=hertz(frequency_hz)
         )
     dress(above, xlabel="", ylabel="amplitude", title="Components without noise")
-    above.legend(loc="upper right", ncols=4)
+    if len(frequencies_hz) <= 2 * MOST_PANELS:
+        figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     below.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8)
     dress(below, xlabel="time (s)", ylabel="amplitude", title="Their mean with noise: the mixture")
     return figure

@@ -52,8 +52,7 @@ def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epo
         # Within a decade or so the minor ticks are all there is to read; over several they would overlap.
         axes.yaxis.set_minor_formatter(plain if top < 30 * bottom else NullFormatter())
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ylabel = "loss: SNR, negative (dB)" if loss == "snr" else f"loss ({loss.upper()})"
-    dress(axes, xlabel="epoch", ylabel=ylabel, title="Training and validation loss", legend=True)
+    dress(axes, xlabel="epoch", ylabel=_loss_label(loss), title="Training and validation loss", legend=True)
     return figure
 
 
@@ -88,6 +87,7 @@ def learning_rate_range(
     *,
     suggested: float | None,
     current: float,
+    loss: str,
 ) -> Figure:
     """Loss against learning rate in a range test.
 
@@ -97,6 +97,7 @@ def learning_rate_range(
         smoothed: The same, smoothed.
         suggested: Marked by a line, if any.
         current: The learning rate that training has now, marked too.
+        loss: Name of the loss.
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
@@ -110,5 +111,9 @@ def learning_rate_range(
     low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
     height = max(high - low, 0.1 * abs(high), 1e-9)
     axes.set_ylim(low - 0.5 * height, high + 0.5 * height)  # where it blows up, the rest would be a flat line
-    dress(axes, xlabel="learning rate", ylabel="training loss", title="Learning-rate range test", legend=True)
+    dress(axes, xlabel="learning rate", ylabel=_loss_label(loss), title="Learning-rate range test", legend=True)
     return figure
+
+
+def _loss_label(loss: str) -> str:
+    return "loss: SNR, negative (dB)" if loss == "snr" else f"loss ({loss.upper()})"

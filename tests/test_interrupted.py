@@ -1,0 +1,98 @@
+"""Signals, launchers that go away and readers that leave, against the program as its users start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import ROOT, SMALL, Program, all_runs, options
+
+pytestmark = pytest.mark.slow
+
+ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
+
+
+def start_and_wait_for(line_start: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+    )  # fmt: skip
+    assert process.stdout
+    for line in process.stdout:
+        if line_start in line:
+            return process
+    raise AssertionError(f"it ended before {line_start!r}")
+
+
+def under_mlflow() -> list[str]:
+    words = [word for name, value in ENDLESS.items() for word in ("-P", f"{name}={value}")]
+    return [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", *words]
+
+
+def wait_for_status(status: str) -> None:
+    deadline = time.monotonic() + 60  # mlflow says FAILED first, and is corrected when it is gone
+    while [run.info.status for run in all_runs()] != [status]:
+        assert time.monotonic() < deadline, all_runs()[0].info.status
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
+    process = start_and_wait_for("epoch ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
+    for _ in range(3):  # the second and third do no harm
+        process.send_signal(number)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "Traceback" not in output
+    (run,) = all_runs()
+    assert run.info.status == "KILLED"
+    assert len(MlflowClient().get_metric_history(run.info.run_id, "train/loss")) >= 1
+    assert MlflowClient().search_model_versions() == []
+
+
+@pytest.mark.parametrize("moment", ["epoch ", "Running command"])
+def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
+    process = start_and_wait_for(moment, under_mlflow(), folder)
+    time.sleep(0.7)  # after "Running command" the program is still importing
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 1
+    wait_for_status("KILLED")
+
+
+def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
+    process = start_and_wait_for("epoch ", under_mlflow(), folder)
+    process.kill()
+    process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
+    wait_for_status("KILLED")
+
+
+def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program, folder: Path) -> None:
+    """Sent while the model is being registered: there is a version then, and so a finished run."""
+    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
+    process = start_and_wait_for("scoring the best weights", command, folder)
+    while not all_runs()[0].outputs.model_outputs:
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert (process.returncode, all_runs()[0].info.status) == (0, "FINISHED")
+    assert len(MlflowClient().search_model_versions()) == 1
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(folder: Path) -> None:
+    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    process.wait(timeout=60)
+    assert [run.info.status for run in all_runs()] == ["FINISHED"]
