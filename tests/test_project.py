@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from freqfilter.params.resolve import fields
 from tests.conftest import ROOT
 
 # Imports go down only: a part may use those that stand after it.
@@ -147,7 +148,10 @@ def test_make_help_lists_every_target() -> None:
     assert {line.split()[1] for line in listed.splitlines()} == set(phony[1].split())
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/architecture.md", "CONTRIBUTING.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@pytest.mark.parametrize("path", PAGES)
 def test_links_to_files_of_the_project_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text()
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
@@ -162,3 +166,20 @@ def test_the_architecture_page_names_every_module() -> None:
     names = ["/".join(path.parts[1:]) or path.name for path in modules]  # as they stand in their part's folder
     assert len(names) > 40
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", (ROOT / page).read_text())}
+    written = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(named) > 30
+    assert named - written - {name for _, name, _ in fields()} == set()
+
+
+def test_every_figure_stands_in_the_documentation_once() -> None:
+    gallery = (ROOT / "freqfilter/evaluation/gallery.py").read_text()
+    kept = {name.removesuffix(".png") for name in re.findall(r"\b(\d\d_\w+)", gallery)}
+    shown = re.findall(r"\(pictures/(\d\d_\w+)\.png\)", (ROOT / "docs/figures.md").read_text())
+    assert len(kept) == 13
+    assert sorted(shown) == sorted(kept)
