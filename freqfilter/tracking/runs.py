@@ -185,9 +185,9 @@ def check_folders(tracking: TrackingParams) -> None:
     Raises:
         UserError: If not.
     """
-    writable_folder(Path(tracking.run_dir))
     if tracking.tensorboard_dir:
         check_board(Path(tracking.tensorboard_dir))
+    writable_folder(Path(tracking.run_dir))
 
 
 def _reasons(error: BaseException) -> dict[str, str]:

@@ -138,11 +138,11 @@ def get_ready(params: Params) -> Ready:
     """
     compute = Compute.open(params.training)
     splits = Splits.from_params(params)
-    check_folders(params.tracking)
     tracking_uri = open_store()
     origin = _origin(params, splits)
     if origin:
         params = params.starting_from(origin.pinned_uri)
+    check_folders(params.tracking)  # the last check, since it may make them
     state = TrainingState(
         n_components=splits.validation.n_components, model=params.model, training=params.training, compute=compute
     )
