@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,35 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
 
 
 @cli.command()
+@_recipe_option
+@click.option("--noise_seed", type=click.IntRange(0, 2**32 - 1), help="all windows of this realization, not the mean")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs; draw nothing unless asked to")
+@click.option("--picture", metavar="FILE", help="the picture to draw  [default: limit.png; none with --json]")
+@_parameter_options()
+def limit(recipe: str, noise_seed: int | None, as_json: bool, picture: str | None, **typed: str | None) -> None:
+    """State the least error that any filter can expect of the signal model."""
+    given = _given(typed)
+    paths = {"picture": picture} if picture else {}
+    folder = _folder({"recipe": recipe} | paths | given)
+    params = resolve(given, recipe=recipe, folder=folder)
+    if params.data.data_file is not None:
+        raise UserError("data_file: a file has no signal model, so that nobody knows its limit; drop it")
+    from freqfilter.terminal import Quiet, Terminal
+    from freqfilter.workflows.limit import limit as run_limit
+
+    name = picture or (None if as_json else "limit.png")
+    found = run_limit(
+        params,
+        noise_seed=noise_seed,
+        picture=user_path(name, folder) if name else None,
+        console=Quiet() if as_json else Terminal(),
+    )
+    click.echo(json.dumps(found.to_dict()) if as_json else f"\n{found.table()}\n")
+    if not as_json:
+        click.echo(found.remarks())
+
+
+@cli.command()
 @click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
 @click.option("--run_id", metavar="ID", help="the run whose model is scored, in place of a version")
 @_parameter_options(sections=("tracking",))
@@ -246,7 +276,7 @@ def _folder(given: dict[str, str]) -> Path:
         return Path.cwd()
     if found := launcher_folder():
         return found
-    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "recipe"}
+    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "picture", "recipe"}
     for name, value in given.items():
         if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
             raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")

@@ -79,6 +79,16 @@ class Terminal:
             self._bar = None
 
 
+class Quiet:
+    """Nobody listens."""
+
+    def say(self, line: str) -> None:
+        """Say nothing."""
+
+    def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
+        """Show nothing."""
+
+
 def _figures(report: EpochReport) -> list[str]:
     figures = [f"train {report.train_loss:.4f}"]
     if report.val_loss is not None:

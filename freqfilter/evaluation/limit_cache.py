@@ -1,0 +1,62 @@
+"""Limits that have been computed before, by a digest of all that they follow from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from freqfilter.errors import UserError
+from freqfilter.evaluation import limits
+from freqfilter.evaluation.limits import LimitMse, LimitScores
+from freqfilter.files import replacing
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.windows import CutWindows
+
+VERSION = 1  # of the computation; whatever changes its results raises it
+
+
+def expected(model: SignalModel, *, window_length: int, work: float = limits.MOST_WORK) -> LimitScores:
+    """``limits.expected``, computed once for a signal model and a window length."""
+    facts = {"model": asdict(model), "window_length": window_length, "work": work}
+    return _once(facts, lambda: limits.expected(model, window_length=window_length, work=work))
+
+
+def of_windows(model: SignalModel, windows: CutWindows) -> LimitScores:
+    """``limits.of_windows``, computed once for a signal model and its windows."""
+    facts = {"model": asdict(model), "windows": windows.digest()}
+    return _once(facts, lambda: limits.of_windows(model, windows))
+
+
+def _once(facts: dict[str, Any], compute: Callable[[], LimitScores]) -> LimitScores:
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **facts}, sort_keys=True).encode()).hexdigest()
+    path = Path(platformdirs.user_cache_dir("freqfilter")) / "limits" / f"{digest}.json"
+    if (found := _read(path)) is not None:
+        return found
+    scores = compute()
+    try:
+        with replacing(path) as file:
+            file.write(json.dumps(asdict(scores), default=np.ndarray.tolist).encode())
+    except UserError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return scores
+
+
+def _read(path: Path) -> LimitScores | None:
+    """What stands in a file; None where it is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for side in ("causal", "two_sided"):
+            of_side = {field.name: stored[side][field.name] for field in fields(LimitMse)}
+            for name in ("per_frequency", "per_step"):
+                of_side[name] = np.array(of_side[name], dtype=np.float64)
+            stored[side] = LimitMse(**of_side)
+        return LimitScores(**stored)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

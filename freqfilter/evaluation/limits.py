@@ -1,0 +1,200 @@
+"""The least mean squared error that can be expected, with the error of that figure itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from freqfilter.signals.limit import Limit
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.randomness import stream
+from freqfilter.signals.windows import CutWindows
+
+MOST_STARTS = 20_000  # considered for one window; of longer signals only some
+MOST_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
+FEWEST_WINDOWS, MOST_WINDOWS = 64, 20_000  # of an expectation, whatever the work
+RESIDUES = 8  # of the starts that are left out, to bound what that costs
+NUMBERS_AT_ONCE = 2**23  # estimates in memory together
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LimitMse:
+    """Mean squared error of a limit.
+
+    Attributes:
+        mse: Over components and samples.
+        per_frequency: For each component, (n_components,).
+        per_step: For each position in the window, (n_samples,).
+        standard_error: Of ``mse``, by chance of the windows and the noise in them; NaN where it cannot be told.
+    """
+
+    mse: float
+    per_frequency: Array
+    per_step: Array
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class LimitScores:
+    """The limits of a signal model.
+
+    Attributes:
+        causal: From the samples so far.
+        two_sided: From the whole window.
+        n_windows: How many windows were scored.
+        start_step: From one considered start to the next; 1: all of them.
+        causal_excess: How much ``causal.mse`` may lie above the limit since only some starts were considered.
+        two_sided_excess: The same for ``two_sided``.
+    """
+
+    causal: LimitMse
+    two_sided: LimitMse
+    n_windows: int
+    start_step: int = 1
+    causal_excess: float = 0.0
+    two_sided_excess: float = 0.0
+
+
+def expected(model: SignalModel, *, window_length: int, seed: int = 0, work: float = MOST_WORK) -> LimitScores:
+    """What the best filter has to expect, over all starts and all noise.
+
+    Windows spread evenly over the starts, each with fresh noise, are scored by the variance that their posterior
+    leaves, which has the same mean as the squared error and scatters less.
+
+    Of a signal with very many starts only every ``start_step``-th is considered. Such an estimator is one that a
+    filter may use, so that its error is above the limit; one that is told which starts are left out has an error
+    below it, since to know more never hurts. The difference bounds what thinning costs.
+
+    Args:
+        model: The signal model.
+        window_length: Samples of a window.
+        seed: Of the noise.
+        work: Bound on windows × starts × samples.
+    """
+    signal_starts = model.n_samples - window_length + 1
+    step = _start_step(model, window_length)
+    all_starts = Limit.from_model(model, n_samples=window_length, start_step=step)
+    n_windows = min(_affordable(all_starts, work), MOST_WINDOWS)
+    random = stream(seed, "limit", window_length)
+    if step == 1:
+        starts = np.linspace(0, signal_starts - 1, n_windows).round().astype(np.int64)
+        causal, two_sided = _Scores(), _Scores()
+        for some in _pieces(starts, all_starts):
+            posterior = all_starts.posterior(_mixtures(all_starts, some, random))
+            causal.add(posterior.causal_variance)
+            two_sided.add(posterior.two_sided_variance)
+        return LimitScores(causal.mse(), two_sided.mse(), n_windows)
+    return _thinned(all_starts, n_windows // 2, random)
+
+
+def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WORK) -> LimitScores:
+    """What the best filter reaches on the windows of given realizations.
+
+    All windows are scored, or as many of them, spread evenly, as ``work`` allows. Neighbouring windows share their
+    noise, so the standard error is that of the means over blocks of a second, or of a window where that is longer.
+
+    Args:
+        model: The signal model that the windows are of.
+        windows: A full set, nothing chosen from it, without noise of each window's own.
+        work: Bound on windows × starts × samples.
+    """
+    step = _start_step(model, windows.n_samples)
+    limit = Limit.from_model(model, n_samples=windows.n_samples, start_step=step)
+    affordable = _affordable(limit, work) // len(windows.mixtures)
+    scored = np.linspace(0, windows.n_starts - 1, min(windows.n_starts, max(1, affordable))).round().astype(np.int64)
+    rate_hz = (model.n_samples - 1) / model.duration_s
+    n_blocks = max(1, windows.n_starts // max(windows.n_samples, math.ceil(rate_hz)))
+    causal, two_sided = _Scores(), _Scores()
+    for mixture in windows.mixtures.cpu():
+        for block in np.array_split(scored, min(n_blocks, len(scored))):
+            for some in _pieces(block, limit):
+                posterior = limit.posterior(mixture.unfold(0, windows.n_samples, 1)[some])
+                targets = _targets(limit, some)
+                causal.add((posterior.causal - targets).square())
+                two_sided.add((posterior.two_sided - targets).square())
+            causal.end_block()
+            two_sided.end_block()
+    excess = (0.0, 0.0)
+    if step > 1:
+        in_expectation = expected(model, window_length=windows.n_samples, work=work)
+        excess = (in_expectation.causal_excess, in_expectation.two_sided_excess)
+    return LimitScores(causal.mse(), two_sided.mse(), causal.n_windows, step, *excess)
+
+
+def _start_step(model: SignalModel, window_length: int) -> int:
+    return math.ceil((model.n_samples - window_length + 1) / MOST_STARTS)
+
+
+def _affordable(limit: Limit, work: float) -> int:
+    """How many windows may be scored."""
+    return max(FEWEST_WINDOWS, int(work / (limit.n_starts * limit.n_samples)))
+
+
+def _thinned(limit: Limit, n_windows: int, random: np.random.Generator) -> LimitScores:
+    above, below = (_Scores(), _Scores()), (_Scores(), _Scores())
+    step = limit.start_step
+    for residue in np.linspace(0, step - 1, min(step, RESIDUES)).round().astype(np.int64):
+        told = Limit(limit.components, limit.noise_std, limit.n_samples, int(residue), step)
+        chosen = np.linspace(0, told.n_starts - 1, max(1, n_windows // RESIDUES)).round().astype(np.int64)
+        for some in _pieces(residue + step * chosen, limit):
+            mixtures, targets = _mixtures(limit, some, random), _targets(limit, some)
+            untold = limit.posterior(mixtures)
+            above[0].add((untold.causal - targets).square())
+            above[1].add((untold.two_sided - targets).square())
+            knowing = told.posterior(mixtures)
+            below[0].add(knowing.causal_variance)
+            below[1].add(knowing.two_sided_variance)
+    causal, two_sided = (scores.mse() for scores in above)
+    excess = [max(0.0, high.mse - low.mse().mse) for high, low in zip((causal, two_sided), below, strict=True)]
+    return LimitScores(causal, two_sided, above[0].n_windows, step, *excess)
+
+
+class _Scores:
+    """Sums over windows, and the means of blocks of them; without ``end_block`` each window is a block of its own."""
+
+    def __init__(self) -> None:
+        self._sum: Array | float = 0.0
+        self.n_windows = 0
+        self._windows: list[float] = []
+        self._blocks: list[float] = []
+
+    def add(self, errors: Tensor) -> None:
+        """Squared errors of some windows, (n_windows, n_components, n_samples)."""
+        self._sum = self._sum + errors.double().sum(dim=0).numpy()
+        self.n_windows += len(errors)
+        self._windows += errors.double().mean(dim=(1, 2)).tolist()
+
+    def end_block(self) -> None:
+        self._blocks.append(float(np.mean(self._windows)))
+        self._windows = []
+
+    def mse(self) -> LimitMse:
+        mean = np.asarray(self._sum) / self.n_windows
+        values = self._blocks or self._windows
+        error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        return LimitMse(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error)
+
+
+def _pieces(starts: NDArray[np.int64], limit: Limit) -> Iterator[NDArray[np.int64]]:
+    """The starts, as many at a time as memory should hold the estimates of."""
+    at_once = max(1, NUMBERS_AT_ONCE // (len(limit.components) * limit.n_samples))
+    yield from np.array_split(starts, math.ceil(len(starts) / at_once))
+
+
+def _targets(limit: Limit, starts: NDArray[np.int64]) -> Tensor:
+    """The clean components of windows, (n_windows, n_components, n_samples)."""
+    return limit.components.unfold(1, limit.n_samples, 1)[:, starts].transpose(0, 1)
+
+
+def _mixtures(limit: Limit, starts: NDArray[np.int64], random: np.random.Generator) -> Tensor:
+    """Windows with fresh noise, (n_windows, n_samples)."""
+    noise = torch.from_numpy(random.standard_normal((len(starts), limit.n_samples), dtype=np.float32))
+    return _targets(limit, starts).mean(dim=1) + limit.noise_std * noise

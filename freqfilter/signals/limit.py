@@ -1,0 +1,141 @@
+"""The estimator with the least expected squared error: the posterior mean over the unknown start of the window.
+
+A window is a stretch of a known signal whose start is unknown, each start equally likely. With samples x₁…xₜ seen,
+
+    P(start) ∝ exp(-Σᵢ (xᵢ - mixture[start + i])² / 2σ²),
+
+and the estimate of a component is its mean under that posterior; no other has a smaller expected squared error.
+Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, section 10.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from freqfilter.signals.model import SignalModel
+
+CELLS_AT_ONCE = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
+LOWEST = -80.0  # of a log probability beside the highest: e⁻⁸⁰ is nothing, and what is less takes ten times as long
+LEAST_NOISE = 1e-6  # stands for no noise; the starts that fit best then share the probability
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Means of the components, and the variances around them that remain.
+
+    Attributes:
+        causal: From the samples so far, (n_windows, n_components, n_samples).
+        two_sided: From the whole window, the same shape.
+        causal_variance: Around ``causal``, the same shape: its expected squared error, given the window.
+        two_sided_variance: Around ``two_sided``.
+    """
+
+    causal: Tensor
+    two_sided: Tensor
+    causal_variance: Tensor
+    two_sided_variance: Tensor
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The posterior over the starts of a window, and what follows from it.
+
+    Attributes:
+        components: The clean components, (n_components, signal length), float32.
+        noise_std: Standard deviation of the noise on the mixture.
+        n_samples: Length of a window.
+        first_start: The first start that is considered.
+        start_step: From one considered start to the next; 1: all of them.
+    """
+
+    components: Tensor
+    noise_std: float
+    n_samples: int
+    first_start: int = 0
+    start_step: int = 1
+
+    @classmethod
+    def from_model(cls, model: SignalModel, *, n_samples: int, first_start: int = 0, start_step: int = 1) -> Self:
+        """The limit for windows of ``n_samples`` of a signal model."""
+        components = torch.from_numpy(model.clean()).float()
+        return cls(components, model.noise_std, n_samples, first_start, start_step)
+
+    @property
+    def n_starts(self) -> int:
+        """How many starts are considered."""
+        return (self.components.shape[1] - self.n_samples - self.first_start) // self.start_step + 1
+
+    def posterior(self, mixtures: Tensor) -> Posterior:
+        """What is known of each window's components after each sample, and after all of them.
+
+        Args:
+            mixtures: (n_windows, n_samples).
+        """
+        at_once = max(1, CELLS_AT_ONCE // self.n_starts)
+        parts = [self._posterior(some) for some in torch.split(mixtures, at_once)]
+        names = Posterior.__dataclass_fields__
+        return Posterior(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def _posterior(self, mixtures: Tensor) -> Posterior:
+        mixture = self.components.mean(dim=0)
+        one = torch.ones_like(mixture)[None]
+        moments = torch.cat([self.components, self.components.square(), one])
+        precision = 1 / (2 * max(self.noise_std, LEAST_NOISE) ** 2)
+        log_weights = mixtures.new_zeros(len(mixtures), self.n_starts)
+        weights = torch.empty_like(log_weights)
+        causal = []
+        for sample in range(self.n_samples):
+            torch.sub(mixtures[:, sample : sample + 1], mixture[self._starts(sample)], out=weights)
+            log_weights.addcmul_(weights, weights, value=-precision)
+            log_weights.sub_(log_weights.amax(dim=1, keepdim=True))
+            torch.clamp(log_weights, min=LOWEST, out=weights)
+            weights.exp_()
+            causal.append(weights @ moments[:, self._starts(sample)].T)
+        two_sided = [weights @ moments[:, self._starts(sample)].T for sample in range(self.n_samples)]
+        (causal_mean, causal_variance), (mean, variance) = (self._mean_and_variance(of) for of in (causal, two_sided))
+        return Posterior(causal_mean, mean, causal_variance, variance)
+
+    def _mean_and_variance(self, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """From weighted sums of values, squares and ones for each sample, both (n_windows, n_components, n_samples)."""
+        n_components = len(self.components)
+        sums = torch.stack(moments, dim=2)
+        total = sums[:, -1:]
+        mean = sums[:, :n_components] / total
+        return mean, (sums[:, n_components:-1] / total - mean**2).clamp(min=0)
+
+    def _starts(self, sample: int) -> slice:
+        """Where in the signal a sample of the window stands, for each start."""
+        first = self.first_start + sample
+        return slice(first, first + (self.n_starts - 1) * self.start_step + 1, self.start_step)
+
+
+class LimitExtractor:
+    """The limit as an extractor, so that it is judged by the same code as every filter.
+
+    Args:
+        limit: For windows of the length that will be asked about.
+        two_sided: Whether an estimate uses the whole window, or the samples so far.
+    """
+
+    def __init__(self, limit: Limit, *, two_sided: bool = False) -> None:
+        self._limit = limit
+        self._two_sided = two_sided
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components).
+
+        Raises:
+            ValueError: If the windows are of another length.
+        """
+        if inputs.shape[1] != self._limit.n_samples:
+            raise ValueError(f"windows of {inputs.shape[1]} samples, and a limit for {self._limit.n_samples}")
+        # The windows of a start have the same mixture, one for each selector.
+        mixtures, place = torch.unique(inputs[..., 0].cpu(), dim=0, return_inverse=True)
+        posterior = self._limit.posterior(mixtures)
+        estimates = posterior.two_sided if self._two_sided else posterior.causal
+        selected = inputs[:, 0, 1:].argmax(dim=1).cpu()
+        return estimates[place, selected][..., None].to(inputs.device)

@@ -1,0 +1,142 @@
+"""The least error by laws: what is expected is what is reached, and thinning is bounded."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from freqfilter.evaluation import limit_cache, limits
+from freqfilter.params import resolve
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.splits import realization_windows
+from tests.conftest import ROOT
+
+SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
+
+
+def model(**overrides: str) -> SignalModel:
+    return SignalModel.from_params(resolve(SMALL | overrides).signals)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "freqfilter" / "limits"
+
+
+def test_what_is_expected_is_what_is_reached_on_many_realizations() -> None:
+    expected = limits.expected(model(), window_length=10, work=5e7)
+    reached = limits.of_windows(model(), realization_windows(model(), 10, *range(1000, 1040)), work=1e12)
+    assert reached.n_windows == 40 * 291
+    for side in ("causal", "two_sided"):
+        one, other = getattr(expected, side), getattr(reached, side)
+        assert abs(one.mse - other.mse) < 4 * math.hypot(one.standard_error, other.standard_error)
+        np.testing.assert_allclose(one.per_frequency.mean(), one.mse)
+        np.testing.assert_allclose(one.per_step.mean(), one.mse)
+        assert one.standard_error < 0.05 * one.mse
+
+
+def test_the_standard_error_is_that_of_repetition() -> None:
+    repeated = [limits.expected(model(), window_length=10, seed=seed, work=1e6).causal for seed in range(30)]
+    spread = float(np.std([found.mse for found in repeated], ddof=1))
+    stated = float(np.mean([found.standard_error for found in repeated]))
+    # Starts that are spread evenly can only make it smaller.
+    assert 0.3 * stated < spread < 1.5 * stated
+
+
+def test_a_longer_window_and_the_whole_window_never_hurt() -> None:
+    found = [limits.expected(model(), window_length=length, work=2e7) for length in (5, 10, 20, 40)]
+    for side in ("causal", "two_sided"):
+        values = [getattr(of_length, side).mse for of_length in found]
+        assert values == sorted(values, reverse=True)
+    for of_length in found:
+        assert (of_length.two_sided.per_step <= of_length.causal.per_step + 1e-6).all()
+        assert of_length.two_sided.per_step[-1] == pytest.approx(of_length.causal.per_step[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("noise_std", ["0.1", "0.3", "1"])
+def test_thinning_out_the_starts_is_bounded_by_what_is_stated(noise_std: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = limits.expected(model(noise_std=noise_std), window_length=10, work=5e7)
+    monkeypatch.setattr(limits, "MOST_STARTS", 100)
+    thinned = limits.expected(model(noise_std=noise_std), window_length=10, work=5e7)
+    assert thinned.start_step == 3
+    for side in ("causal", "two_sided"):
+        high, low = getattr(thinned, side).mse, getattr(thinned, side).mse - getattr(thinned, f"{side}_excess")
+        doubt = 4 * math.hypot(getattr(thinned, side).standard_error, getattr(exact, side).standard_error)
+        assert low - doubt <= getattr(exact, side).mse <= high + doubt
+
+
+@pytest.mark.parametrize("noise_std", ["0.001", "10"])
+def test_a_signal_of_millions_of_samples_takes_bounded_time_and_memory(noise_std: str) -> None:
+    long = model(n_samples="1000000", duration_s="1000", noise_std=noise_std)
+    found = limits.expected(long, window_length=10, work=2e6)
+    assert found.start_step == 50
+    assert found.n_windows <= 100
+    assert 0 <= found.two_sided.mse < 1
+    assert found.causal_excess >= 0
+    on_windows = limits.of_windows(long, realization_windows(long, 10, 1), work=2e6)
+    assert on_windows.n_windows <= 100
+
+
+def test_a_limit_is_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = realization_windows(model(), 10, 1)
+    first = limit_cache.of_windows(model(), windows), limit_cache.expected(model(), window_length=10, work=1e6)
+    assert len(list(cache.iterdir())) == 2
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(limits, "of_windows", never)
+        patch.setattr(limits, "expected", never)
+        again = limit_cache.of_windows(model(), windows), limit_cache.expected(model(), window_length=10, work=1e6)
+        for one, other in zip(first, again, strict=True):
+            assert one.causal.mse == other.causal.mse
+            np.testing.assert_array_equal(one.two_sided.per_step, other.two_sided.per_step)
+        for other_windows in (realization_windows(model(), 10, 2), realization_windows(model(), 11, 1)):
+            with pytest.raises(AssertionError, match="computed again"):
+                limit_cache.of_windows(model(), other_windows)
+        with pytest.raises(AssertionError, match="computed again"):
+            limit_cache.expected(model(noise_std="0.2"), window_length=10, work=1e6)
+    for file in cache.iterdir():
+        file.write_text("{")
+    assert limit_cache.of_windows(model(), windows).causal.mse == first[0].causal.mse
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert limit_cache.expected(model(), window_length=10, work=1e6).causal.mse > 0
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "freqfilter", "limit", *words]
+        typed = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+        environment = {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        done = subprocess.run(
+            [*command, *typed], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    found = json.loads(run("--json", "--noise_seed", "2"))
+    assert found["n_windows"] == 291
+    for side in ("causal_mse", "two_sided_mse"):
+        assert len(found[f"{side}_per_frequency"]) == 2
+        assert len(found[f"{side}_per_step"]) == 10
+        assert 0 < found[f"{side}_standard_error"] < found[side]
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    table = run("--noise_seed", "2")
+    assert f"{found['causal_mse']:.4f}" in table
+    assert "2.5hz" in table
+    assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")
