@@ -207,11 +207,10 @@ def evaluate(watch: Stopping, /, version: str | None, run_id: str | None, **type
         raise UserError("version and run_id: both name a model; give one")
     params = resolve(given, folder=_folder(given))
     from freqfilter.terminal import Terminal
-    from freqfilter.workflows.description import scores_table
     from freqfilter.workflows.evaluate import evaluate as run_evaluate
 
     done = run_evaluate(params.tracking, version=version, run_id=run_id, stopping=watch, console=Terminal())
-    click.echo(f"\n{done.uri}, run {done.run_id}\n\n{scores_table(done.scores, 'simple')}\n")
+    click.echo(f"\n{done.uri}, run {done.run_id}")
     click.echo(_where_to_look(done.tracking_uri))
 
 
@@ -291,7 +290,7 @@ def _run_name(recipe: str, given: dict[str, str]) -> str:
 
 
 def _summarize(trained: Trained) -> None:
-    from freqfilter.workflows.description import scores_table
+    from freqfilter.workflows.description import over_limit, scores_table
 
     progress = trained.progress
     click.echo("")
@@ -300,7 +299,7 @@ def _summarize(trained: Trained) -> None:
         f"best epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
         f"validation loss {best.val_loss:.4f}"
     )
-    click.echo(f"\n{scores_table(trained.scores, 'simple')}\n")
+    click.echo(f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n")
     click.echo(f"run {trained.run_id} in experiment {trained.experiment}")
     if trained.version is None:
         click.echo("not registered (register=false)")

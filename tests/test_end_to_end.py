@@ -85,10 +85,19 @@ def test_the_run_is_finished_with_every_parameter_under_its_own_name_once(traine
 def test_each_epoch_is_charted_once(trained: tuple[Path, Run, str]) -> None:
     _, run, _ = trained
     points = history(run)
-    for name in ("train/loss", "val/loss", "val/mse", "audit/mse", "train/learning_rate", "train/gradient_norm"):
+    of_epochs = ("train/loss", "val/loss", "val/mse", "audit/mse", "train/learning_rate", "train/gradient_norm")
+    for name in (*of_epochs, "val/limit_mse", "val/mse_over_limit"):
         assert [step for step, _ in points[name]] == [1, 2, 3], name
     assert points["val/loss"] != points["train/loss"]
     metrics = run.data.metrics
+    assert len({value for _, value in points["val/limit_mse"]}) == 1
+    for (_, ratio), (_, mse), (_, limit) in zip(
+        points["val/mse_over_limit"], points["val/mse"], points["val/limit_mse"], strict=True
+    ):
+        assert ratio == pytest.approx(mse / limit)
+    assert metrics["test/mse_over_limit"] == pytest.approx(metrics["test/mse"] / metrics["test/limit_mse"])
+    assert metrics["test/limit_two_sided_mse"] < metrics["test/limit_mse"] < metrics["test/mse"]
+    assert metrics["limit/expected_mse"] == pytest.approx(metrics["test/limit_mse"], rel=0.3)
     best = dict(points["val/loss"])
     assert metrics["best/val_loss"] == min(best.values()) == best[int(metrics["best/epoch"])]
     assert metrics["epochs_run"] == 3
@@ -118,7 +127,8 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
         "models/training_history.npz", "params.yaml", "visualizations/07_training_loss.png",
         "visualizations/08_prediction.png", "visualizations/09_errors.png", "visualizations/10_scatter.png",
         "visualizations/11_spectrum.png", "visualizations/12_long_stretch.png",
-        "visualizations/13_mse_per_frequency.png",
+        "visualizations/13_mse_per_frequency.png", "visualizations/14_mse_over_window.png",
+        "evaluation/test_scores.md", "evaluation/test_mse_over_window.csv",
     }  # fmt: skip
     with PIL.Image.open(download(run, "visualizations/07_training_loss.png", tmp_path)) as picture:
         assert picture.size == (12 * 300, 6 * 300)

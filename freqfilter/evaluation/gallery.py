@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from freqfilter.evaluation.estimates import SAMPLES_SHOWN, stretch, window_estimates
 from freqfilter.evaluation.figures import data, performance
-from freqfilter.evaluation.scores import Extractor
+from freqfilter.evaluation.scores import Comparison, Extractor
 from freqfilter.params import SignalParams
 from freqfilter.signals.windows import CutWindows, WindowSet
 
@@ -60,7 +59,7 @@ def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, F
 def of_evaluation(
     extractor: Extractor,
     windows: WindowSet,
-    scores: pd.DataFrame,
+    compared: Comparison,
     *,
     frequencies_hz: Sequence[float],
     sample_rate_hz: float,
@@ -72,7 +71,7 @@ def of_evaluation(
         extractor: What was evaluated.
         windows: The test set. Of windows from a file nobody knows how they follow one another: there is no long
             stretch and no spectrum of theirs.
-        scores: Rows (extractor, component), as ``evaluation.scores.compare`` gives them.
+        compared: Its scores beside those of the references.
         frequencies_hz: Frequency of each component.
         sample_rate_hz: Of the realization.
         device: Where the extractor computes.
@@ -88,4 +87,5 @@ def of_evaluation(
         along = stretch(extractor, windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device)
         yield "visualizations/11_spectrum.png", performance.spectra(along)
         yield "visualizations/12_long_stretch.png", performance.long_stretch(along)
-    yield "visualizations/13_mse_per_frequency.png", performance.mse_of_components(scores)
+    yield "visualizations/13_mse_per_frequency.png", performance.mse_of_components(compared.table)
+    yield "visualizations/14_mse_over_window.png", performance.mse_over_window(compared.per_step)

@@ -11,13 +11,18 @@ from typing import Any
 
 import numpy as np
 import platformdirs
+import torch
 
 from freqfilter.errors import UserError
 from freqfilter.evaluation import limits
 from freqfilter.evaluation.limits import LimitMse, LimitScores
+from freqfilter.evaluation.references import LIMIT
+from freqfilter.evaluation.references import limits as limits_of
+from freqfilter.evaluation.scores import OVERALL, score
 from freqfilter.files import replacing
+from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.windows import CutWindows
+from freqfilter.signals.windows import CutWindows, WindowSet
 
 VERSION = 1  # of the computation; whatever changes its results raises it
 
@@ -32,6 +37,26 @@ def of_windows(model: SignalModel, windows: CutWindows) -> LimitScores:
     """``limits.of_windows``, computed once for a signal model and its windows."""
     facts = {"model": asdict(model), "windows": windows.digest()}
     return _once(facts, lambda: limits.of_windows(model, windows))
+
+
+def on_validation(params: Params, validation: WindowSet) -> float | None:
+    """The limit on validation windows, for a filter like the one that is trained; None where nobody knows it."""
+    if not (known := limits_of(params)):
+        return None
+    if isinstance(validation, CutWindows) and validation.chosen is None:
+        scores = of_windows(SignalModel.from_params(params.signals), validation)
+        return (scores.two_sided if params.model.bidirectional else scores.causal).mse
+    frequencies_hz = params.signals.frequencies_hz
+    table = score(known[LIMIT], validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+    return float(table["mse"][OVERALL])
+
+
+def expected_mse(params: Params) -> float | None:
+    """The least error that a filter like the one that is trained can expect; None where nobody knows it."""
+    if params.data.data_file is not None:
+        return None
+    scores = expected(SignalModel.from_params(params.signals), window_length=params.data.window_length)
+    return (scores.two_sided if params.model.bidirectional else scores.causal).mse
 
 
 def _once(facts: dict[str, Any], compute: Callable[[], LimitScores]) -> LimitScores:

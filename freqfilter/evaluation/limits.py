@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +20,7 @@ from freqfilter.signals.windows import CutWindows
 MOST_STARTS = 20_000  # considered for one window; of longer signals only some
 MOST_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
 FEWEST_WINDOWS, MOST_WINDOWS = 64, 20_000  # of an expectation, whatever the work
+RESAMPLES = 10_000
 RESIDUES = 8  # of the starts that are left out, to bound what that costs
 NUMBERS_AT_ONCE = 2**23  # estimates in memory together
 
@@ -198,3 +200,30 @@ def _mixtures(limit: Limit, starts: NDArray[np.int64], random: np.random.Generat
     """Windows with fresh noise, (n_windows, n_samples)."""
     noise = torch.from_numpy(random.standard_normal((len(starts), limit.n_samples), dtype=np.float32))
     return _targets(limit, starts).mean(dim=1) + limit.noise_std * noise
+
+
+def ratio_interval(
+    per_block: pd.DataFrame, name: str, reference: str, *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of the ratio of two mean squared errors on the same windows, by resampling blocks of them.
+
+    Args:
+        per_block: Mean squared error of each block of neighbouring windows, a row for each extractor.
+        name: The row above the line.
+        reference: The row below.
+        confidence: Share of such intervals that hold the truth.
+        seed: Of the resampling.
+
+    Returns:
+        Its ends; NaN where there are fewer than two blocks.
+
+    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
+    """
+    pair = per_block.loc[[name, reference]].to_numpy()
+    n_blocks = pair.shape[1]
+    if n_blocks < 2:
+        return math.nan, math.nan
+    drawn = stream(seed, "bootstrap").integers(n_blocks, size=(RESAMPLES, n_blocks))
+    above, below = (of_row[drawn].mean(axis=1) for of_row in pair)
+    low, high = np.quantile(above / below, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

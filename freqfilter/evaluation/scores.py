@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from freqfilter.signals.windows import WindowSet, batches
+from freqfilter.signals.windows import CutWindows, WindowSet
 
 # Anything that turns inputs (n_windows, n_samples, 1 + n_components) into estimates (n_windows, n_samples, 1).
 Extractor = Callable[[Tensor], Tensor]
@@ -29,56 +30,110 @@ def frequency_name(frequency_hz: float) -> str:
     return f"{np.format_float_positional(frequency_hz, trim='-')}hz"
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Comparison:
+    """Several extractors on the same windows.
+
+    Attributes:
+        table: A row for each extractor and component, ``all`` first, then each that occurs (``5hz``); columns
+            ``MEASURES``:
+
+            - ``mse``, ``rmse``, ``mae``: mean squared error, its root, mean absolute error, all ≥ 0;
+            - ``r2``: 1 - mse / variance of the target, ≤ 1, NaN for a constant target;
+            - ``pearson_r``: correlation of estimate and target, in [-1, 1], NaN where either is constant.
+        per_step: Mean squared error at each position in the window: a row for each extractor, a column from 1 on for
+            each position.
+        per_block: Mean squared error of each block of neighbouring windows: a row for each extractor; None where
+            nobody knows which windows are neighbours.
+    """
+
+    table: pd.DataFrame
+    per_step: pd.DataFrame
+    per_block: pd.DataFrame | None
+
+
 def score(
     extractor: Extractor, windows: WindowSet, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> pd.DataFrame:
-    """Score an extractor on windows, a batch at a time, with sums in double precision.
-
-    Args:
-        extractor: What is scored.
-        windows: Inputs and targets.
-        frequencies_hz: Frequency of each component, (n_components,).
-        device: Where the extractor computes.
-
-    Returns:
-        A row for ``all`` and one for each component that occurs (``5hz``), columns ``MEASURES``:
-
-        - ``mse``, ``rmse``, ``mae``: mean squared error, its root, mean absolute error, all ≥ 0;
-        - ``r2``: 1 - mse / variance of the target, ≤ 1, NaN for a constant target;
-        - ``pearson_r``: correlation of estimate and target, in [-1, 1], NaN where either is constant.
-    """
-    sums = torch.zeros(windows.n_components, 8, dtype=torch.float64)
-    windows = windows.to(device)
-    for inputs, targets in batches(windows, SCORED_AT_ONCE, device):
-        estimates = extractor(inputs).double()
-        truth = targets.double()
-        error = estimates - truth
-        terms = [
-            torch.ones_like(truth), error**2, error.abs(), truth, truth**2, estimates, estimates**2, estimates * truth,
-        ]  # fmt: skip
-        of_window = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
-        sums += (inputs[:, 0, 1:].double().T @ of_window).cpu()
-    rows = {OVERALL: _measures(sums.sum(dim=0))}
-    for frequency_hz, row in zip(frequencies_hz, sums, strict=True):
-        if row[0] > 0:
-            rows[frequency_name(frequency_hz)] = _measures(row)
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(MEASURES))
+    """The scores of one extractor: rows and columns as in ``Comparison.table``."""
+    compared = compare({MODEL: extractor}, windows, frequencies_hz=frequencies_hz, device=device)
+    return pd.DataFrame(compared.table.xs(MODEL))
 
 
+@torch.inference_mode()
 def compare(
     extractors: Mapping[str, Extractor],
     windows: WindowSet,
     *,
     frequencies_hz: Sequence[float],
     device: torch.device,
-) -> pd.DataFrame:
-    """The scores of several extractors on the same windows, rows (extractor, component)."""
-    tables = {
-        name: score(extractor, windows, frequencies_hz=frequencies_hz, device=device)
-        for name, extractor in extractors.items()
-    }
-    return pd.concat(tables, names=["extractor", "component"])
+    block_samples: int = 1,
+) -> Comparison:
+    """Score extractors on windows, a batch at a time, with sums in double precision.
+
+    Args:
+        extractors: What is scored, by name.
+        windows: Inputs and targets.
+        frequencies_hz: Frequency of each component, (n_components,).
+        device: Where the extractors compute.
+        block_samples: Starts of a block, where windows are cut from realizations.
+    """
+    in_blocks = windows if isinstance(windows, CutWindows) else None
+    n_blocks = in_blocks.n_blocks(block_samples) if in_blocks else 1
+    sums = {name: _Sums(windows, n_blocks) for name in extractors}
+    windows = windows.to(device)
+    for positions in torch.split(torch.arange(len(windows)), SCORED_AT_ONCE):
+        inputs, targets = windows.batch(positions.to(device))
+        blocks = in_blocks.blocks(positions, block_samples) if in_blocks else torch.zeros_like(positions)
+        for name, extractor in extractors.items():
+            sums[name].add(inputs, targets, extractor(inputs), blocks)
+    tables = {name: of_extractor.table(frequencies_hz) for name, of_extractor in sums.items()}
+    steps = {name: of_extractor.per_step() for name, of_extractor in sums.items()}
+    per_block = {name: of_extractor.per_block() for name, of_extractor in sums.items()}
+    return Comparison(
+        pd.concat(tables, names=["extractor", "component"]),
+        pd.DataFrame.from_dict(steps, orient="index", columns=range(1, windows.n_samples + 1)),
+        pd.DataFrame.from_dict(per_block, orient="index") if in_blocks else None,
+    )
+
+
+class _Sums:
+    """What is added up over windows to score one extractor."""
+
+    def __init__(self, windows: WindowSet, n_blocks: int) -> None:
+        self._of_components = torch.zeros(windows.n_components, 8, dtype=torch.float64)
+        self._of_steps = torch.zeros(windows.n_samples, dtype=torch.float64)
+        self._of_blocks = torch.zeros(n_blocks, 2, dtype=torch.float64)
+
+    def add(self, inputs: Tensor, targets: Tensor, answers: Tensor, blocks: Tensor) -> None:
+        """Count a batch of windows, (n_windows, n_samples, …), and the blocks that they are of, (n_windows,)."""
+        estimates, truth = answers.double(), targets.double()
+        error = estimates - truth
+        terms = [
+            torch.ones_like(truth), error**2, error.abs(), truth, truth**2, estimates, estimates**2, estimates * truth,
+        ]  # fmt: skip
+        of_window = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
+        self._of_components += (inputs[:, 0, 1:].double().T @ of_window).cpu()
+        self._of_steps += (error**2).sum(dim=(0, 2)).cpu()
+        self._of_blocks.index_add_(0, blocks, of_window[:, :2].cpu())
+
+    def table(self, frequencies_hz: Sequence[float]) -> pd.DataFrame:
+        """A row for all components together and one for each that occurs."""
+        rows = {OVERALL: _measures(self._of_components.sum(dim=0))}
+        for frequency_hz, row in zip(frequencies_hz, self._of_components, strict=True):
+            if row[0] > 0:
+                rows[frequency_name(frequency_hz)] = _measures(row)
+        return pd.DataFrame.from_dict(rows, orient="index", columns=list(MEASURES))
+
+    def per_step(self) -> list[float]:
+        """Mean squared error at each position."""
+        n_windows = self._of_components[:, 0].sum() / len(self._of_steps)
+        return [float(value) for value in self._of_steps / n_windows]
+
+    def per_block(self) -> list[float]:
+        """Mean squared error of each block that has windows."""
+        counted = self._of_blocks[self._of_blocks[:, 0] > 0]
+        return [float(value) for value in counted[:, 1] / counted[:, 0]]
 
 
 def _measures(sums: Tensor) -> list[float]:

@@ -1,33 +1,37 @@
-"""The test: a network beside the baselines, on windows that nothing was trained on or chosen by."""
+"""The test: a network beside all references, on windows that nothing was trained on or chosen by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from functools import partial
 
-import pandas as pd
 import torch
 from torch import nn
 
-from freqfilter.evaluation.scores import MODEL, Extractor, compare
+from freqfilter.evaluation.references import references
+from freqfilter.evaluation.scores import MODEL, Comparison, compare
 from freqfilter.filters.network import estimate
-from freqfilter.signals.blind import Mean, Random, TargetMoments, zero
+from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 
+BLOCK_S = 1.0  # of neighbouring windows, which share their noise; a window where that is longer
 
-def score_test_set(
-    network: nn.Module, splits: Splits, *, frequencies_hz: Sequence[float], device: torch.device
-) -> pd.DataFrame:
-    """Score a network, in evaluation mode and on ``device``, beside what looks at nothing of the mixture.
 
-    Returns:
-        Rows (extractor, component), a column for each measure, as ``scores.compare`` gives them.
+def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
+    """Score a network, in evaluation mode and on ``device``, beside what it is held against.
+
+    Args:
+        network: The network.
+        splits: The data.
+        params: The parameters that it was trained with.
+        device: Where it computes.
     """
-    moments = TargetMoments.of(splits.train(1))
-    extractors: dict[str, Extractor] = {
-        MODEL: partial(estimate, network),
-        "zero": zero,
-        "mean": Mean(moments),
-        "random": Random(moments, torch.Generator().manual_seed(0)),
-    }
-    return compare(extractors, splits.test, frequencies_hz=frequencies_hz, device=device)
+    extractors = {MODEL: partial(estimate, network)} | references(params, splits)
+    block_samples = max(splits.test.n_samples, math.ceil(BLOCK_S * params.signals.sample_rate_hz))
+    return compare(
+        extractors,
+        splits.test,
+        frequencies_hz=params.signals.frequencies_hz,
+        device=device,
+        block_samples=block_samples,
+    )

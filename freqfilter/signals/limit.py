@@ -124,6 +124,13 @@ class LimitExtractor:
     def __init__(self, limit: Limit, *, two_sided: bool = False) -> None:
         self._limit = limit
         self._two_sided = two_sided
+        self._asked: list[tuple[Tensor, Posterior, Tensor]] = []
+
+    def other_side(self) -> Self:
+        """The limit with the other view of the window; what one has computed, the other has not to."""
+        other = type(self)(self._limit, two_sided=not self._two_sided)
+        other._asked = self._asked
+        return other
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components).
@@ -133,9 +140,11 @@ class LimitExtractor:
         """
         if inputs.shape[1] != self._limit.n_samples:
             raise ValueError(f"windows of {inputs.shape[1]} samples, and a limit for {self._limit.n_samples}")
-        # The windows of a start have the same mixture, one for each selector.
-        mixtures, place = torch.unique(inputs[..., 0].cpu(), dim=0, return_inverse=True)
-        posterior = self._limit.posterior(mixtures)
+        if not self._asked or self._asked[0][0] is not inputs:
+            # The windows of a start have the same mixture, one for each selector.
+            mixtures, place = torch.unique(inputs[..., 0].cpu(), dim=0, return_inverse=True)
+            self._asked[:] = [(inputs, self._limit.posterior(mixtures), place)]
+        _, posterior, place = self._asked[0]
         estimates = posterior.two_sided if self._two_sided else posterior.causal
         selected = inputs[:, 0, 1:].argmax(dim=1).cpu()
         return estimates[place, selected][..., None].to(inputs.device)

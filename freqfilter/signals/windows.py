@@ -87,12 +87,25 @@ class CutWindows:
         """The set of these windows alone."""
         return replace(self, chosen=numbers)
 
+    def n_blocks(self, block_samples: int) -> int:
+        """Blocks of at least ``block_samples`` neighbouring starts, in all realizations."""
+        return len(self.mixtures) * max(1, self.n_starts // block_samples)
+
+    def blocks(self, positions: Tensor, block_samples: int) -> Tensor:
+        """The block of neighbouring starts that each of the windows at ``positions`` is of, (n_windows,)."""
+        _, start, realization = self._places(positions)
+        of_realization = max(1, self.n_starts // block_samples)
+        return realization * of_realization + (start // block_samples).clamp(max=of_realization - 1)
+
+    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Selector, start and realization of each window, (n_windows,)."""
+        numbers = positions if self.chosen is None else self.chosen[positions]
+        start = numbers // self.n_components % self.n_starts
+        return numbers % self.n_components, start, numbers // (self.n_components * self.n_starts)
+
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
-        numbers = positions if self.chosen is None else self.chosen[positions]
-        selector = numbers % self.n_components
-        start = numbers // self.n_components % self.n_starts
-        realization = numbers // (self.n_components * self.n_starts)
+        selector, start, realization = self._places(positions)
         samples = start[:, None] + torch.arange(self.n_samples, device=start.device)
         mixture = self.mixtures[realization[:, None], samples]
         if self.noise is not None:

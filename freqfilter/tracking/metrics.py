@@ -6,17 +6,23 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-import pandas as pd
-
-from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL
+from freqfilter.evaluation.limits import ratio_interval
+from freqfilter.evaluation.references import LIMIT
+from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL, Comparison
 from freqfilter.filters.state import EpochReport, TrainingState
 
 TEST_MSE = "test/mse"
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
 
-def epoch_metrics(report: EpochReport) -> dict[str, float]:
-    """What is charted for an epoch, at ``step`` = epoch; what was not measured is left out."""
+def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[str, float]:
+    """What is charted for an epoch, at ``step`` = epoch; what was not measured is left out.
+
+    Args:
+        report: The epoch.
+        val_limit_mse: The limit on the validation windows, if it is known.
+    """
+    over_limit = report.val_mse / val_limit_mse if report.val_mse is not None and val_limit_mse else None
     metrics = {
         "train/loss": report.train_loss,
         "train/learning_rate": report.learning_rate,
@@ -24,6 +30,8 @@ def epoch_metrics(report: EpochReport) -> dict[str, float]:
         "train/epoch_seconds": report.seconds,
         "val/loss": report.val_loss,
         "val/mse": report.val_mse,
+        "val/limit_mse": val_limit_mse,
+        "val/mse_over_limit": over_limit,
         "audit/mse": report.audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -65,19 +73,31 @@ def spread_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {f"{name}_mean": statistics.fmean(found) for name, found in values.items()} | spread
 
 
-def score_metrics(scores: pd.DataFrame) -> dict[str, float]:
-    """Scores on the test set: ``test/mse``, ``test/mse_5hz``, and ``test/zero_mse`` for the extractor ``zero``.
+def limit_metrics(expected_mse: float) -> dict[str, float]:
+    """The least mean squared error that a filter of this kind can expect of the signal model."""
+    return {"limit/expected_mse": expected_mse}
 
-    Args:
-        scores: Rows (extractor, component), a column for each measure, as ``evaluation.scores.compare`` gives them.
-    """
-    metrics = {}
-    for extractor, component in scores.index:
+
+def score_metrics(compared: Comparison) -> dict[str, float]:
+    """Scores on the test set: ``test/mse``, ``test/mse_5hz``, ``test/zero_mse`` for the extractor ``zero``, and how
+    far the model is from the limit, where there is one: ``test/mse_over_limit`` with its 95 % interval, in decibels,
+    and for each component.
+    """  # noqa: D205 (one sentence)
+    table, metrics = compared.table, {}
+    for extractor, component in table.index:
+        suffix = "" if component == OVERALL else f"_{component}"
         for measure in MEASURES:
-            value = float(scores.loc[(extractor, component), measure])
+            value = float(table.loc[(extractor, component), measure])
             if extractor == MODEL:
-                suffix = "" if component == OVERALL else f"_{component}"
                 metrics[f"test/{measure}{suffix}"] = value
             elif component == OVERALL and measure == "mse":
                 metrics[f"test/{extractor}_mse"] = value
+        if extractor == LIMIT:
+            ratio = float(table["mse"][MODEL, component] / table["mse"][LIMIT, component])
+            metrics[f"test/mse_over_limit{suffix}"] = ratio
+            if component == OVERALL:
+                metrics["test/db_over_limit"] = 10 * math.log10(ratio)
+    if LIMIT in compared.per_step.index and compared.per_block is not None:
+        low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
+        metrics |= {"test/mse_over_limit_low": low, "test/mse_over_limit_high": high}
     return {name: value for name, value in metrics.items() if not math.isnan(value)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 from tabulate import tabulate
@@ -16,6 +17,7 @@ GAP = "\N{NO-BREAK SPACE}" * 2  # MLflow's pages put no room between the columns
 def description(
     progress: Progress,
     scores: pd.DataFrame,
+    metrics: Mapping[str, float],
     *,
     run_id: str | None = None,
     model_name: str | None = None,
@@ -25,7 +27,8 @@ def description(
 
     Args:
         progress: The run's history.
-        scores: Rows (extractor, component), as ``evaluation.scores.compare`` gives them.
+        scores: ``Comparison.table`` of the test.
+        metrics: The metrics of the test.
         run_id: The run, where the text stands under a version.
         model_name: The registered model, where the text stands under a run.
         version: Its version, likewise; None: not registered.
@@ -35,12 +38,26 @@ def description(
         f"Best epoch **{best.epoch}** of {len(progress.history)}: "
         f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
     ]
-    lines.append(f"Test MSE **{scores['mse'][MODEL, OVERALL]:.4g}** with the best weights.")
+    lines.append(f"Test MSE **{scores['mse'][MODEL, OVERALL]:.4g}** with the best weights: {over_limit(metrics)}.")
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
     if run_id is not None:
         lines.append(f"Trained by run `{run_id}`.")
     return "\n\n".join([*lines, scores_table(scores, "github")])
+
+
+def over_limit(metrics: Mapping[str, float]) -> str:
+    """How far a model is from what is possible on its test set, in words.
+
+    >>> over_limit({"test/mse_over_limit": 1.0184, "test/mse_over_limit_low": 1.011, "test/mse_over_limit_high": 1.03})
+    '1.018 × the limit (95 % interval 1.011 to 1.030)'
+    """
+    ratio = metrics.get("test/mse_over_limit")
+    if ratio is None:
+        return "its limit is not known"
+    low, high = metrics.get("test/mse_over_limit_low"), metrics.get("test/mse_over_limit_high")
+    interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
+    return f"{ratio:.3f} × the limit{interval}"
 
 
 def scores_table(scores: pd.DataFrame, table_format: str) -> str:
@@ -56,7 +73,7 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     return tabulate(
         table.reset_index().to_numpy().tolist(),
         headers=["test MSE", *(f"{GAP}{component}" for component in components)],
-        floatfmt=".4f",
+        floatfmt=".4g",
         tablefmt=table_format,
     )
 

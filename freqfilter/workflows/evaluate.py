@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-import pandas as pd
 from torch import nn
 
 from freqfilter.evaluation import gallery
+from freqfilter.evaluation.scores import Comparison
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.compute import Compute, memory_errors
 from freqfilter.filters.network import estimate
@@ -20,22 +20,16 @@ from freqfilter.tracking.metrics import score_metrics
 from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.description import scores_table
+from freqfilter.workflows.description import over_limit, scores_table
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation came to.
-
-    Attributes:
-        uri: The model that was scored.
-        scores: Rows (extractor, component), a column for each measure.
-    """
+    """Where an evaluation is kept, and what was scored."""
 
     run_id: str
     tracking_uri: str
     uri: str
-    scores: pd.DataFrame
 
 
 @memory_errors()
@@ -68,22 +62,29 @@ def evaluate(
         run.log_data(splits.test, name="test", context="test")
         console.say(f"scoring {model.uri} on {len(splits.test):,} windows")
         module = model.module.to(compute.device)
-        scores = score_test_set(module, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device)
-        run.log_metrics(score_metrics(scores), step=0, model_id=model.model_id)
-        log_evaluation(run, module, splits, scores, signals=params.signals, compute=compute)
-        run.describe(f"Scores of `{model.uri}` on its test set.\n\n{scores_table(scores, 'github')}")
-    return Evaluated(run.run_id, tracking_uri, model.uri, scores)
+        compared = score_test_set(module, splits, params, device=compute.device)
+        metrics = score_metrics(compared)
+        run.log_metrics(metrics, step=0, model_id=model.model_id)
+        log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
+        verdict = over_limit(metrics)
+        run.describe(
+            f"Scores of `{model.uri}` on its test set.\n\n{verdict}\n\n{scores_table(compared.table, 'github')}"
+        )
+        console.say(f"\n{scores_table(compared.table, 'simple')}\n\n{verdict}")
+    return Evaluated(run.run_id, tracking_uri, model.uri)
 
 
 def log_evaluation(
-    run: Run, network: nn.Module, splits: Splits, scores: pd.DataFrame, *, signals: SignalParams, compute: Compute
+    run: Run, network: nn.Module, splits: Splits, compared: Comparison, *, signals: SignalParams, compute: Compute
 ) -> None:
     """Keep the table of scores and the figures of a test."""
-    run.log_bytes(scores.to_csv().encode(), "evaluation/test_scores.csv")
+    run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
+    run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
+    run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), "evaluation/test_mse_over_window.csv")
     drawn = gallery.of_evaluation(
         partial(estimate, network),
         splits.test,
-        scores,
+        compared,
         frequencies_hz=signals.frequencies_hz,
         sample_rate_hz=signals.sample_rate_hz,
         device=compute.device,

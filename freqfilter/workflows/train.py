@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 
 from freqfilter.errors import TrainingError, UserError
-from freqfilter.evaluation import gallery
+from freqfilter.evaluation import gallery, limit_cache
 from freqfilter.evaluation.diagnosis import Diagnosis, Finding, of_settings
 from freqfilter.evaluation.figures.training import training_loss
+from freqfilter.evaluation.scores import Comparison
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute, memory_errors
@@ -25,7 +25,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, score_metrics
+from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, limit_metrics, score_metrics
 from freqfilter.tracking.runs import DIAGNOSIS, Run, check_folders, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
@@ -39,7 +39,7 @@ class Trained:
 
     Attributes:
         progress: Its history and best epoch.
-        scores: Scores on the test set of the model and the baselines, rows (extractor, component).
+        compared: Scores on the test set of the model and of what it is held against.
         metrics: What was logged of the best epoch and the test.
         version: Number of the registered version; None where it was not registered.
     """
@@ -48,7 +48,7 @@ class Trained:
     experiment: str
     tracking_uri: str
     progress: Progress
-    scores: pd.DataFrame
+    compared: Comparison
     metrics: dict[str, float]
     model_name: str
     version: int | None
@@ -78,25 +78,24 @@ def train(
         params = params.in_experiment(run.experiment)
         _log_origin(run, ready, params, recipe=recipe)
         _introduce(console, run, state, splits)
-        _train(run, state, splits, params, stopping=stopping, console=console)
+        val_limit_mse = _state_limit(run, params, splits, console)
+        _train(run, state, splits, params, val_limit_mse=val_limit_mse, stopping=stopping, console=console)
 
-        _log_files(run, state, params)
+        _log_files(run, state, params, val_limit_mse=val_limit_mse)
 
         console.say("scoring the best weights on the test set")
         progress = state.progress
-        scores = score_test_set(
-            state.network, splits, frequencies_hz=params.signals.frequencies_hz, device=compute.device
-        )
+        compared = score_test_set(state.network, splits, params, device=compute.device)
         audit_mse = None
         if splits.audit:
             _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
-        log_evaluation(run, state.network, splits, scores, signals=params.signals, compute=compute)
+        log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
 
         stopping.finish_anyway()  # what a stop could save is seconds, and it could leave a version without its run
         module = state.network.cpu()
         example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
         model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
-        metrics = best_metrics(state, audit_mse=audit_mse) | score_metrics(scores)
+        metrics = best_metrics(state, audit_mse=audit_mse) | score_metrics(compared)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
         version = None
         if params.tracking.register:
@@ -104,12 +103,13 @@ def train(
                 model_id,
                 params.tracking.model_name,
                 tags={"run_id": run.run_id, "recipe": recipe, TEST_MSE: f"{metrics[TEST_MSE]:.6g}"},
-                description=description(progress, scores, run_id=run.run_id),
+                description=description(progress, compared.table, metrics, run_id=run.run_id),
             )
             run.log_tags({"model_version": str(version)})
-        run.describe(description(progress, scores, model_name=params.tracking.model_name, version=version))
+        words = description(progress, compared.table, metrics, model_name=params.tracking.model_name, version=version)
+        run.describe(words)
     return Trained(
-        run.run_id, run.experiment, ready.tracking_uri, progress, scores, metrics, params.tracking.model_name, version
+        run.run_id, run.experiment, ready.tracking_uri, progress, compared, metrics, params.tracking.model_name, version
     )
 
 
@@ -196,8 +196,28 @@ def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits)
     console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
+def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> float | None:
+    """Say and log what is possible before anything is trained; the limit on the validation windows, if it is known."""
+    expected_mse = limit_cache.expected_mse(params)
+    val_limit_mse = limit_cache.on_validation(params, splits.validation)
+    if expected_mse is not None:
+        run.log_metrics(limit_metrics(expected_mse), step=0)
+    if expected_mse is None or val_limit_mse is None:
+        console.say("limit: unknown on these windows, so that no loss can be held against it")
+    else:
+        console.say(f"limit: MSE {val_limit_mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+    return val_limit_mse
+
+
 def _train(
-    run: Run, state: TrainingState, splits: Splits, params: Params, *, stopping: Stopping, console: Console
+    run: Run,
+    state: TrainingState,
+    splits: Splits,
+    params: Params,
+    *,
+    val_limit_mse: float | None,
+    stopping: Stopping,
+    console: Console,
 ) -> None:
     training = params.training
     steps = training_steps(
@@ -216,7 +236,7 @@ def _train(
             stopping.check()
             console.show(report, epochs=training.epochs)
             if isinstance(report, EpochReport):
-                run.log_metrics(epoch_metrics(report), step=report.epoch)
+                run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
                 for finding in diagnosis.examine(report):
                     _tell(run, finding, console)
                 if training.checkpoint_every and report.epoch % training.checkpoint_every == 0:
@@ -250,10 +270,12 @@ def _tell(run: Run, finding: Finding, console: Console) -> None:
     console.say(f"{DIAGNOSIS}: {finding.line}")
 
 
-def _log_files(run: Run, state: TrainingState, params: Params) -> None:
+def _log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
     """The original's files under the original's names."""
     history = state.progress.history
-    figure = training_loss(history, loss=params.training.loss, best_epoch=state.progress.best_epoch)
+    figure = training_loss(
+        history, loss=params.training.loss, best_epoch=state.progress.best_epoch, val_limit_mse=val_limit_mse
+    )
     run.log_figure(figure, gallery.LOSSES, dpi=300)
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
     run.log_file(run.folder / "models/best_model.pth")

@@ -35,12 +35,12 @@ def data_figures(params: Params) -> dict[str, Figure]:
 
 def evaluation_figures(params: Params) -> dict[str, Figure]:
     splits, frequencies_hz = Splits.from_params(params), params.signals.frequencies_hz
-    scores = compare({"model": half, "zero": zero}, splits.test, frequencies_hz=frequencies_hz, device=CPU)
+    compared = compare({"model": half, "zero": zero}, splits.test, frequencies_hz=frequencies_hz, device=CPU)
     return dict(
         gallery.of_evaluation(
             half,
             splits.test,
-            scores,
+            compared,
             frequencies_hz=frequencies_hz,
             sample_rate_hz=params.signals.sample_rate_hz,
             device=CPU,
@@ -65,7 +65,7 @@ def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(overrides: di
     params = resolve(SMALL | overrides)
     figures = data_figures(params) | evaluation_figures(params)
     numbers = [Path(name).name[:2] for name in figures]
-    assert numbers == ["01", "02", "03", "04", "05", "06", "08", "09", "10", "11", "12", "13"]
+    assert numbers == ["01", "02", "03", "04", "05", "06", "08", "09", "10", "11", "12", "13", "14"]
     for name, figure in figures.items():
         figure.savefig(tmp_path / Path(name).name, dpi=30)
         drawn = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
@@ -76,7 +76,7 @@ def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(overrides: di
             assert any(other.get_xlabel() for other in column), name
             rows = [label.get_text() for label in axes.get_yticklabels()]
             assert axes.get_ylabel() or "mixture" in rows or "target" in rows, name
-    assert len(list(tmp_path.iterdir())) == 12
+    assert len(list(tmp_path.iterdir())) == 13
 
 
 def test_a_spectrum_has_its_peaks_at_the_components_with_a_quarter_of_their_amplitude() -> None:
@@ -157,11 +157,26 @@ def test_normal_errors_lie_on_the_line_of_the_q_q_plot_and_others_do_not() -> No
 def test_bars_show_every_extractor_and_component() -> None:
     params = resolve(SMALL)
     windows, frequencies_hz = Splits.from_params(params).test, params.signals.frequencies_hz
-    scores = compare({"model": half, "zero": zero}, windows, frequencies_hz=frequencies_hz, device=CPU)
+    scores = compare({"model": half, "zero": zero}, windows, frequencies_hz=frequencies_hz, device=CPU).table
     axes = performance.mse_of_components(scores).axes[0]
     heights = [bar.get_height() for bar in axes.patches]  # type: ignore[attr-defined]
     assert heights == pytest.approx(scores["mse"].tolist())
     assert [label.get_text() for label in axes.get_xticklabels()] == ["all", "1 Hz", "3 Hz", "5 Hz", "7 Hz"]
+
+
+def test_an_error_that_is_off_the_scale_is_written_out() -> None:
+    params = resolve(SMALL)
+    windows, frequencies_hz = Splits.from_params(params).test, params.signals.frequencies_hz
+    wild = {"model": half, "zero": zero, "wild": lambda inputs: 1e4 * inputs[..., :1]}
+    compared = compare(wild, windows, frequencies_hz=frequencies_hz, device=CPU)
+    axes = performance.mse_of_components(compared.table).axes[0]
+    assert axes.get_ylim()[1] < 10
+    worst = compared.table["mse"]["wild", "all"]
+    assert f"{worst:.2g}" in [text.get_text() for text in axes.texts]
+    over_window = performance.mse_over_window(compared.per_step).axes[0]
+    labels = [str(line.get_label()) for line in over_window.get_lines()]
+    assert labels[:2] == ["model", "zero"]
+    assert labels[2].startswith("wild: above ")
 
 
 def test_a_comparison_marks_what_was_measured() -> None:

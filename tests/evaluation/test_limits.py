@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from freqfilter.evaluation import limit_cache, limits
 from freqfilter.params import resolve
@@ -116,6 +118,42 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert limit_cache.expected(model(), window_length=10, work=1e6).causal.mse > 0
+
+
+def test_an_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
+    random = np.random.default_rng(1)
+    held = 0
+    for seed in range(200):
+        below = random.gamma(20, 1 / 20, size=20)
+        above = 1.5 * below * random.gamma(100, 1 / 100, size=20)
+        per_block = pd.DataFrame([above, below], index=["model", "limit"])
+        low, high = limits.ratio_interval(per_block, "model", "limit", seed=seed)
+        assert low < above.mean() / below.mean() < high
+        held += low < 1.5 < high
+    assert 0.85 < held / 200 <= 0.99
+
+
+def test_one_block_tells_no_interval() -> None:
+    per_block = pd.DataFrame([[2.0], [1.0]], index=["model", "limit"])
+    assert all(math.isnan(end) for end in limits.ratio_interval(per_block, "model", "limit"))
+
+
+def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
+    from freqfilter.evaluation.references import references
+    from freqfilter.evaluation.scores import compare
+    from freqfilter.signals.splits import Splits
+
+    params = resolve(SMALL | {"bidirectional": "true"})
+    splits = Splits.from_params(params)
+    known = references(params, splits)
+    assert list(known)[:2] == ["limit", "limit_causal"]
+    table = compare(known, splits.test, frequencies_hz=params.signals.frequencies_hz, device=torch.device("cpu")).table
+    model_ = SignalModel.from_params(params.signals)
+    both = limits.of_windows(model_, realization_windows(model_, 10, 2))
+    assert float(table["mse"]["limit", "all"]) == pytest.approx(both.two_sided.mse, rel=1e-5)
+    assert float(table["mse"]["limit_causal", "all"]) == pytest.approx(both.causal.mse, rel=1e-5)
+    others = set(known) - {"limit"}
+    assert all(float(table["mse"][name, "all"]) > both.two_sided.mse for name in others)
 
 
 @pytest.mark.slow

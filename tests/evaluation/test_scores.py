@@ -57,9 +57,31 @@ def test_the_truth_scores_perfectly() -> None:
 
 def test_a_component_that_does_not_occur_has_no_row() -> None:
     windows = StoredWindows(torch.tensor([[[1.0, 1, 0]]]), torch.tensor([[[2.0]]]))
-    table = compare({"zero": zero}, windows, frequencies_hz=[4, 8], device=CPU)
+    table = compare({"zero": zero}, windows, frequencies_hz=[4, 8], device=CPU).table
     assert list(table.index) == [("zero", "all"), ("zero", "4hz")]
     assert table["mse"].tolist() == [4, 4]
+
+
+def test_errors_over_the_window_and_over_blocks_add_up_to_the_whole() -> None:
+    params = resolve({"n_samples": "500", "duration_s": "0.5", "window_length": "20"})
+    windows = Splits.from_params(params).test
+    frequencies_hz = params.signals.frequencies_hz
+    found = compare({"zero": zero}, windows, frequencies_hz=frequencies_hz, device=CPU, block_samples=100)
+    _, targets = windows.batch(torch.arange(len(windows)))
+    squared = targets[..., 0].double().square()
+    np.testing.assert_allclose(found.per_step.loc["zero"], squared.mean(dim=0))
+    assert list(found.per_step.columns) == list(range(1, 21))
+    assert found.per_block is not None
+    # 481 starts in four blocks of a hundred, the last of which also has the rest.
+    of_starts = squared.view(481, 4, 20).mean(dim=(1, 2))
+    expected = [of_starts[:100].mean(), of_starts[100:200].mean(), of_starts[200:300].mean(), of_starts[300:].mean()]
+    np.testing.assert_allclose(found.per_block.loc["zero"], expected)
+    assert float(found.table["mse"]["zero", "all"]) == pytest.approx(float(squared.mean()))
+
+
+def test_windows_of_a_file_have_no_blocks() -> None:
+    windows, _ = noisy_windows(10)
+    assert compare({"zero": zero}, windows, frequencies_hz=[1, 2, 3], device=CPU).per_block is None
 
 
 def test_different_frequencies_have_different_names() -> None:
@@ -72,6 +94,15 @@ def history(*losses: float) -> list[EpochReport]:
         EpochReport(epoch, loss, 1.0, 1e-3, 1.0, val_loss=loss * 0.9, val_mse=loss, audit_mse=loss + 0.1)
         for epoch, loss in enumerate(losses, start=1)
     ]
+
+
+def test_the_limit_is_a_line_in_the_loss_curve_where_the_loss_is_a_squared_error() -> None:
+    def lines(loss: str) -> dict[str, list[float]]:
+        axes = training_loss(history(0.5, 0.3), loss=loss, val_limit_mse=0.2).axes[0]
+        return {str(line.get_label()): [float(y) for y in np.asarray(line.get_ydata())] for line in axes.get_lines()}
+
+    assert lines("mse")["limit on validation: 0.2000"] == [0.2, 0.2]
+    assert not any("limit" in label for label in lines("mae"))
 
 
 @pytest.mark.parametrize(("losses", "scale"), [((0.5, 0.3, 0.2), "log"), ((0.5, -3.0, -4.0), "linear")])

@@ -41,7 +41,8 @@ def test_prepare_draws_the_data_and_writes_what_training_takes(typed: Typed, fol
     assert diagnoses(trained.data.tags).keys() <= {"learns_nothing"}  # three short epochs
     drawn = {name for name in artifacts(trained) if name.startswith("visualizations/")}
     # Nobody knows how the windows of a file follow one another.
-    assert len(drawn) == 5
+    assert len(drawn) == 6
+    assert not any("limit" in name for name in trained.data.metrics)  # nobody knows the signal model of a file
     assert not {"visualizations/11_spectrum.png", "visualizations/12_long_stretch.png"} & drawn
 
 
@@ -169,14 +170,17 @@ def test_evaluate_draws_what_training_drew(typed: Typed, folder: Path) -> None:
     same = {name for name in artifacts(trained) if name.startswith("visualizations/")} - {
         "visualizations/07_training_loss.png"
     }
-    assert len(same) == 6
+    assert len(same) == 7
     assert {name for name in artifacts(evaluated) if name.startswith("visualizations/")} == same
     of_runs = [
         pd.read_csv(download(run, "evaluation/test_scores.csv", folder / run.info.run_id), index_col=[0, 1])
         for run in (trained, evaluated)
     ]
     np.testing.assert_allclose(of_runs[0]["mse"], of_runs[1]["mse"], rtol=1e-5)
-    assert set(of_runs[0].index.get_level_values("extractor")) == {"model", "zero", "mean", "random"}
+    assert of_runs[0].index.get_level_values("extractor").unique().tolist() == [
+        "model", "limit", "limit_two_sided", "linear_mmse", "linear_mmse_causal", "band_pass", "band_pass_causal",
+        "least_squares", "zero", "mean", "random",
+    ]  # fmt: skip
 
 
 def test_tensorboard_gets_the_same_scalars_and_parameters(typed: Typed, folder: Path) -> None:

@@ -12,19 +12,24 @@ from freqfilter.evaluation.estimates import Stretch, WindowEstimates
 from freqfilter.evaluation.figures.data import BAND, PERIODS_SHOWN, amplitude_spectrum
 from freqfilter.evaluation.figures.style import (
     BLUE,
+    COLOURS,
     GREY,
     MOST_PANELS,
     ORANGE,
     colour,
     dress,
     hertz,
+    line,
     new_figure,
     panels,
 )
+from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import MODEL, OVERALL
 
 POINTS_SHOWN = 4000  # of a scatter plot; more would be one blot
 QUANTILES = 400
+OFF_SCALE = 2.2  # times the median of all errors shown
+HATCHES = ("", "//", "..")
 
 
 def window(
@@ -151,23 +156,62 @@ def long_stretch(stretch: Stretch) -> Figure:
 
 
 def mse_of_components(scores: pd.DataFrame) -> Figure:
-    """Mean squared error of the model and of each baseline, overall and for each component, as bars.
+    """Mean squared error of the model and of each reference, overall and for each component.
 
     Args:
-        scores: Rows (extractor, component), as ``evaluation.scores.compare`` gives them.
+        scores: ``Comparison.table``.
     """
     components = list(scores.index.get_level_values("component").unique())[: MOST_PANELS + 1]
     extractors = list(scores.index.get_level_values("extractor").unique())
-    figure = new_figure(12, 5)
+    figure = new_figure(12, 6)
     axes = figure.subplots()
-    width = 0.8 / len(extractors)
+    width, top = 0.85 / len(extractors), _top(scores["mse"])
     for number, extractor in enumerate(extractors):
         values = [float(scores.loc[(extractor, component), "mse"]) for component in components]
         places = np.arange(len(components)) + (number - (len(extractors) - 1) / 2) * width
-        bars = axes.bar(places, values, 0.9 * width, color=colour(number), label=extractor)
-        if extractor == MODEL:
-            axes.bar_label(bars, fmt="%.3f", padding=2)
+        hatch = HATCHES[number // len(COLOURS) % len(HATCHES)]
+        bars = axes.bar(places, values, 0.9 * width, color=colour(number), hatch=hatch, label=extractor)
+        if extractor in (MODEL, LIMIT):
+            axes.bar_label(bars, fmt="%.3f", padding=2, rotation=90, fontsize="small")
+        for place, value in zip(places, values, strict=True):
+            if value > top:
+                inside = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                axes.text(place, 0.98 * top, f"{value:.2g}", rotation=90, ha="center", va="top", size=8, bbox=inside)
     names = ["all" if name == OVERALL else name.replace("hz", " Hz") for name in components]
     axes.set_xticks(range(len(components)), names)
-    dress(axes, xlabel="component", ylabel="mean squared error", title="Error on the test set", legend=True)
+    axes.set_ylim(0, top)
+    dress(axes, xlabel="component", ylabel="mean squared error", title="Error on the test set")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
+
+
+def mse_over_window(per_step: pd.DataFrame) -> Figure:
+    """Mean squared error at each position in the window, of the model and of each reference.
+
+    Args:
+        per_step: ``Comparison.per_step``.
+    """
+    figure = new_figure(12, 6)
+    axes = figure.subplots()
+    top = _top(pd.Series(per_step.to_numpy().flatten()))
+    for number, (extractor, values) in enumerate(per_step.iterrows()):
+        marker = "o" if len(values) == 1 else None
+        width = 2.5 if extractor in (MODEL, LIMIT) else 1.2
+        axes.plot(
+            values.index,
+            values.to_numpy(),
+            color=colour(number),
+            linestyle=line(number),
+            linewidth=width,
+            marker=marker,
+            label=str(extractor) if values.min() <= top else f"{extractor}: above {values.min():.2g}",
+        )
+    axes.set_ylim(0, top)
+    dress(axes, xlabel="sample in the window", ylabel="mean squared error", title="Error on the test set")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def _top(errors: pd.Series) -> float:
+    """Where an axis of errors ends: least squares in a short window may be wrong by any number of powers of ten."""
+    return 1.15 * float(min(errors.max(), OFF_SCALE * errors.median()))

@@ -15,7 +15,13 @@ from freqfilter.evaluation.figures.style import BLUE, GREEN, GREY, ORANGE, dress
 from freqfilter.filters.state import EpochReport
 
 
-def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epoch: int | None = None) -> Figure:
+def training_loss(
+    history: Sequence[EpochReport],
+    *,
+    loss: str = "mse",
+    best_epoch: int | None = None,
+    val_limit_mse: float | None = None,
+) -> Figure:
     """Losses against epoch, 12 × 6 inches.
 
     The axis is logarithmic, but linear where a loss can be negative (``snr``, dB). The audit is a mean squared
@@ -25,6 +31,7 @@ def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epo
         history: A report for each epoch.
         loss: Name of the loss that training and validation are in.
         best_epoch: Marked by a line, if any.
+        val_limit_mse: The limit on the validation windows, drawn where the losses are a mean squared error.
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
@@ -44,6 +51,10 @@ def training_loss(history: Sequence[EpochReport], *, loss: str = "mse", best_epo
             lowest = min(lowest, *values)
     if best_epoch:
         axes.axvline(best_epoch, label=f"best validation, epoch {best_epoch}", color=GREY, linestyle=":")
+    if val_limit_mse and loss == "mse":
+        label = f"limit on validation: {val_limit_mse:.4f}"
+        axes.axhline(val_limit_mse, label=label, color="black", linestyle="--", linewidth=1)
+        lowest = min(lowest, val_limit_mse)
     if lowest > 0:
         axes.set_yscale("log")
         plain = StrMethodFormatter("{x:.3g}")
