@@ -112,8 +112,7 @@ def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WO
     limit = Limit.from_model(model, n_samples=windows.n_samples, start_step=step)
     affordable = _affordable(limit, work) // len(windows.mixtures)
     scored = np.linspace(0, windows.n_starts - 1, min(windows.n_starts, max(1, affordable))).round().astype(np.int64)
-    rate_hz = (model.n_samples - 1) / model.duration_s
-    n_blocks = max(1, windows.n_starts // max(windows.n_samples, math.ceil(rate_hz)))
+    n_blocks = max(1, windows.n_starts // windows.block_samples)
     causal, two_sided = _Scores(), _Scores()
     for mixture in windows.mixtures.cpu():
         for block in np.array_split(scored, min(n_blocks, len(scored))):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from freqfilter.signals.windows import CutWindows, WindowSet
+from freqfilter.signals.windows import WindowSet, block_means
 
 # Anything that turns inputs (n_windows, n_samples, 1 + n_components) into estimates (n_windows, n_samples, 1).
 Extractor = Callable[[Tensor], Tensor]
@@ -67,7 +67,6 @@ def compare(
     *,
     frequencies_hz: Sequence[float],
     device: torch.device,
-    block_samples: int = 1,
 ) -> Comparison:
     """Score extractors on windows, a batch at a time, with sums in double precision.
 
@@ -76,37 +75,38 @@ def compare(
         windows: Inputs and targets.
         frequencies_hz: Frequency of each component, (n_components,).
         device: Where the extractors compute.
-        block_samples: Starts of a block, where windows are cut from realizations.
     """
-    in_blocks = windows if isinstance(windows, CutWindows) else None
-    n_blocks = in_blocks.n_blocks(block_samples) if in_blocks else 1
-    sums = {name: _Sums(windows, n_blocks) for name in extractors}
+    sums = {name: _Sums(windows) for name in extractors}
     windows = windows.to(device)
-    for positions in torch.split(torch.arange(len(windows)), SCORED_AT_ONCE):
-        inputs, targets = windows.batch(positions.to(device))
-        blocks = in_blocks.blocks(positions, block_samples) if in_blocks else torch.zeros_like(positions)
+    positions = torch.arange(len(windows), device=device)
+    for some in torch.split(positions, SCORED_AT_ONCE):
+        inputs, targets = windows.batch(some)
         for name, extractor in extractors.items():
-            sums[name].add(inputs, targets, extractor(inputs), blocks)
+            sums[name].add(inputs, targets, extractor(inputs))
+    blocks = windows.blocks(positions)
     tables = {name: of_extractor.table(frequencies_hz) for name, of_extractor in sums.items()}
     steps = {name: of_extractor.per_step() for name, of_extractor in sums.items()}
-    per_block = {name: of_extractor.per_block() for name, of_extractor in sums.items()}
+    per_block = None
+    if blocks is not None:
+        means = {name: block_means(of_extractor.of_windows(), blocks.cpu()) for name, of_extractor in sums.items()}
+        per_block = pd.DataFrame.from_dict(means, orient="index")
     return Comparison(
         pd.concat(tables, names=["extractor", "component"]),
         pd.DataFrame.from_dict(steps, orient="index", columns=range(1, windows.n_samples + 1)),
-        pd.DataFrame.from_dict(per_block, orient="index") if in_blocks else None,
+        per_block,
     )
 
 
 class _Sums:
     """What is added up over windows to score one extractor."""
 
-    def __init__(self, windows: WindowSet, n_blocks: int) -> None:
+    def __init__(self, windows: WindowSet) -> None:
         self._of_components = torch.zeros(windows.n_components, 8, dtype=torch.float64)
         self._of_steps = torch.zeros(windows.n_samples, dtype=torch.float64)
-        self._of_blocks = torch.zeros(n_blocks, 2, dtype=torch.float64)
+        self._of_windows: list[Tensor] = []
 
-    def add(self, inputs: Tensor, targets: Tensor, answers: Tensor, blocks: Tensor) -> None:
-        """Count a batch of windows, (n_windows, n_samples, …), and the blocks that they are of, (n_windows,)."""
+    def add(self, inputs: Tensor, targets: Tensor, answers: Tensor) -> None:
+        """Count a batch of windows, (n_windows, n_samples, …)."""
         estimates, truth = answers.double(), targets.double()
         error = estimates - truth
         terms = [
@@ -115,7 +115,7 @@ class _Sums:
         of_window = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
         self._of_components += (inputs[:, 0, 1:].double().T @ of_window).cpu()
         self._of_steps += (error**2).sum(dim=(0, 2)).cpu()
-        self._of_blocks.index_add_(0, blocks, of_window[:, :2].cpu())
+        self._of_windows.append((of_window[:, 1] / of_window[:, 0]).cpu())
 
     def table(self, frequencies_hz: Sequence[float]) -> pd.DataFrame:
         """A row for all components together and one for each that occurs."""
@@ -130,10 +130,9 @@ class _Sums:
         n_windows = self._of_components[:, 0].sum() / len(self._of_steps)
         return [float(value) for value in self._of_steps / n_windows]
 
-    def per_block(self) -> list[float]:
-        """Mean squared error of each block that has windows."""
-        counted = self._of_blocks[self._of_blocks[:, 0] > 0]
-        return [float(value) for value in counted[:, 1] / counted[:, 0]]
+    def of_windows(self) -> Tensor:
+        """Mean squared error of each window, (n_windows,)."""
+        return torch.cat(self._of_windows)
 
 
 def _measures(sums: Tensor) -> list[float]:

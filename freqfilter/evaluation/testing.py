@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -13,8 +12,6 @@ from freqfilter.evaluation.scores import MODEL, Comparison, compare
 from freqfilter.filters.network import estimate
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
-
-BLOCK_S = 1.0  # of neighbouring windows, which share their noise; a window where that is longer
 
 
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
@@ -27,11 +24,4 @@ def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device
         device: Where it computes.
     """
     extractors = {MODEL: partial(estimate, network)} | references(params, splits)
-    block_samples = max(splits.test.n_samples, math.ceil(BLOCK_S * params.signals.sample_rate_hz))
-    return compare(
-        extractors,
-        splits.test,
-        frequencies_hz=params.signals.frequencies_hz,
-        device=device,
-        block_samples=block_samples,
-    )
+    return compare(extractors, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)

@@ -30,6 +30,7 @@ class EpochReport:
         seconds: Wall time of training and validation, audit apart.
         val_loss: Mean over batches of the training's size; None where the epoch was not validated.
         val_mse: Mean over samples, whatever the loss.
+        val_blocks: The same for each block of neighbouring windows; empty where nobody knows the neighbours.
         improved: Whether it is the best validation loss so far.
         audit_mse: Mean squared error on the audit windows; None where the epoch was not audited.
     """
@@ -41,6 +42,7 @@ class EpochReport:
     seconds: float
     val_loss: float | None = None
     val_mse: float | None = None
+    val_blocks: tuple[float, ...] = ()
     improved: bool = False
     audit_mse: float | None = None
 

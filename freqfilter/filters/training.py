@@ -16,7 +16,7 @@ from freqfilter.filters.network import estimate
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.params import TrainingParams
 from freqfilter.signals.randomness import stream
-from freqfilter.signals.windows import WindowSet, batches
+from freqfilter.signals.windows import WindowSet, batches, block_means
 
 SCORED_AT_ONCE = 512  # windows of validation computed together
 CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
@@ -103,7 +103,7 @@ def _epoch(
         report = _judge(state, report, validation, params)
     report = replace(report, seconds=time.monotonic() - started)
     if audit is not None:
-        report = replace(report, audit_mse=validate(state, audit, params)[1])
+        report = replace(report, audit_mse=validate(state, audit, params).mse)
     progress.history.append(report)
     state.begin_epoch()
     yield report
@@ -156,25 +156,40 @@ def _diverged(name: str, where: str, params: TrainingParams) -> TrainingError:
 def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, params: TrainingParams) -> EpochReport:
     """Validate, keep the best weights, and let scheduler and early stopping see the result."""
     progress = state.progress
-    val_loss, val_mse = validate(state, validation, params)
-    if not math.isfinite(val_loss):
+    judged = validate(state, validation, params)
+    if not math.isfinite(judged.loss):
         raise _diverged("validation", f"epoch {progress.epoch}", params)
-    improved = val_loss < progress.best_loss
+    improved = judged.loss < progress.best_loss
     if improved:
-        progress.best_loss, progress.best_epoch = val_loss, progress.epoch
+        progress.best_loss, progress.best_epoch = judged.loss, progress.epoch
         progress.validations_since_best = 0
         state.keep_best()
     else:
         progress.validations_since_best += 1
     if state.scheduler:
-        state.scheduler.step(val_loss)
+        state.scheduler.step(judged.loss)
     patience = params.early_stopping_patience
     progress.stopped_early = 0 < patience <= progress.validations_since_best
-    return replace(report, val_loss=val_loss, val_mse=val_mse, improved=improved)
+    return replace(report, val_loss=judged.loss, val_mse=judged.mse, val_blocks=judged.blocks, improved=improved)
 
 
-def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -> tuple[float, float]:
-    """Loss, the mean over batches of the training's size, and mean squared error over all samples, both in fp32."""
+@dataclass(frozen=True)
+class Validation:
+    """What a validation came to, in fp32.
+
+    Attributes:
+        loss: Mean over batches of the training's size.
+        mse: Mean squared error over all samples.
+        blocks: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
+    """
+
+    loss: float
+    mse: float
+    blocks: tuple[float, ...]
+
+
+def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -> Validation:
+    """Judge the network on windows."""
     state.network.eval()
     losses, errors = [], []
     for inputs, targets in batches(windows, SCORED_AT_ONCE, state.compute.device):
@@ -182,4 +197,7 @@ def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))
     of_batches = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
-    return float(torch.stack(of_batches).mean()), float(torch.cat(errors).double().mean())
+    of_windows = torch.cat(errors)
+    blocks = windows.blocks(torch.arange(len(windows), device=state.compute.device))
+    means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
+    return Validation(float(torch.stack(of_batches).mean()), float(of_windows.double().mean()), tuple(means))

@@ -104,11 +104,13 @@ class DataParams(_Section):
     noise: Literal["fresh", "fixed"] = Field(
         description="training noise: fresh, drawn anew for each window and epoch, or fixed, the training realization"
     )
-    split: Literal["independent", "random", "file"] = Field(
-        description="validation from realizations of its own, from the training realization's windows at "
-        "random, or as the data file has it"
+    split: Literal["independent", "blocked", "random", "file"] = Field(
+        description="validation from realizations of its own, from the training realization's end with a gap of a "
+        "window, from its windows at random, or as the data file has it"
     )
-    validation_fraction: Number = Field(gt=0, lt=1, description="share of windows for validation, split random")
+    validation_fraction: Number = Field(
+        gt=0, lt=1, description="share of windows for validation, split random or blocked"
+    )
     split_seed: Seed = Field(description="seed of the permutation, split random")
     train_noise_seed: Seed = Field(description="noise seed of the training realization, noise fixed")
     test_noise_seed: Seed = Field(description="noise seed of the test realization")
@@ -204,8 +206,8 @@ class Params(_Section):
         if data.data_file is not None and (data.noise != "fixed" or self.evaluation.audit_every):
             wrong = "noise=fresh" if data.noise != "fixed" else f"audit_every={self.evaluation.audit_every}"
             raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
-        if data.split == "random" and data.noise == "fresh":
-            raise ValueError("split=random cuts windows of one realization: add noise=fixed")
+        if data.split in ("random", "blocked") and data.noise == "fresh":
+            raise ValueError(f"split={data.split} cuts windows of one realization: add noise=fixed")
         self._keep_realizations_apart()
         return self
 
@@ -220,7 +222,7 @@ class Params(_Section):
         if data.split == "independent":
             first = data.validation_noise_seed
             seeds["validation_noise_seed"] = range(first, first + data.validation_realizations)
-        else:
+        elif data.split == "random":
             seeds["split=random"] = seeds["train_noise_seed"]
         if self.evaluation.audit_every:
             seeds["audit_noise_seed"] = range(data.audit_noise_seed, data.audit_noise_seed + 1)

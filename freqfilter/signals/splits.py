@@ -10,13 +10,16 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from freqfilter.errors import UserError
-from freqfilter.params import Params
+from freqfilter.params import DataParams, Params
 from freqfilter.signals import archive
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import realization, stream
 from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
+
+BLOCK_S = 1.0  # of neighbouring windows; a window where that is longer
 
 
 @dataclass(frozen=True)
@@ -83,16 +86,14 @@ class Splits:
             return replace(without_noise, noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
         fixed = cut_realizations(data.train_noise_seed) if data.noise == "fixed" else without_noise
-        if data.split == "random":
-            order = np.random.RandomState(data.split_seed).permutation(len(fixed))
-            n_validation = math.ceil(data.validation_fraction * len(fixed))
-            if n_validation == len(fixed):
+        if data.split in ("random", "blocked"):
+            train, held_out = (_at_random if data.split == "random" else _at_the_end)(fixed, data)
+            if len(train) == 0:
                 raise UserError(
                     f"validation_fraction={data.validation_fraction:g} of {len(fixed)} windows leaves no training: "
                     "lower it, or raise n_samples"
                 )
-            validation = fixed.choose(torch.from_numpy(order[:n_validation]))
-            fixed = fixed.choose(torch.from_numpy(order[n_validation:]))
+            fixed, validation = fixed.choose(train), fixed.choose(held_out)
         else:
             validation = cut_realizations(*params.realizations()["validation_noise_seed"])
         return cls(
@@ -102,6 +103,22 @@ class Splits:
             test=cut_realizations(data.test_noise_seed),
             audit=cut_realizations(data.audit_noise_seed) if params.evaluation.audit_every else None,
         )
+
+
+def _at_random(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:
+    """Numbers of the windows for training and for validation, as scikit-learn's ``train_test_split`` draws them."""
+    order = torch.from_numpy(np.random.RandomState(data.split_seed).permutation(len(windows)))
+    n_validation = math.ceil(data.validation_fraction * len(windows))
+    return order[n_validation:], order[:n_validation]
+
+
+def _at_the_end(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:
+    """Validation from the end of the realization, and training from all windows that share no sample with it."""
+    numbers = torch.arange(len(windows))
+    n_validation = math.ceil(data.validation_fraction * windows.n_starts)
+    first = windows.n_starts - n_validation
+    end = max(0, first - windows.n_samples + 1)
+    return numbers[: end * windows.n_components], numbers[first * windows.n_components :]
 
 
 def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> CutWindows:
@@ -114,4 +131,5 @@ def _cut(model: SignalModel, window_length: int, *noises: NDArray[np.float64]) -
     clean = model.clean()
     mixtures = (clean.mean(axis=0) + model.noise_std * np.stack(noises)).astype(np.float32)
     components = torch.from_numpy(clean.astype(np.float32))
-    return CutWindows(torch.from_numpy(mixtures), components, window_length)
+    block_samples = max(window_length, math.ceil(BLOCK_S * (model.n_samples - 1) / model.duration_s))
+    return CutWindows(torch.from_numpy(mixtures), components, window_length, block_samples=block_samples)

@@ -35,6 +35,10 @@ class WindowSet(Protocol):
         """Inputs and targets of the windows at ``positions``, (n_windows,) of int64."""
         ...
 
+    def blocks(self, positions: Tensor) -> Tensor | None:
+        """The block of neighbours that each of the windows at ``positions`` is of, (n_windows,); None: unknown."""
+        ...
+
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
         ...
@@ -60,6 +64,7 @@ class CutWindows:
         n_samples: Length of a window.
         chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
         noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
+        block_samples: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
     """
 
     mixtures: Tensor
@@ -67,6 +72,7 @@ class CutWindows:
     n_samples: int
     chosen: Tensor | None = None
     noise: Tensor | None = None
+    block_samples: int = 1
 
     @property
     def n_components(self) -> int:
@@ -87,15 +93,11 @@ class CutWindows:
         """The set of these windows alone."""
         return replace(self, chosen=numbers)
 
-    def n_blocks(self, block_samples: int) -> int:
-        """Blocks of at least ``block_samples`` neighbouring starts, in all realizations."""
-        return len(self.mixtures) * max(1, self.n_starts // block_samples)
-
-    def blocks(self, positions: Tensor, block_samples: int) -> Tensor:
-        """The block of neighbouring starts that each of the windows at ``positions`` is of, (n_windows,)."""
+    def blocks(self, positions: Tensor) -> Tensor:
+        """The block of at least ``block_samples`` neighbouring starts that each window is of, (n_windows,)."""
         _, start, realization = self._places(positions)
-        of_realization = max(1, self.n_starts // block_samples)
-        return realization * of_realization + (start // block_samples).clamp(max=of_realization - 1)
+        of_realization = max(1, self.n_starts // self.block_samples)
+        return realization * of_realization + (start // self.block_samples).clamp(max=of_realization - 1)
 
     def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selector, start and realization of each window, (n_windows,)."""
@@ -157,6 +159,9 @@ class StoredWindows:
         """Inputs and targets of the windows at ``positions``."""
         return self.inputs[positions], self.targets[positions]
 
+    def blocks(self, positions: Tensor) -> None:
+        """Nobody knows which windows of a file are neighbours."""
+
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
         return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
@@ -174,6 +179,21 @@ def batches(windows: WindowSet, batch_size: int, device: torch.device) -> Iterat
     """All windows in order, ``batch_size`` at a time."""
     for first in range(0, len(windows), batch_size):
         yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))
+
+
+def block_means(values: Tensor, blocks: Tensor) -> list[float]:
+    """Means of values over the blocks that occur, in order of their numbers.
+
+    Args:
+        values: (n_windows,).
+        blocks: The block of each, (n_windows,) of int64.
+
+    >>> block_means(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 2]))
+    [2.0, 8.0]
+    """
+    counts = torch.bincount(blocks)
+    sums = torch.bincount(blocks, weights=values.double())
+    return [float(value) for value in sums[counts > 0] / counts[counts > 0]]
 
 
 def spread(windows: CutWindows, n_windows: int) -> CutWindows:

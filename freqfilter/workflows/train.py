@@ -88,7 +88,7 @@ def train(
         compared = score_test_set(state.network, splits, params, device=compute.device)
         audit_mse = None
         if splits.audit:
-            _, audit_mse = validate(state, splits.audit.to(compute.device), params.training)
+            audit_mse = validate(state, splits.audit.to(compute.device), params.training).mse
         log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
 
         stopping.finish_anyway()  # what a stop could save is seconds, and it could leave a version without its run

@@ -63,10 +63,10 @@ def test_a_component_that_does_not_occur_has_no_row() -> None:
 
 
 def test_errors_over_the_window_and_over_blocks_add_up_to_the_whole() -> None:
-    params = resolve({"n_samples": "500", "duration_s": "0.5", "window_length": "20"})
-    windows = Splits.from_params(params).test
+    params = resolve({"n_samples": "500", "duration_s": "5", "window_length": "20"})
+    windows = Splits.from_params(params).test  # a hundred samples are a second
     frequencies_hz = params.signals.frequencies_hz
-    found = compare({"zero": zero}, windows, frequencies_hz=frequencies_hz, device=CPU, block_samples=100)
+    found = compare({"zero": zero}, windows, frequencies_hz=frequencies_hz, device=CPU)
     _, targets = windows.batch(torch.arange(len(windows)))
     squared = targets[..., 0].double().square()
     np.testing.assert_allclose(found.per_step.loc["zero"], squared.mean(dim=0))

@@ -144,7 +144,7 @@ def test_training_ends_with_the_weights_of_the_best_validation() -> None:
     assert losses[-1] != best
     assert losses[state.progress.best_epoch - 1] == best
     assert [report.epoch for report in state.progress.history if report.improved][-1] == state.progress.best_epoch
-    assert validate(state, Splits.from_params(params).validation, params.training)[0] == best
+    assert validate(state, Splits.from_params(params).validation, params.training).loss == best
 
 
 def test_a_loop_that_is_left_early_still_ends_with_the_best_weights() -> None:
@@ -257,7 +257,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_training(overrides: dict[str,
     assert ended.value.diagnosis == "loss_not_finite"
     assert all(torch.isfinite(weight).all() for weight in state.network.parameters())
     state.network.load_state_dict(state.good_weights)
-    assert math.isfinite(validate(state, Splits.from_params(params).validation, params.training)[0])
+    assert math.isfinite(validate(state, Splits.from_params(params).validation, params.training).loss)
 
 
 def test_a_loss_in_decibels_that_creeps_up_is_a_plateau() -> None:
