@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from freqfilter.evaluation.finding import Finding
+from freqfilter.evaluation.leaks import KnownLimit, leak
 from freqfilter.evaluation.scores import OVERALL, score
 from freqfilter.filters.pace import expected_epoch_seconds
 from freqfilter.filters.state import EpochReport, TrainingState
@@ -24,19 +26,6 @@ VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows not
 FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and audit differ by a few hundredths
 TIMES_FAR_ABOVE = 2  # in a row
 SLOW, SLOW_BY_S = 1.75, 5.0  # over what is to be expected, as a factor and in seconds
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something to know about a run.
-
-    Attributes:
-        name: Of the tag ``diagnosis.<name>``.
-        line: What is wrong and which parameter to change.
-    """
-
-    name: str
-    line: str
 
 
 def of_settings(params: Params) -> Iterator[Finding]:
@@ -56,20 +45,28 @@ class Diagnosis:
         params: Its parameters.
         blind_mse: Mean squared error, on the validation windows, of answering with each component's mean.
         expected_epoch_seconds: What an epoch should take; None where nobody knows.
+        val_limit: The limit on the validation windows; None where nobody knows it.
     """
 
     def __init__(
-        self, state: TrainingState, params: Params, *, blind_mse: float, expected_epoch_seconds: float | None
+        self,
+        state: TrainingState,
+        params: Params,
+        *,
+        blind_mse: float,
+        expected_epoch_seconds: float | None,
+        val_limit: KnownLimit | None,
     ) -> None:
         self._state = state
         self._params = params
         self._blind_mse = blind_mse
         self._expected_s = expected_epoch_seconds
+        self._val_limit = val_limit
         self._weights = _flat(state)
         self._said: set[str] = set()
 
     @classmethod
-    def of(cls, state: TrainingState, splits: Splits, params: Params) -> Self:
+    def of(cls, state: TrainingState, splits: Splits, params: Params, *, val_limit: KnownLimit | None = None) -> Self:
         """Measure what a training run will be held against."""
         device, validation = state.compute.device, splits.validation
         blind = Mean(TargetMoments.of(validation))
@@ -83,18 +80,21 @@ class Diagnosis:
                 n_training=splits.n_train,
                 n_validation=len(validation),
             )
-        return cls(state, params, blind_mse=float(scores["mse"][OVERALL]), expected_epoch_seconds=expected_s)
+        blind_mse = float(scores["mse"][OVERALL])
+        return cls(state, params, blind_mse=blind_mse, expected_epoch_seconds=expected_s, val_limit=val_limit)
 
     def examine(self, report: EpochReport) -> list[Finding]:
         """The findings that are new with this epoch."""
         before, self._weights = self._weights, _flat(self._state)
         change = float((self._weights - before).norm() / before.norm().clamp(min=1e-30))
-        progress, history = self._state.progress, self._state.progress.history
-        ended = progress.stopped_early or report.epoch == self._params.training.epochs
+        progress, history, training = self._state.progress, self._state.progress.history, self._params.training
+        ended = progress.stopped_early or report.epoch == training.epochs
+        n_validations = math.ceil(training.epochs / training.validate_every)
         findings = [
             unmoved_weights(report, change, self._params),
             learns_nothing(history, self._blind_mse, self._params, ended=ended),
             overfitting(history, self._params),
+            leak(report, self._val_limit, n_validations=n_validations),
             slow_epoch(report, self._expected_s, self._params, threads=self._state.compute.threads),
         ]
         new = [finding for finding in findings if finding and finding.name not in self._said]

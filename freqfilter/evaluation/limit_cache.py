@@ -15,10 +15,11 @@ import torch
 
 from freqfilter.errors import UserError
 from freqfilter.evaluation import limits
+from freqfilter.evaluation.leaks import KnownLimit
 from freqfilter.evaluation.limits import LimitMse, LimitScores
 from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.references import limits as limits_of
-from freqfilter.evaluation.scores import OVERALL, score
+from freqfilter.evaluation.scores import OVERALL, compare
 from freqfilter.files import replacing
 from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
@@ -39,16 +40,23 @@ def of_windows(model: SignalModel, windows: CutWindows) -> LimitScores:
     return _once(facts, lambda: limits.of_windows(model, windows))
 
 
-def on_validation(params: Params, validation: WindowSet) -> float | None:
-    """The limit on validation windows, for a filter like the one that is trained; None where nobody knows it."""
-    if not (known := limits_of(params)):
+def on_validation(params: Params, validation: WindowSet) -> KnownLimit | None:
+    """The limit on validation windows, for a filter like the one that is trained.
+
+    Returns:
+        None where nobody knows it: the signal model is unknown, the signal too long, or the windows do not cover the
+        starts evenly, so that those which the filter has to expect are others.
+    """
+    if not (known := limits_of(params)) or params.data.split == "blocked":
         return None
     if isinstance(validation, CutWindows) and validation.chosen is None:
         scores = of_windows(SignalModel.from_params(params.signals), validation)
-        return (scores.two_sided if params.model.bidirectional else scores.causal).mse
+        of_side = scores.two_sided if params.model.bidirectional else scores.causal
+        return KnownLimit(of_side.mse, tuple(of_side.per_block.tolist()))
     frequencies_hz = params.signals.frequencies_hz
-    table = score(known[LIMIT], validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
-    return float(table["mse"][OVERALL])
+    found = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+    blocks = () if found.per_block is None else tuple(float(value) for value in found.per_block.to_numpy()[0])
+    return KnownLimit(float(found.table["mse"][LIMIT, OVERALL]), blocks)
 
 
 def expected_mse(params: Params) -> float | None:
@@ -79,7 +87,7 @@ def _read(path: Path) -> LimitScores | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         for side in ("causal", "two_sided"):
             of_side = {field.name: stored[side][field.name] for field in fields(LimitMse)}
-            for name in ("per_frequency", "per_step"):
+            for name in ("per_frequency", "per_step", "per_block"):
                 of_side[name] = np.array(of_side[name], dtype=np.float64)
             stored[side] = LimitMse(**of_side)
         return LimitScores(**stored)

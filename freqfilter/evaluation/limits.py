@@ -36,12 +36,14 @@ class LimitMse:
         per_frequency: For each component, (n_components,).
         per_step: For each position in the window, (n_samples,).
         standard_error: Of ``mse``, by chance of the windows and the noise in them; NaN where it cannot be told.
+        per_block: For each block of neighbouring windows, (n_blocks,); empty in expectation.
     """
 
     mse: float
     per_frequency: Array
     per_step: Array
     standard_error: float
+    per_block: Array
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,11 @@ def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WO
     limit = Limit.from_model(model, n_samples=windows.n_samples, start_step=step)
     affordable = _affordable(limit, work) // len(windows.mixtures)
     scored = np.linspace(0, windows.n_starts - 1, min(windows.n_starts, max(1, affordable))).round().astype(np.int64)
-    n_blocks = max(1, windows.n_starts // windows.block_samples)
+    of_block = windows.blocks(torch.from_numpy(scored) * windows.n_components).numpy()
     causal, two_sided = _Scores(), _Scores()
     for mixture in windows.mixtures.cpu():
-        for block in np.array_split(scored, min(n_blocks, len(scored))):
-            for some in _pieces(block, limit):
+        for block in np.unique(of_block):
+            for some in _pieces(scored[of_block == block], limit):
                 posterior = limit.posterior(mixture.unfold(0, windows.n_samples, 1)[some])
                 targets = _targets(limit, some)
                 causal.add((posterior.causal - targets).square())
@@ -181,7 +183,7 @@ class _Scores:
         mean = np.asarray(self._sum) / self.n_windows
         values = self._blocks or self._windows
         error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return LimitMse(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error)
+        return LimitMse(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error, np.array(self._blocks))
 
 
 def _pieces(starts: NDArray[np.int64], limit: Limit) -> Iterator[NDArray[np.int64]]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation import gallery, limit_cache
-from freqfilter.evaluation.diagnosis import Diagnosis, Finding, of_settings
+from freqfilter.evaluation.diagnosis import Diagnosis, of_settings
 from freqfilter.evaluation.figures.training import training_loss
+from freqfilter.evaluation.finding import Finding
+from freqfilter.evaluation.leaks import KnownLimit, audit_split
 from freqfilter.evaluation.scores import Comparison
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
@@ -78,10 +81,10 @@ def train(
         params = params.in_experiment(run.experiment)
         _log_origin(run, ready, params, recipe=recipe)
         _introduce(console, run, state, splits)
-        val_limit_mse = _state_limit(run, params, splits, console)
-        _train(run, state, splits, params, val_limit_mse=val_limit_mse, stopping=stopping, console=console)
+        val_limit = _state_limit(run, params, splits, console)
+        _train(run, state, splits, params, val_limit=val_limit, stopping=stopping, console=console)
 
-        _log_files(run, state, params, val_limit_mse=val_limit_mse)
+        _log_files(run, state, params, val_limit=val_limit)
 
         console.say("scoring the best weights on the test set")
         progress = state.progress
@@ -196,17 +199,20 @@ def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits)
     console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
-def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> float | None:
+def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> KnownLimit | None:
     """Say and log what is possible before anything is trained; the limit on the validation windows, if it is known."""
+    audit = audit_split(splits.train(1), splits.validation)
+    run.log_bytes(json.dumps(asdict(audit), indent=2).encode(), "evaluation/leak_audit.json")
+    console.say(audit.words())
     expected_mse = limit_cache.expected_mse(params)
-    val_limit_mse = limit_cache.on_validation(params, splits.validation)
+    val_limit = limit_cache.on_validation(params, splits.validation)
     if expected_mse is not None:
         run.log_metrics(limit_metrics(expected_mse), step=0)
-    if expected_mse is None or val_limit_mse is None:
-        console.say("limit: unknown on these windows, so that no loss can be held against it")
+    if expected_mse is None or val_limit is None:
+        console.say("limit: not known of these validation windows, hence no ratio to it and no leak alarm")
     else:
-        console.say(f"limit: MSE {val_limit_mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
-    return val_limit_mse
+        console.say(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+    return val_limit
 
 
 def _train(
@@ -215,7 +221,7 @@ def _train(
     splits: Splits,
     params: Params,
     *,
-    val_limit_mse: float | None,
+    val_limit: KnownLimit | None,
     stopping: Stopping,
     console: Console,
 ) -> None:
@@ -228,7 +234,8 @@ def _train(
         audit_every=params.evaluation.audit_every,
         params=training,
     )
-    diagnosis = Diagnosis.of(state, splits, params)
+    diagnosis = Diagnosis.of(state, splits, params, val_limit=val_limit)
+    val_limit_mse = val_limit.mse if val_limit else None
     for finding in of_settings(params):
         _tell(run, finding, console)
     with _last_good_weights(run, state, console), memory_errors(), closing(steps), stopping.deferred():
@@ -270,11 +277,14 @@ def _tell(run: Run, finding: Finding, console: Console) -> None:
     console.say(f"{DIAGNOSIS}: {finding.line}")
 
 
-def _log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
+def _log_files(run: Run, state: TrainingState, params: Params, *, val_limit: KnownLimit | None) -> None:
     """The original's files under the original's names."""
     history = state.progress.history
     figure = training_loss(
-        history, loss=params.training.loss, best_epoch=state.progress.best_epoch, val_limit_mse=val_limit_mse
+        history,
+        loss=params.training.loss,
+        best_epoch=state.progress.best_epoch,
+        val_limit_mse=val_limit.mse if val_limit else None,
     )
     run.log_figure(figure, gallery.LOSSES, dpi=300)
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
