@@ -15,7 +15,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives ui test lint format lock clean
+.PHONY: help install train original alternatives ui test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ endif
 
 test: $(VENV)/installed_dev  ## run the tests, two at a time
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+soak: $(VENV)/installed_dev  ## the tests with large random counts, half an hour
+	@FREQFILTER_HONEST_RUNS=1000 $(BIN)/python -m pytest -k honest $(ARGS)
 
 lint: $(VENV)/installed_dev  ## formatter, linter and type checker
 	@$(BIN)/ruff format --check .
