@@ -128,7 +128,7 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
         "visualizations/08_prediction.png", "visualizations/09_errors.png", "visualizations/10_scatter.png",
         "visualizations/11_spectrum.png", "visualizations/12_long_stretch.png",
         "visualizations/13_mse_per_frequency.png", "visualizations/14_mse_over_window.png",
-        "evaluation/test_scores.md", "evaluation/test_mse_over_window.csv",
+        "evaluation/test_scores.md", "evaluation/test_mse_over_window.csv", "evaluation/leak_audit.json",
     }  # fmt: skip
     with PIL.Image.open(download(run, "visualizations/07_training_loss.png", tmp_path)) as picture:
         assert picture.size == (12 * 300, 6 * 300)

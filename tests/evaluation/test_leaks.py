@@ -141,7 +141,13 @@ def _block_errors(estimate: torch.Tensor, targets: torch.Tensor, blocks: torch.T
 
 
 def test_a_leaking_run_is_told_so_and_tagged_and_an_honest_one_is_not(typed: Typed, folder: Path) -> None:
-    loud = {"frequencies_hz": "[3, 9]", "noise_std": "2", "n_samples": "1200", "duration_s": "12", "window_length": "20"}
+    loud = {
+        "frequencies_hz": "[3, 9]",
+        "noise_std": "2",
+        "n_samples": "1200",
+        "duration_s": "12",
+        "window_length": "20",
+    }
     given = loud | {"hidden_size": "64", "learning_rate": "0.01", "batch_size": "64", "epochs": "30", "threads": "1"}
     assert typed("original", *options(given | {"register": "false"})) == (0, "")
     (run,) = all_runs()
