@@ -64,6 +64,8 @@ def expected_mse(params: Params) -> float | None:
     if params.data.data_file is not None:
         return None
     scores = expected(SignalModel.from_params(params.signals), window_length=params.data.window_length)
+    if scores.start_step > 1:  # of so long a signal it is known between two bounds; `freqfilter limit` states them
+        return None
     return (scores.two_sided if params.model.bidirectional else scores.causal).mse
 
 
