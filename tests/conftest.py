@@ -20,8 +20,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter import cli
+from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
-from freqfilter.params import resolve
+from freqfilter.filters.state import TrainingState
+from freqfilter.params import Params, resolve
 
 # With more threads than free cores, those that wait burn the time of those that work.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -44,6 +46,16 @@ SMALL = {
 def network(*, n_components: int) -> FrequencyFilterLSTM:
     """The network of the small setting."""
     return FrequencyFilterLSTM(n_components=n_components, **resolve(SMALL).model.model_dump())
+
+
+def fresh_state(params: Params) -> TrainingState:
+    """A training as it begins."""
+    return TrainingState(
+        n_components=len(params.signals.frequencies_hz),
+        model=params.model,
+        training=params.training,
+        compute=Compute.open(params.training),
+    )
 
 
 def options(values: dict[str, str]) -> list[str]:

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from freqfilter.evaluation import diagnosis
 from freqfilter.evaluation.diagnosis import Diagnosis, of_settings, slow_epoch, unmoved_weights
-from freqfilter.filters.compute import Compute
 from freqfilter.filters.pace import expected_epoch_seconds
-from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.state import EpochReport
 from freqfilter.filters.training import train
 from freqfilter.params import Params, resolve
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows
-from tests.conftest import SMALL
+from tests.conftest import SMALL, fresh_state
 
 # Two components far apart: learnt within seconds.
 EASY = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01", "batch_size": "64", "epochs": "5"}
@@ -33,12 +32,7 @@ def small(**overrides: str) -> Params:
 def findings(params: Params, splits: Splits | None = None, *, audit_every: int = 1) -> dict[str, str]:
     """What is said of a training run, by name."""
     splits = splits or Splits.from_params(params)
-    state = TrainingState(
-        n_components=splits.validation.n_components,
-        model=params.model,
-        training=params.training,
-        compute=Compute.open(params.training),
-    )
+    state = fresh_state(params)
     watched, found = Diagnosis.of(state, splits, params), list(of_settings(params))
     steps = train(
         state,

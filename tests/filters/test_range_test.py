@@ -8,24 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from freqfilter.filters.compute import Compute
 from freqfilter.filters.range_test import Point, range_test, suggestion
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.filters.training import train
 from freqfilter.params import Params, resolve
 from freqfilter.signals.splits import Splits
-from tests.conftest import SMALL
+from tests.conftest import SMALL, fresh_state
 
 EASY = SMALL | {"frequencies_hz": "[3, 40]", "hidden_size": "32", "batch_size": "64", "dropout": "0.2"}
-
-
-def fresh_state(params: Params) -> TrainingState:
-    return TrainingState(
-        n_components=len(params.signals.frequencies_hz),
-        model=params.model,
-        training=params.training,
-        compute=Compute.open(params.training),
-    )
 
 
 def points(state: TrainingState, params: Params, *, highest: float = 1.0, n_steps: int = 100) -> list[Point]:

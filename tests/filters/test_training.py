@@ -18,7 +18,7 @@ from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows
-from tests.conftest import SMALL, network
+from tests.conftest import SMALL, fresh_state, network
 
 Report = StepReport | EpochReport
 EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": "bf16"}
@@ -26,16 +26,6 @@ EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": "bf16"}
 
 def small(**overrides: str) -> Params:
     return resolve(SMALL | overrides)
-
-
-def fresh_state(params: Params) -> TrainingState:
-    compute = Compute.open(params.training)
-    return TrainingState(
-        n_components=len(params.signals.frequencies_hz),
-        model=params.model,
-        training=params.training,
-        compute=compute,
-    )
 
 
 def run(
