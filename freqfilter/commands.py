@@ -19,7 +19,6 @@ from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
     from freqfilter.params import Params
-    from freqfilter.workflows.train import Trained
 
 LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
 
@@ -116,6 +115,7 @@ def find_learning_rate(
         raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
     given = _given(typed)
     params = resolve(given, recipe=recipe, folder=_folder({"recipe": recipe} | given))
+    from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.find_learning_rate import find_learning_rate as run_range_test
 
@@ -134,7 +134,7 @@ def find_learning_rate(
     finally:
         console.close()
     click.echo(f"run {found.run_id} in experiment {found.experiment}")
-    click.echo(_where_to_look(found.tracking_uri))
+    click.echo(where_to_look(found.tracking_uri))
 
 
 @cli.command()
@@ -144,6 +144,7 @@ def find_learning_rate(
 @click.pass_obj
 def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -> None:
     """Draw the data, and write its windows as a file that data_file takes."""
+    from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.prepare import prepare as run_prepare
 
@@ -163,7 +164,7 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
         stopping=watch,
         console=Terminal(),
     )
-    click.echo(_where_to_look(where))
+    click.echo(where_to_look(where))
 
 
 @cli.command()
@@ -198,20 +199,37 @@ def limit(recipe: str, noise_seed: int | None, as_json: bool, picture: str | Non
 @cli.command()
 @click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
 @click.option("--run_id", metavar="ID", help="the run whose model is scored, in place of a version")
+@click.option(
+    "--realizations",
+    type=click.IntRange(0, 1000),
+    default=0,
+    show_default=True,
+    help="score on so many fresh noise realizations too: their mean, its interval, and the limit on the same windows",
+)
 @_parameter_options(sections=("tracking",))
 @click.pass_obj
-def evaluate(watch: Stopping, /, version: str | None, run_id: str | None, **typed: str | None) -> None:
+def evaluate(
+    watch: Stopping, /, version: str | None, run_id: str | None, realizations: int, **typed: str | None
+) -> None:
     """Score a registered version, or a run's model, on its test set."""
     given = _given(typed)
     if version and run_id:
         raise UserError("version and run_id: both name a model; give one")
     params = resolve(given, folder=_folder(given))
+    from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.evaluate import evaluate as run_evaluate
 
-    done = run_evaluate(params.tracking, version=version, run_id=run_id, stopping=watch, console=Terminal())
+    done = run_evaluate(
+        params.tracking,
+        version=version,
+        run_id=run_id,
+        realizations=realizations,
+        stopping=watch,
+        console=Terminal(),
+    )
     click.echo(f"\n{done.uri}, run {done.run_id}")
-    click.echo(_where_to_look(done.tracking_uri))
+    click.echo(where_to_look(done.tracking_uri))
 
 
 @cli.command("init_store")
@@ -230,14 +248,17 @@ def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str
         _train_several(watch, variants, "seeds", {"seeds": seeds}, recipe, given)
         return
     params = resolve(given, recipe=recipe, folder=folder)
+    from freqfilter.last_words import of_training
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.train import train as run_train
 
     console = Terminal()
     try:
-        _summarize(run_train(params, recipe=recipe, name=_run_name(recipe, given), stopping=watch, console=console))
+        trained = run_train(params, recipe=recipe, name=_run_name(recipe, given), stopping=watch, console=console)
     finally:
         console.close()
+    for line in of_training(trained):
+        click.echo(line)
 
 
 def _train_several(
@@ -248,6 +269,7 @@ def _train_several(
     recipe: str,
     given: dict[str, str],
 ) -> None:
+    from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.several import train_several
 
@@ -259,7 +281,7 @@ def _train_several(
     finally:
         console.close()
     click.echo(f"run {done.run_id} in experiment {done.experiment}, with a run of its own for each line")
-    click.echo(_where_to_look(done.tracking_uri))
+    click.echo(where_to_look(done.tracking_uri))
 
 
 def _given(typed: dict[str, str | None]) -> dict[str, str]:
@@ -287,29 +309,3 @@ def _run_name(recipe: str, given: dict[str, str]) -> str:
     kept = {name for section, name, _ in fields() if section == "tracking"}
     typed = [f"{name}={value.strip()}" for name, value in given.items() if name not in kept]
     return " ".join([Path(recipe).stem, *typed])[:LONGEST_NAME]
-
-
-def _summarize(trained: Trained) -> None:
-    from freqfilter.workflows.description import over_limit, scores_table
-
-    progress = trained.progress
-    click.echo("")
-    best = progress.best
-    click.echo(
-        f"best epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
-        f"validation loss {best.val_loss:.4f}"
-    )
-    click.echo(f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n")
-    click.echo(f"run {trained.run_id} in experiment {trained.experiment}")
-    if trained.version is None:
-        click.echo("not registered (register=false)")
-    else:
-        click.echo(f"registered: {trained.model_name} version {trained.version}")
-        click.echo(f"load it: freqfilter.load({trained.model_name!r}, version={trained.version})")
-    click.echo(_where_to_look(trained.tracking_uri))
-
-
-def _where_to_look(tracking_uri: str) -> str:
-    if tracking_uri.startswith("http"):
-        return f"look at it: {tracking_uri}"
-    return f"look at it: make ui, or: mlflow ui --backend-store-uri {tracking_uri}"

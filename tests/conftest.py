@@ -37,7 +37,11 @@ SMALL = {
     "window_length": "20",
     "hidden_size": "8",
     "epochs": "3",
+    "windows_per_epoch": "null",
     "batch_size": "128",
+    "optimizer": "adam",
+    "learning_rate": "0.002",
+    "scheduler": "plateau",
     "audit_windows": "200",
     "threads": "1",
 }

@@ -20,6 +20,7 @@ PARTS = [
     "cli",
     "commands",
     "terminal",
+    "last_words",
     "workflows",
     "tracking",
     "evaluation",

@@ -77,7 +77,7 @@ class Diagnosis:
                 params.model,
                 window_length=validation.n_samples,
                 batch_size=params.training.batch_size,
-                n_training=splits.n_train,
+                n_training=splits.n_epoch,
                 n_validation=len(validation),
             )
         blind_mse = float(scores["mse"][OVERALL])
@@ -111,7 +111,7 @@ def unmoved_weights(report: EpochReport, change: float, params: Params) -> Findi
         params: The run's parameters.
     """
     training = params.training
-    slowed_down = report.learning_rate < training.learning_rate  # by the scheduler: to stand still is its purpose
+    slowed_down = report.epoch > 1 and report.learning_rate < training.learning_rate  # by the scheduler, on purpose
     if slowed_down or not change < UNMOVED:
         return None
     if training.precision == "fp16" and report.gradient_norm == 0:  # the gradient scaler has skipped every step

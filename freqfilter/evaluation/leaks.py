@@ -53,19 +53,20 @@ class SplitAudit:
         )
 
 
-def audit_split(train: WindowSet, validation: WindowSet) -> SplitAudit:
+def audit_split(train: WindowSet, validation: WindowSet, *, fresh_noise: bool) -> SplitAudit:
     """Compare the content of two sets of windows.
 
     A sample is known by its value and that of the one before it in the same window: with noise no two places of a
     realization have the same pair. In windows of one sample the value alone has to do.
 
     Args:
-        train: Training windows of an epoch.
+        train: All training windows.
         validation: Validation windows.
+        fresh_noise: Whether training windows have noise that is drawn anew and stands nowhere else; to look for it
+            would find samples alike by chance.
     """
     wanted = np.unique(_samples(validation))
-    # Noise that is drawn anew for each window stands nowhere else; to look for it would find pairs alike by chance.
-    if isinstance(train, CutWindows) and train.noise is not None:
+    if fresh_noise:
         return SplitAudit(len(wanted), 0)
     return SplitAudit(len(wanted), int(np.isin(wanted, _samples(train)).sum()))
 

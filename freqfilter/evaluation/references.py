@@ -26,7 +26,7 @@ def references(params: Params, splits: Splits) -> dict[str, Extractor]:
         params: The parameters of the filter that is judged.
         splits: Its data.
     """
-    moments = TargetMoments.of(splits.train(1))
+    moments = TargetMoments.of(splits.train)
     blind: dict[str, Extractor] = {
         "zero": zero,
         "mean": Mean(moments),

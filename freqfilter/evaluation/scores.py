@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from freqfilter.signals.windows import WindowSet, block_means
 # Anything that turns inputs (n_windows, n_samples, 1 + n_components) into estimates (n_windows, n_samples, 1).
 Extractor = Callable[[Tensor], Tensor]
 
-MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r")
+MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r", "sdr_db")
 OVERALL = "all"  # the row of all components together
 MODEL = "model"  # the extractor that a run is judged by
 SCORED_AT_ONCE = 1024  # windows
@@ -40,7 +41,9 @@ class Comparison:
 
             - ``mse``, ``rmse``, ``mae``: mean squared error, its root, mean absolute error, all ≥ 0;
             - ``r2``: 1 - mse / variance of the target, ≤ 1, NaN for a constant target;
-            - ``pearson_r``: correlation of estimate and target, in [-1, 1], NaN where either is constant.
+            - ``pearson_r``: correlation of estimate and target, in [-1, 1], NaN where either is constant;
+            - ``sdr_db``: signal-to-distortion ratio, power of the target over that of the error, dB; 0 of predicting
+              zero, infinite of the truth, NaN for a silent target.
         per_step: Mean squared error at each position in the window: a row for each extractor, a column from 1 on for
             each position.
         per_block: Mean squared error of each block of neighbouring windows: a row for each extractor; None where
@@ -148,4 +151,5 @@ def _measures(sums: Tensor) -> list[float]:
     pearson_r = float("nan")
     if truth_varies and estimate_varies:
         pearson_r = covariance / (truth_variance * estimate_variance) ** 0.5
-    return [mse, mse**0.5, absolute / count, r2, pearson_r]
+    sdr_db = 10 * math.log10(truth2 / squared) if truth2 and squared else (math.inf if truth2 else math.nan)
+    return [mse, mse**0.5, absolute / count, r2, pearson_r, sdr_db]

@@ -15,7 +15,7 @@ from freqfilter.files import replacing
 from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params, restore
 
-SCHEMA = 2  # of checkpoint files; a change that old readers cannot follow raises it
+SCHEMA = 3  # of checkpoint files; a change that old readers cannot follow raises it
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:

@@ -64,8 +64,7 @@ def range_test(
         source = _batches(state, training_windows, params)
         for step in range(n_steps):
             rate = lowest * (highest / lowest) ** (step / (n_steps - 1))
-            for group in state.optimizer.param_groups:
-                group["lr"] = rate
+            state.learning_rate = rate
             inputs, targets = next(source)
             with state.randomness():
                 loss = float(training_step(state, inputs, targets, params)[0])

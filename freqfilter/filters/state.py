@@ -14,6 +14,7 @@ from torch import Tensor
 
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.filters.optimizers import optimizers
 from freqfilter.params import ModelParams, TrainingParams
 from freqfilter.signals.randomness import torch_seed
 
@@ -26,7 +27,7 @@ class EpochReport:
         epoch: Counted from 1.
         train_loss: Mean over the batches.
         gradient_norm: Mean over the batches, before clipping.
-        learning_rate: In force during the epoch.
+        learning_rate: In force at the epoch's last step.
         seconds: Wall time of training and validation, audit apart.
         val_loss: Mean over batches of the training's size; None where the epoch was not validated.
         val_mse: Mean over samples, whatever the loss.
@@ -67,7 +68,7 @@ class Progress:
 
 
 class TrainingState:
-    """Network, optimizer, scheduler, scaler, random streams, best weights, counters and history."""
+    """Network, optimizers, scheduler, scaler, random streams, best weights, counters and history."""
 
     def __init__(self, *, n_components: int, model: ModelParams, training: TrainingParams, compute: Compute) -> None:
         self.compute = compute
@@ -78,18 +79,16 @@ class TrainingState:
             torch.manual_seed(torch_seed(training.seed, "dropout"))
             self._randomness = _read_generators(compute)
         self.network.to(compute.device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-        self.scheduler = (
+        self.optimizers = optimizers(self.network, training)
+        self._plateau = (
             torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self.optimizer,
+                self.optimizers[0],
                 factor=training.scheduler_factor,
                 patience=training.scheduler_patience,
                 # A share of a negative loss would call a slightly worse one better.
                 threshold_mode="abs" if training.loss == "snr" else "rel",
             )
-            if training.scheduler_factor < 1
+            if training.scheduler == "plateau" and training.scheduler_factor < 1
             else None
         )
         # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
@@ -107,13 +106,25 @@ class TrainingState:
 
     @property
     def learning_rate(self) -> float:
-        """The optimizer's, now."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """That of all optimizers, now."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = value
 
     @property
     def n_parameters(self) -> int:
         """Trainable numbers of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def cut_learning_rate_on_plateau(self, loss: float) -> None:
+        """Let the scheduler see a validation loss, where it is one that cuts the rate on a plateau."""
+        if self._plateau:
+            self._plateau.step(loss)
+            self.learning_rate = float(self._plateau.optimizer.param_groups[0]["lr"])  # and that of all others
 
     def keep_best(self) -> None:
         """Remember the weights as they are now."""
@@ -166,8 +177,8 @@ class TrainingState:
             "good_weights": self.good_weights,
             "untried_weights": self._untried_weights,
             "untried_since": self._untried_since,
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "plateau": self._plateau.state_dict() if self._plateau else {},
             "scaler": self.scaler.state_dict(),
             "randomness": self._randomness,
             "sums": self.sums.clone(),
@@ -178,9 +189,10 @@ class TrainingState:
         """Go back to what ``state_dict`` gave."""
         self.network.load_state_dict(state["network"])
         self.best_weights = copy.deepcopy(state["best_weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scheduler:
-            self.scheduler.load_state_dict(state["scheduler"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        if self._plateau:
+            self._plateau.load_state_dict(state["plateau"])
         self.scaler.load_state_dict(state["scaler"])
         self._randomness = dict(state["randomness"])
         self.sums.copy_(state["sums"])

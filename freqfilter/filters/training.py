@@ -13,6 +13,7 @@ from torch import Tensor
 from freqfilter.errors import TrainingError
 from freqfilter.filters.losses import LOSSES, mse
 from freqfilter.filters.network import estimate
+from freqfilter.filters.optimizers import warmup_and_cosine
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.params import TrainingParams
 from freqfilter.signals.randomness import stream
@@ -87,6 +88,10 @@ def _epoch(
     while progress.batch < n_batches:
         first = progress.batch * params.batch_size
         inputs, targets = windows.batch(order[first : first + params.batch_size])
+        if params.scheduler == "cosine":
+            middle_of_step = (progress.epoch - 1 + (progress.batch + 0.5) / n_batches) / params.epochs
+            share = warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
+            state.learning_rate = params.learning_rate * share
         with state.randomness():
             state.sums += training_step(state, inputs, targets, params)
         progress.batch += 1
@@ -121,11 +126,14 @@ def training_step(state: TrainingState, inputs: Tensor, targets: Tensor, params:
     with state.compute.autocast():
         estimates = network(inputs)
     loss = LOSSES[params.loss](estimates.float(), targets).mean()
-    state.optimizer.zero_grad()
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
     torch.autograd.backward(scaler.scale(loss))
-    scaler.unscale_(state.optimizer)
+    for optimizer in state.optimizers:
+        scaler.unscale_(optimizer)
     gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
-    scaler.step(state.optimizer)
+    for optimizer in state.optimizers:
+        scaler.step(optimizer)
     scaler.update()
     # The scaler skips a step whose gradient has overflown, and finds a smaller scale.
     taken = torch.isfinite(gradient_norm)
@@ -166,8 +174,7 @@ def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, par
         state.keep_best()
     else:
         progress.validations_since_best += 1
-    if state.scheduler:
-        state.scheduler.step(judged.loss)
+    state.cut_learning_rate_on_plateau(judged.loss)
     patience = params.early_stopping_patience
     progress.stopped_early = 0 < patience <= progress.validations_since_best
     return replace(report, val_loss=judged.loss, val_mse=judged.mse, val_blocks=judged.blocks, improved=improved)

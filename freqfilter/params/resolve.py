@@ -16,7 +16,7 @@ from freqfilter.params.schema import Params
 
 DEFAULT_RECIPE = "default"
 # What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
-SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0", "windows_per_epoch": None}
 
 
 def _home() -> Path:
@@ -81,7 +81,10 @@ def resolve(
     for section, name, field in fields():
         value = values[name]
         if is_path(field) and isinstance(value, str):
-            value = str(user_path(value, folder))
+            try:
+                value = str(user_path(value, folder))
+            except UserError as error:
+                raise UserError(f"{name}={error}") from None
         sections[section][name] = value
     try:
         return Params.model_validate(sections)

@@ -144,15 +144,27 @@ class TrainingParams(_Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(description="arithmetic of the network's forward pass")
     deterministic: bool = Field(description="only algorithms that give the same bits each time")
     threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: PyTorch's own choice")
-    epochs: Count = Field(description="at most so many passes over the training windows")
+    epochs: Count = Field(description="at most so many, each with a validation after it")
+    windows_per_epoch: Count | None = Field(
+        description="training windows of an epoch, drawn at random from all of them; null: each of them once"
+    )
     batch_size: Count = Field(description="windows of a training step")
-    learning_rate: Positive = Field(description="step size of Adam at the start")
-    weight_decay: NotNegative = Field(description="L2 penalty of Adam")
+    optimizer: Literal["muon", "adam"] = Field(
+        description="muon: Muon for the matrices between hidden features, Adam for all else; adam: Adam for everything"
+    )
+    learning_rate: Positive = Field(description="step size of the optimizer at its highest")
+    weight_decay: NotNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
     loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
     gradient_clip_norm: NotNegative = Field(description="largest norm of the gradient; 0: no clipping")
-    scheduler_factor: Number = Field(gt=0, le=1, description="factor of the learning rate on a plateau; 1: none")
+    scheduler: Literal["cosine", "plateau"] = Field(
+        description="learning rate: a warm-up, then half a cosine down to zero over all epochs, or cut on a plateau"
+    )
+    warmup_fraction: Number = Field(ge=0, lt=1, description="share of all steps for the warm-up, scheduler cosine")
+    scheduler_factor: Number = Field(
+        gt=0, le=1, description="factor of the learning rate on a plateau, scheduler plateau; 1: none"
+    )
     scheduler_patience: Annotated[Whole, Field(ge=0)] = Field(
-        description="validations without improvement before the learning rate falls"
+        description="validations without improvement before the learning rate falls, scheduler plateau"
     )
     early_stopping_patience: Annotated[Whole, Field(ge=0)] = Field(
         description="validations without improvement before training ends; 0: never"

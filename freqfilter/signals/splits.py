@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import realization, stream
 from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
 
+Windows = TypeVar("Windows", CutWindows, StoredWindows)
+
 BLOCK_S = 1.0  # of neighbouring windows; a window where that is longer
 
 
@@ -27,15 +29,19 @@ class Splits:
     """The data of a run.
 
     Attributes:
-        train: The training windows of an epoch, numbered from 1: the same each time, or on fresh noise.
-        n_train: How many they are.
+        train: All windows that training takes from; without noise where theirs is fresh.
+        epoch: The training windows of an epoch, numbered from 1: all of them, or some drawn at random.
+        n_epoch: How many they are.
+        fresh_noise: Whether those of an epoch have noise of their own, drawn anew.
         validation: What chooses the best epoch.
         test: Touched once, at the end.
         audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
     """
 
-    train: Callable[[int], WindowSet]
-    n_train: int
+    train: WindowSet
+    epoch: Callable[[int], WindowSet]
+    n_epoch: int
+    fresh_noise: bool
     validation: WindowSet
     test: WindowSet
     audit: CutWindows | None
@@ -48,16 +54,13 @@ class Splits:
             UserError: If the data file cannot be used, or a split leaves no windows to train on.
         """
         if params.data.data_file is not None:
-            return cls._from_file(
-                params.data.data_file,
-                n_components=len(params.signals.frequencies_hz),
-                window_length=params.data.window_length,
-            )
+            return cls._from_file(params.data.data_file, params)
         return cls._generated(params)
 
     @classmethod
-    def _from_file(cls, data_file: str, *, n_components: int, window_length: int) -> Self:
-        arrays = archive.read(data_file, n_components=n_components)
+    def _from_file(cls, data_file: str, params: Params) -> Self:
+        window_length = params.data.window_length
+        arrays = archive.read(data_file, n_components=len(params.signals.frequencies_hz))
         if (n_samples := arrays["X_train"].shape[1]) != window_length:
             raise UserError(
                 f"data_file={data_file}: its windows have {n_samples} samples and window_length={window_length}: "
@@ -67,7 +70,8 @@ class Splits:
             StoredWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
             for part in archive.PARTS
         )
-        return cls(lambda _epoch: train, len(train), validation, test, None)
+        of_epoch, n_epoch = _drawn(train, params)
+        return cls(train, of_epoch, n_epoch, False, validation, test, None)
 
     @classmethod
     def _generated(cls, params: Params) -> Self:
@@ -76,33 +80,52 @@ class Splits:
         def cut_realizations(*noise_seeds: int) -> CutWindows:
             return realization_windows(model, data.window_length, *noise_seeds)
 
-        without_noise = _cut(model, data.window_length, np.zeros(model.n_samples))
+        fresh_noise = data.noise == "fresh"
+        if fresh_noise:
+            train = _cut(model, data.window_length, np.zeros(model.n_samples))
+        else:
+            train = cut_realizations(data.train_noise_seed)
+        if data.split in ("random", "blocked"):
+            kept, held_out = (_at_random if data.split == "random" else _at_the_end)(train, data)
+            if len(kept) == 0:
+                raise UserError(
+                    f"validation_fraction={data.validation_fraction:g} of {len(train)} windows leaves no training: "
+                    "lower it, or raise n_samples"
+                )
+            train, validation = train.choose(kept), train.choose(held_out)
+        else:
+            validation = cut_realizations(*params.realizations()["validation_noise_seed"])
+        of_epoch, n_epoch = _drawn(train, params)
 
-        def fresh(epoch: int) -> CutWindows:
+        def noisy(epoch: int) -> CutWindows:
             # Each window has noise of its own. One realization for an epoch would not do: its windows overlap, and
             # what a step learns of their noise by heart pays off until the epoch ends.
             random = stream(params.training.seed, "noise", epoch)
-            noise = random.standard_normal((len(without_noise), data.window_length), dtype=np.float32)
-            return replace(without_noise, noise=torch.from_numpy(noise * np.float32(model.noise_std)))
+            noise = random.standard_normal((n_epoch, data.window_length), dtype=np.float32)
+            return replace(of_epoch(epoch), noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
-        fixed = cut_realizations(data.train_noise_seed) if data.noise == "fixed" else without_noise
-        if data.split in ("random", "blocked"):
-            train, held_out = (_at_random if data.split == "random" else _at_the_end)(fixed, data)
-            if len(train) == 0:
-                raise UserError(
-                    f"validation_fraction={data.validation_fraction:g} of {len(fixed)} windows leaves no training: "
-                    "lower it, or raise n_samples"
-                )
-            fixed, validation = fixed.choose(train), fixed.choose(held_out)
-        else:
-            validation = cut_realizations(*params.realizations()["validation_noise_seed"])
         return cls(
-            train=fresh if data.noise == "fresh" else lambda _epoch: fixed,
-            n_train=len(fixed),
+            train=train,
+            epoch=noisy if fresh_noise else of_epoch,
+            n_epoch=n_epoch,
+            fresh_noise=fresh_noise,
             validation=validation,
             test=cut_realizations(data.test_noise_seed),
             audit=cut_realizations(data.audit_noise_seed) if params.evaluation.audit_every else None,
         )
+
+
+def _drawn(train: Windows, params: Params) -> tuple[Callable[[int], Windows], int]:
+    """The windows that an epoch takes, by its number, and how many they are."""
+    n_epoch = params.training.windows_per_epoch
+    if n_epoch is None:
+        return lambda _epoch: train, len(train)
+
+    def draw(epoch: int) -> Windows:
+        numbers = stream(params.training.seed, "windows", epoch).integers(len(train), size=n_epoch)
+        return train.choose(torch.from_numpy(numbers))
+
+    return draw, n_epoch
 
 
 def _at_random(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:

@@ -89,9 +89,10 @@ class CutWindows:
             return len(self.chosen)
         return len(self.mixtures) * self.n_starts * self.n_components
 
-    def choose(self, numbers: Tensor) -> Self:
-        """The set of these windows alone."""
-        return replace(self, chosen=numbers)
+    def choose(self, positions: Tensor) -> Self:
+        """The set of the windows at ``positions``, which may repeat."""
+        chosen = positions if self.chosen is None else self.chosen[positions]
+        return replace(self, chosen=chosen, noise=None if self.noise is None else self.noise[positions])
 
     def blocks(self, positions: Tensor) -> Tensor:
         """The block of at least ``block_samples`` neighbouring starts that each window is of, (n_windows,)."""
@@ -158,6 +159,10 @@ class StoredWindows:
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
         return self.inputs[positions], self.targets[positions]
+
+    def choose(self, positions: Tensor) -> Self:
+        """The set of the windows at ``positions``, which may repeat; a copy."""
+        return replace(self, inputs=self.inputs[positions], targets=self.targets[positions])
 
     def blocks(self, positions: Tensor) -> None:
         """Nobody knows which windows of a file are neighbours."""

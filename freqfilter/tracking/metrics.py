@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from freqfilter.evaluation.fresh import FreshScores
 from freqfilter.evaluation.limits import ratio_interval
 from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL, Comparison
@@ -100,4 +101,27 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
         metrics |= {"test/mse_over_limit_low": low, "test/mse_over_limit_high": high}
-    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+    return _finite(metrics)
+
+
+def fresh_metrics(scores: FreshScores) -> dict[str, float]:
+    """Scores on fresh realizations: ``fresh/mse`` and, where the limit is known, ``fresh/mse_over_limit``, each with
+    its 95 % interval.
+    """  # noqa: D205 (one sentence)
+    low, high = scores.mse_interval
+    metrics = {"fresh/realizations": len(scores.of_realizations), "fresh/mse_low": low, "fresh/mse_high": high}
+    for component in scores.mean.columns:
+        suffix = "" if component == OVERALL else f"_{component}"
+        metrics[f"fresh/mse{suffix}"] = float(scores.mean[component][MODEL])
+        if LIMIT in scores.mean.index:
+            metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
+            metrics[f"fresh/mse_over_limit{suffix}"] = metrics[f"fresh/mse{suffix}"] / limit_mse
+    if scores.ratio_interval:
+        metrics["fresh/mse_over_limit_low"], metrics["fresh/mse_over_limit_high"] = scores.ratio_interval
+        metrics["fresh/db_over_limit"] = 10 * math.log10(metrics["fresh/mse_over_limit"])
+    return _finite(metrics)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that have a value: a store cannot order the others."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

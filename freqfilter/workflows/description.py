@@ -46,18 +46,30 @@ def description(
     return "\n\n".join([*lines, scores_table(scores, "github")])
 
 
-def over_limit(metrics: Mapping[str, float]) -> str:
-    """How far a model is from what is possible on its test set, in words.
+def over_limit(metrics: Mapping[str, float], *, data: str = "test") -> str:
+    """How far a model is from what is possible on its test set, or on other ``data``, in words.
 
     >>> over_limit({"test/mse_over_limit": 1.0184, "test/mse_over_limit_low": 1.011, "test/mse_over_limit_high": 1.03})
     '1.018 × the limit (95 % interval 1.011 to 1.030)'
     """
-    ratio = metrics.get("test/mse_over_limit")
+    ratio = metrics.get(f"{data}/mse_over_limit")
     if ratio is None:
         return "its limit is not known"
-    low, high = metrics.get("test/mse_over_limit_low"), metrics.get("test/mse_over_limit_high")
+    low, high = metrics.get(f"{data}/mse_over_limit_low"), metrics.get(f"{data}/mse_over_limit_high")
     interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
     return f"{ratio:.3f} × the limit{interval}"
+
+
+def on_fresh(metrics: Mapping[str, float]) -> str:
+    """How good a model is on fresh realizations, in words.
+
+    >>> on_fresh({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
+    'On 20 fresh realizations: MSE 0.2120, 1.020 × the limit'
+    """
+    many = f"{metrics['fresh/realizations']:.0f} fresh realizations"
+    low, high = metrics.get("fresh/mse_low"), metrics.get("fresh/mse_high")
+    interval = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
+    return f"On {many}: MSE {metrics['fresh/mse']:.4f}{interval}, {over_limit(metrics, data='fresh')}"
 
 
 def scores_table(scores: pd.DataFrame, table_format: str) -> str:

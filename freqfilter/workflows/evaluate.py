@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from torch import nn
 
 from freqfilter.evaluation import gallery
-from freqfilter.evaluation.scores import Comparison
+from freqfilter.evaluation.fresh import FreshScores, fresh_seeds, score_realizations, summarize
+from freqfilter.evaluation.references import LIMIT
+from freqfilter.evaluation.scores import MODEL, OVERALL, Comparison
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.compute import Compute, memory_errors
 from freqfilter.filters.network import estimate
-from freqfilter.params import SignalParams, TrackingParams
+from freqfilter.params import Params, SignalParams, TrackingParams
 from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.metrics import score_metrics
+from freqfilter.tracking.metrics import fresh_metrics, score_metrics
 from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.description import over_limit, scores_table
+from freqfilter.workflows.description import on_fresh, over_limit, scores_table
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,13 @@ class Evaluated:
 
 @memory_errors()
 def evaluate(
-    tracking: TrackingParams, *, version: str | None, run_id: str | None, stopping: Stopping, console: Console
+    tracking: TrackingParams,
+    *,
+    version: str | None,
+    run_id: str | None,
+    realizations: int,
+    stopping: Stopping,
+    console: Console,
 ) -> Evaluated:
     """Score a model beside the baselines, as a run of its own that names it.
 
@@ -42,21 +51,24 @@ def evaluate(
         tracking: Where the registry and the new run are.
         version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
         run_id: Run whose model is scored, in place of a version.
+        realizations: Fresh ones that it is scored on beside its test set.
         stopping: Tells when to stop.
         console: Hears how it goes.
 
     Raises:
-        UserError: If there is no such model, its data file is gone, or memory runs out.
+        UserError: If there is no such model, its data file is gone, it has no signal model to draw fresh
+            realizations from or has seen them, or memory runs out.
     """
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
     model = registry.load_run(run_id) if run_id else registry.load_version(**chosen)
     params = model.params
+    noise_seeds = fresh_seeds(params, realizations) if realizations else range(0)
     # The model is judged as its users get it: in float32, on what this machine has.
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
     with open_run(tracking, name=f"evaluate {model.uri}", stopping=stopping) as run:
-        run.log_params(chosen)
+        run.log_params(chosen | ({"realizations": str(realizations)} if realizations else {}))
         run.log_source(provenance.source())
         run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(compute))
         run.log_data(splits.test, name="test", context="test")
@@ -66,12 +78,37 @@ def evaluate(
         metrics = score_metrics(compared)
         run.log_metrics(metrics, step=0, model_id=model.model_id)
         log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
-        verdict = over_limit(metrics)
-        run.describe(
-            f"Scores of `{model.uri}` on its test set.\n\n{verdict}\n\n{scores_table(compared.table, 'github')}"
-        )
-        console.say(f"\n{scores_table(compared.table, 'simple')}\n\n{verdict}")
+        verdicts = [over_limit(metrics)]
+        console.say(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
+        if noise_seeds:
+            fresh = _score_fresh(module, params, noise_seeds, compute=compute, stopping=stopping, console=console)
+            run.log_bytes(fresh.of_realizations.to_csv().encode(), "evaluation/fresh_realizations.csv")
+            metrics = fresh_metrics(fresh)
+            run.log_metrics(metrics, step=0, model_id=model.model_id)
+            verdicts.append(on_fresh(metrics))
+            console.say(verdicts[1])
+        words = [f"Scores of `{model.uri}` on its test set.", *verdicts, scores_table(compared.table, "github")]
+        run.describe("\n\n".join(words))
     return Evaluated(run.run_id, tracking_uri, model.uri)
+
+
+def _score_fresh(
+    network: nn.Module,
+    params: Params,
+    noise_seeds: Sequence[int],
+    *,
+    compute: Compute,
+    stopping: Stopping,
+    console: Console,
+) -> FreshScores:
+    found = {}
+    for noise_seed, compared in score_realizations(network, params, noise_seeds, device=compute.device):
+        stopping.check()
+        found[noise_seed] = compared
+        mse = compared.table["mse"].xs(OVERALL, level="component")
+        beside = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
+        console.say(f"realization {noise_seed}, {len(found)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{beside}")
+    return summarize(found)
 
 
 def log_evaluation(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -18,16 +17,8 @@ from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metrics
 from freqfilter.tracking.runs import open_run
 from freqfilter.workflows.console import Console
+from freqfilter.workflows.kept import Kept
 from freqfilter.workflows.train import get_ready
-
-
-@dataclass(frozen=True)
-class Found:
-    """Where a range test is kept."""
-
-    run_id: str
-    experiment: str
-    tracking_uri: str
 
 
 @memory_errors()
@@ -41,7 +32,7 @@ def find_learning_rate(
     name: str,
     stopping: Stopping,
     console: Console,
-) -> Found:
+) -> Kept:
     """Take steps as training would, at growing rates, and suggest the rate at which the loss falls most steeply.
 
     Args:
@@ -64,9 +55,9 @@ def find_learning_rate(
         run.log_params({"recipe": recipe} | asked | params.canonical())
         run.log_source(provenance.source())
         run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.compute))
-        run.log_data(splits.train(1), name="train", context="training")
+        run.log_data(splits.train, name="train", context="training")
         console.say(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
-        steps = range_test(ready.state, splits.train, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
+        steps = range_test(ready.state, splits.epoch, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
         points = []
         with closing(steps), stopping.deferred():
             for point in steps:
@@ -95,4 +86,4 @@ def find_learning_rate(
             run.log_metrics({SUGGESTED_LEARNING_RATE: suggested}, step=n_steps)
         run.describe(f"{verdict[0].upper()}{verdict[1:]}.")
         console.say(verdict)
-    return Found(run.run_id, run.experiment, ready.tracking_uri)
+    return Kept(run.run_id, run.experiment, ready.tracking_uri)

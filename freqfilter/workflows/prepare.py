@@ -35,7 +35,7 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: S
     """
     tracking_uri, tracking = open_store(), params.tracking
     splits = Splits.from_params(params)
-    parts = {"train": splits.train(1), "val": splits.validation, "test": splits.test}
+    parts = {"train": splits.train, "val": splits.validation, "test": splits.test}
     archive.write(output, parts)
     for part, windows in parts.items():
         shape = (len(windows), windows.n_samples)

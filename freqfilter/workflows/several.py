@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -18,16 +17,8 @@ from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import runs_table
+from freqfilter.workflows.kept import Kept
 from freqfilter.workflows.train import Trained, get_ready, train
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Where the comparison of several runs is kept: the parent run, its experiment and its store."""
-
-    run_id: str
-    experiment: str
-    tracking_uri: str
 
 
 def train_several(
@@ -39,7 +30,7 @@ def train_several(
     name: str,
     stopping: Stopping,
     console: Console,
-) -> Compared:
+) -> Kept:
     """Train each variant in turn; a failed one is reported and does not keep the others from being trained.
 
     Where the variants differ in their seed alone, the parent has the mean and the spread of every metric
@@ -79,7 +70,7 @@ def train_several(
             raise UserError(f"{len(failed)} of {len(variants)} runs failed, the first of them {first_name}: {reason}")
         if only_by_chance:
             run.log_metrics(spread_metrics([of_run.metrics for of_run in trained.values()]), step=0)
-    return Compared(run.run_id, run.experiment, tracking_uri)
+    return Kept(run.run_id, run.experiment, tracking_uri)
 
 
 def comparison_of(trained: Mapping[str, Trained], *, with_test: bool) -> pd.DataFrame:

@@ -181,7 +181,7 @@ def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
     if ready.origin:
         run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": ready.origin.run_id})
     splits = ready.splits
-    run.log_data(splits.train(1), name="train", context="training")
+    run.log_data(splits.train, name="train", context="training")
     run.log_data(splits.validation, name="validation", context="validation")
     run.log_data(splits.test, name="test", context="test")
     if splits.audit:
@@ -193,7 +193,7 @@ def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits)
     console.say(f"run {run.run_id} in experiment {run.experiment}")
     console.say(f"device: {state.compute.describe()}")
     console.say(
-        f"windows: {splits.n_train:,} training, {len(validation):,} validation, {len(splits.test):,} test, "
+        f"windows: {splits.n_epoch:,} training, {len(validation):,} validation, {len(splits.test):,} test, "
         f"each {validation.n_samples} samples of {1 + validation.n_components} features"
     )
     console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
@@ -201,7 +201,7 @@ def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits)
 
 def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> KnownLimit | None:
     """Say and log what is possible before anything is trained; the limit on the validation windows, if it is known."""
-    audit = audit_split(splits.train(1), splits.validation)
+    audit = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
     run.log_bytes(json.dumps(asdict(audit), indent=2).encode(), "evaluation/leak_audit.json")
     console.say(audit.words())
     expected_mse = limit_cache.expected_mse(params)
@@ -228,7 +228,7 @@ def _train(
     training = params.training
     steps = training_steps(
         state,
-        training_windows=splits.train,
+        training_windows=splits.epoch,
         validation=splits.validation,
         audit=spread(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
         audit_every=params.evaluation.audit_every,

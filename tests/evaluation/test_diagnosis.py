@@ -36,7 +36,7 @@ def findings(params: Params, splits: Splits | None = None, *, audit_every: int =
     watched, found = Diagnosis.of(state, splits, params), list(of_settings(params))
     steps = train(
         state,
-        training_windows=splits.train,
+        training_windows=splits.epoch,
         validation=splits.validation,
         audit=splits.audit,
         audit_every=audit_every,
@@ -162,8 +162,8 @@ def test_an_epoch_far_slower_than_the_processor_is_noticed(monkeypatch: pytest.M
     monkeypatch.setattr(diagnosis, "SLOW_BY_S", 0.1)
     params = small(epochs="1", hidden_size="2")
     splits = Splits.from_params(params)
-    slow = Slow(*splits.train(1).batch(torch.arange(len(splits.train(1)))))
-    line = findings(params, replace(splits, train=lambda _: slow))["slow_epoch"]
+    slow = Slow(*splits.epoch(1).batch(torch.arange(splits.n_epoch)))
+    line = findings(params, replace(splits, epoch=lambda _: slow))["slow_epoch"]
     assert "this processor should need about" in line
 
 

@@ -28,8 +28,11 @@ def stored(windows: WindowSet) -> StoredWindows:
 def audit(**overrides: str) -> tuple[SplitAudit, SplitAudit]:
     """The audit of a split, and that of the same windows as a file would hold them."""
     splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"} | overrides))
-    train, validation = splits.train(1), splits.validation
-    return audit_split(train, validation), audit_split(stored(train), stored(validation))
+    train, validation = splits.train, splits.validation
+    return (
+        audit_split(train, validation, fresh_noise=False),
+        audit_split(stored(train), stored(validation), fresh_noise=False),
+    )
 
 
 def test_validation_on_noise_of_its_own_shares_nothing() -> None:
@@ -49,24 +52,25 @@ def test_a_random_split_shares_nearly_every_sample() -> None:
 def test_blocks_with_a_gap_share_nothing_and_use_all_the_rest(window_length: str) -> None:
     params = resolve(SMALL | {"noise": "fixed", "split": "blocked", "window_length": window_length})
     splits = Splits.from_params(params)
-    of_views = audit_split(splits.train(1), splits.validation)
+    of_views = audit_split(splits.train, splits.validation, fresh_noise=False)
     assert of_views.n_shared == 0
     n_starts = 400 - int(window_length) + 1
     n_validation = math.ceil(0.1 * n_starts)
     assert len(splits.validation) == 4 * n_validation
-    assert len(splits.train(1)) == splits.n_train == 4 * (n_starts - n_validation - (int(window_length) - 1))
+    assert len(splits.train) == splits.n_epoch == 4 * (n_starts - n_validation - (int(window_length) - 1))
 
 
 def test_fresh_noise_is_shared_with_nobody() -> None:
     splits = Splits.from_params(resolve(SMALL))
-    assert audit_split(splits.train(1), splits.validation).n_shared == 0
+    assert splits.fresh_noise
+    assert audit_split(splits.train, splits.validation, fresh_noise=True).n_shared == 0
 
 
 def test_a_single_shared_window_is_counted_sample_by_sample() -> None:
     splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"}))
-    train, validation = stored(splits.train(1)), stored(splits.validation)
+    train, validation = stored(splits.train), stored(splits.validation)
     train.inputs[7] = validation.inputs[40]
-    assert audit_split(train, validation).n_shared == 19
+    assert audit_split(train, validation, fresh_noise=False).n_shared == 19
 
 
 def report(blocks: np.ndarray) -> EpochReport:

@@ -35,7 +35,7 @@ def test_scores_are_those_of_scikit_learn_and_scipy() -> None:
         t, e = truth[chosen].ravel().astype(float), estimate[chosen].ravel().astype(float)
         expected = [
             sk.mean_squared_error(t, e), sk.root_mean_squared_error(t, e), sk.mean_absolute_error(t, e),
-            sk.r2_score(t, e), np.corrcoef(t, e)[0, 1],
+            sk.r2_score(t, e), np.corrcoef(t, e)[0, 1], 10 * np.log10(np.mean(t**2) / np.mean((t - e) ** 2)),
         ]  # fmt: skip
         np.testing.assert_allclose(table.loc[name].to_numpy(), expected, rtol=1e-6)
 
@@ -46,6 +46,7 @@ def test_predicting_zero_scores_the_power_of_a_unit_sinusoid() -> None:
     np.testing.assert_allclose(table["mse"], 0.5, atol=0.01)
     np.testing.assert_allclose(table["r2"], 0, atol=0.01)
     assert table["pearson_r"].isna().all()
+    np.testing.assert_allclose(table["sdr_db"], 0, atol=1e-9)
 
 
 def test_the_truth_scores_perfectly() -> None:
@@ -53,6 +54,7 @@ def test_the_truth_scores_perfectly() -> None:
     table = score(lambda _: windows.targets, windows, frequencies_hz=[1, 2, 3], device=CPU)
     assert (table["mse"] == 0).all()
     np.testing.assert_allclose(table[["r2", "pearson_r"]], 1)
+    assert (table["sdr_db"] == np.inf).all()
 
 
 def test_a_component_that_does_not_occur_has_no_row() -> None:

@@ -20,7 +20,7 @@ EASY = SMALL | {"frequencies_hz": "[3, 40]", "hidden_size": "32", "batch_size": 
 
 def points(state: TrainingState, params: Params, *, highest: float = 1.0, n_steps: int = 100) -> list[Point]:
     splits = Splits.from_params(params)
-    return list(range_test(state, splits.train, params.training, lowest=1e-6, highest=highest, n_steps=n_steps))
+    return list(range_test(state, splits.epoch, params.training, lowest=1e-6, highest=highest, n_steps=n_steps))
 
 
 def assert_same(one: object, other: object) -> None:
@@ -46,7 +46,7 @@ def test_training_is_untouched_by_a_range_test(highest: float) -> None:
     splits = Splits.from_params(params)
 
     def first_epoch(of: TrainingState) -> float:
-        steps = train(of, training_windows=splits.train, validation=splits.validation, params=params.training)
+        steps = train(of, training_windows=splits.epoch, validation=splits.validation, params=params.training)
         with closing(steps):
             return next(report.train_loss for report in steps if isinstance(report, EpochReport))
 
@@ -56,7 +56,7 @@ def test_training_is_untouched_by_a_range_test(highest: float) -> None:
 def test_a_range_test_that_is_closed_early_leaves_no_trace_either() -> None:
     params = resolve(EASY)
     state, splits = fresh_state(params), Splits.from_params(params)
-    steps = range_test(state, splits.train, params.training, lowest=1e-3, highest=1.0, n_steps=50)
+    steps = range_test(state, splits.epoch, params.training, lowest=1e-3, highest=1.0, n_steps=50)
     with closing(steps):
         for _ in range(5):
             next(steps)
@@ -107,7 +107,7 @@ def test_the_suggested_rate_learns_more_than_one_far_below() -> None:
     def after_training(rate: float) -> float:
         slower = resolve(EASY | {"learning_rate": str(rate)})
         state = fresh_state(slower)
-        for _ in train(state, training_windows=splits.train, validation=splits.validation, params=slower.training):
+        for _ in train(state, training_windows=splits.epoch, validation=splits.validation, params=slower.training):
             pass
         return state.progress.best_loss
 

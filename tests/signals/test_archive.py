@@ -20,7 +20,7 @@ def good() -> Arrays:
     params = resolve({"n_samples": "60", "duration_s": "0.1", "frequencies_hz": "[10, 20]", "noise": "fixed"})
     splits = Splits.from_params(params)
     arrays = {}
-    for part, windows in (("train", splits.train(1)), ("val", splits.validation), ("test", splits.test)):
+    for part, windows in (("train", splits.train), ("val", splits.validation), ("test", splits.test)):
         inputs, targets = windows.batch(torch.arange(len(windows)))
         arrays |= {f"X_{part}": inputs.numpy(), f"y_{part}": targets.numpy()}
     return arrays
@@ -30,7 +30,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     params = resolve({"n_samples": "60", "duration_s": "0.1", "frequencies_hz": "[10, 20]", "noise": "fixed"})
     splits = Splits.from_params(params)
     path = tmp_path / "new folder" / "data.npz"
-    archive.write(path, {"train": splits.train(1), "val": splits.validation, "test": splits.test})
+    archive.write(path, {"train": splits.train, "val": splits.validation, "test": splits.test})
     with np.load(path) as plain:
         assert sorted(plain.files) == sorted(good())
     for name, array in archive.read(str(path), n_components=2).items():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.model_selection import train_test_split
 
 from freqfilter.params import Params, resolve
@@ -11,6 +12,7 @@ from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import realization, stream, torch_seed
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import CutWindows, WindowSet, spread
+from tests.conftest import SMALL
 
 
 def everything(windows: WindowSet) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +50,7 @@ def test_the_original_split_is_that_of_scikit_learn(original: tuple[Params, Spli
     inputs, targets = slow_windows(1)
     x_train, x_val, y_train, y_val = train_test_split(inputs, targets, test_size=0.1, random_state=42)
     assert (x_train.shape, x_val.shape) == ((35_823, 50, 5), (3_981, 50, 5))
-    for windows, expected in ((splits.train(1), (x_train, y_train)), (splits.validation, (x_val, y_val))):
+    for windows, expected in ((splits.epoch(1), (x_train, y_train)), (splits.validation, (x_val, y_val))):
         found = everything(windows)
         assert found[0].dtype == found[1].dtype == np.float32
         np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-7)
@@ -84,15 +86,15 @@ def test_without_noise_the_mixture_is_the_mean_of_the_components() -> None:
 
 def test_fresh_noise_differs_from_epoch_to_epoch_and_repeats_from_run_to_run() -> None:
     first, again, other = (Splits.from_params(resolve({"seed": seed})) for seed in ("1", "1", "2"))
-    assert first.train(3).digest() == again.train(3).digest()
-    assert len({first.train(1).digest(), first.train(2).digest(), other.train(1).digest()}) == 3
+    assert first.epoch(3).digest() == again.epoch(3).digest()
+    assert len({first.epoch(1).digest(), first.epoch(2).digest(), other.epoch(1).digest()}) == 3
 
 
 def test_fresh_noise_is_each_windows_own_with_the_stated_strength() -> None:
     """Neighbouring windows of a realization share all samples but one; those of fresh noise share none."""
-    splits = Splits.from_params(resolve({"noise_std": "0.3"}))
+    splits = Splits.from_params(resolve({"noise_std": "0.3", "windows_per_epoch": "null"}))
     clean = Splits.from_params(resolve({"noise_std": "0"})).test
-    for windows, shared in ((splits.train(1), 0.0), (splits.test, 1.0)):
+    for windows, shared in ((splits.epoch(1), 0.0), (splits.test, 1.0)):
         neighbours = [torch.arange(start * 4, 4000, 8) for start in (0, 1)]
         one, other = (windows.batch(n)[0][..., 0] - clean.batch(n)[0][..., 0] for n in neighbours)
         assert float(one.std()) == pytest.approx(0.3, rel=0.05)
@@ -101,14 +103,44 @@ def test_fresh_noise_is_each_windows_own_with_the_stated_strength() -> None:
 
 
 def test_fixed_noise_is_the_same_each_epoch() -> None:
-    splits = Splits.from_params(resolve({"noise": "fixed"}))
-    assert splits.train(1).digest() == splits.train(9).digest()
+    splits = Splits.from_params(resolve({"noise": "fixed", "windows_per_epoch": "null"}))
+    assert splits.epoch(1).digest() == splits.epoch(9).digest() == splits.train.digest()
+
+
+@pytest.mark.parametrize("noise", ["fresh", "fixed"])
+def test_an_epoch_of_a_stated_number_of_windows_draws_them_evenly_from_all(noise: str) -> None:
+    """Each of 1,524 windows comes as often as binomial chance has it, and its target is that window's."""
+    params = resolve(SMALL | {"noise": noise, "windows_per_epoch": "150000"})
+    splits = Splits.from_params(params)
+    drawn, again, n_windows = splits.epoch(1), splits.epoch(2), len(splits.train)
+    assert len(drawn) == splits.n_epoch == 150_000
+    assert isinstance(drawn, CutWindows)
+    assert isinstance(again, CutWindows)
+    assert drawn.chosen is not None
+    assert again.chosen is not None
+    counts = torch.bincount(drawn.chosen, minlength=n_windows)
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    positions = torch.arange(0, 150_000, 1000)
+    torch.testing.assert_close(drawn.batch(positions)[1], splits.train.batch(drawn.chosen[positions])[1])
+    assert not torch.equal(again.chosen, drawn.chosen)
+    assert again.digest() == Splits.from_params(params).epoch(2).digest()
+
+
+def test_drawn_windows_are_those_of_training_alone_where_a_split_holds_some_out() -> None:
+    params = resolve(SMALL | {"windows_per_epoch": "5000"}, recipe="original")
+    splits = Splits.from_params(params)
+    drawn, held_out = splits.epoch(1), splits.validation
+    assert isinstance(drawn, CutWindows)
+    assert isinstance(held_out, CutWindows)
+    assert drawn.chosen is not None
+    assert held_out.chosen is not None
+    assert not set(drawn.chosen.tolist()) & set(held_out.chosen.tolist())
 
 
 def test_independent_validation_shares_no_noise_with_anything() -> None:
     splits = Splits.from_params(resolve({"validation_realizations": "3", "noise": "fixed"}))
     assert splits.audit is not None
-    mixtures = torch.cat([w.content()[0] for w in (splits.train(1), splits.validation, splits.test, splits.audit)])
+    mixtures = torch.cat([w.content()[0] for w in (splits.train, splits.validation, splits.test, splits.audit)])
     noise = mixtures - splits.test.content()[1].mean(dim=0)
     assert len(noise) == 6
     correlation = torch.corrcoef(noise) - torch.eye(6)

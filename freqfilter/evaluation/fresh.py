@@ -1,0 +1,119 @@
+"""A filter on realizations that nobody has seen: how good it is in the mean, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from freqfilter.errors import UserError
+from freqfilter.evaluation.limits import ratio_interval
+from freqfilter.evaluation.references import LIMIT, limits
+from freqfilter.evaluation.scores import MODEL, OVERALL, Comparison, Extractor, compare
+from freqfilter.filters.network import estimate
+from freqfilter.params import Params
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.splits import realization_windows
+from freqfilter.signals.windows import spread
+
+FIRST_NOISE_SEED = 10_000
+# Of a realization, spread evenly: neighbouring windows share nearly all of their noise, so that those left out would
+# say next to nothing new.
+WINDOWS = 8_000
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class FreshScores:
+    """Mean squared errors on fresh realizations, of the model and, where it is known, of its limit.
+
+    Attributes:
+        of_realizations: A row for each, by noise seed: ``mse``, and ``limit_mse`` and ``mse_over_limit`` if known.
+        mean: Over the realizations: a row for each extractor, a column for all components together and one for each.
+        mse_interval: 95 % interval of the model's mean, from its scatter over the realizations; NaN for a single one.
+        ratio_interval: 95 % interval of model over limit, by resampling blocks; None where the limit is not known.
+    """
+
+    of_realizations: pd.DataFrame
+    mean: pd.DataFrame
+    mse_interval: tuple[float, float]
+    ratio_interval: tuple[float, float] | None
+
+
+def fresh_seeds(params: Params, n_realizations: int) -> range:
+    """Noise seeds of realizations that a filter has not seen.
+
+    Args:
+        params: The parameters that it was trained with.
+        n_realizations: How many, at least 1.
+
+    Raises:
+        UserError: If there is no signal model to draw them from, or its run has used one of them.
+    """
+    if params.data.data_file is not None:
+        raise UserError("realizations: the model was trained on a data file, which has no signal model to draw from")
+    seeds = range(FIRST_NOISE_SEED, FIRST_NOISE_SEED + n_realizations)
+    for purpose, used in params.realizations().items():
+        if shared := set(seeds) & set(used):
+            raise UserError(f"realizations={n_realizations}: {purpose} of the model's run has used {min(shared)} too")
+    return seeds
+
+
+def score_realizations(
+    network: nn.Module, params: Params, noise_seeds: Sequence[int], *, device: torch.device
+) -> Iterator[tuple[int, Comparison]]:
+    """Score a network on one realization after another, beside its limit on the same windows.
+
+    Args:
+        network: In evaluation mode and on ``device``.
+        params: The parameters that it was trained with.
+        noise_seeds: Of the realizations.
+        device: Where it computes.
+
+    Yields:
+        A noise seed and the scores on its realization.
+    """
+    model = SignalModel.from_params(params.signals)
+    extractors: dict[str, Extractor] = {MODEL: partial(estimate, network)}
+    if known := limits(params):
+        extractors[LIMIT] = known[LIMIT]
+    for noise_seed in noise_seeds:
+        windows = spread(realization_windows(model, params.data.window_length, noise_seed), WINDOWS)
+        yield noise_seed, compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+
+
+def summarize(compared: Mapping[int, Comparison]) -> FreshScores:
+    """What the scores on several realizations come to, all of which count the same.
+
+    Args:
+        compared: Scores by noise seed.
+    """
+    tables = pd.concat({seed: of_seed.table["mse"].unstack("component") for seed, of_seed in compared.items()})
+    overall = tables[OVERALL].unstack()
+    columns = {"mse": overall[MODEL]}
+    ratio = None
+    if LIMIT in overall:
+        columns |= {"limit_mse": overall[LIMIT], "mse_over_limit": overall[MODEL] / overall[LIMIT]}
+        blocks = [of_seed.per_block for of_seed in compared.values() if of_seed.per_block is not None]
+        ratio = ratio_interval(pd.concat(blocks, axis=1, ignore_index=True), MODEL, LIMIT, confidence=CONFIDENCE)
+    return FreshScores(
+        pd.DataFrame(columns).rename_axis("noise_seed"),
+        tables.groupby(level=1).mean().loc[list(dict.fromkeys(tables.index.get_level_values(1))), tables.columns],
+        _interval_of_mean(overall[MODEL].to_numpy()),
+        ratio,
+    )
+
+
+def _interval_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return float(values.mean()) - half, float(values.mean()) + half

@@ -1,0 +1,60 @@
+"""What moves the weights, and how far: optimizers and the learning rate over a training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from freqfilter.params import TrainingParams
+
+
+def optimizers(network: nn.Module, params: TrainingParams) -> list[Optimizer]:
+    """The optimizers of a network's parameters, each of which belongs to exactly one.
+
+    Muon is made for matrices between hidden features: it takes a step that moves all their directions equally far,
+    where the gradient itself is dominated by a few. Its learning rate is scaled to mean the same as Adam's.
+    Sources: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is
+    Scalable for LLM Training", 2025, section 2.2.
+
+    Args:
+        network: What is trained.
+        params: ``optimizer``, ``learning_rate`` and ``weight_decay``.
+    """
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (hidden if params.optimizer == "muon" and _is_hidden(name) else other).append(parameter)
+    rate, weight_decay = params.learning_rate, params.weight_decay
+    found: list[Optimizer] = [torch.optim.Adam(other, lr=rate, weight_decay=weight_decay)]
+    if hidden:
+        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a parameter is a matrix from hidden features to hidden features, by PyTorch's name for it."""
+    _, _, matrix = name.rpartition(".")
+    return matrix.startswith("weight_hh_l") or (
+        matrix.startswith("weight_ih_l") and not matrix.startswith("weight_ih_l0")
+    )
+
+
+def warmup_and_cosine(done: float, *, warmup_fraction: float) -> float:
+    """The share of the learning rate that holds after a share of training.
+
+    It rises in a straight line, then falls as half a cosine does, to reach zero at the end.
+    Source: I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, equation 5.
+
+    Args:
+        done: Share of training, from 0 to 1.
+        warmup_fraction: Share of all steps that the rise takes.
+
+    >>> [round(warmup_and_cosine(done, warmup_fraction=0.2), 3) for done in (0.1, 0.2, 0.6, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    if done < warmup_fraction:
+        return done / warmup_fraction
+    return (1 + math.cos(math.pi * (done - warmup_fraction) / (1 - warmup_fraction))) / 2
