@@ -39,6 +39,7 @@ SMALL = {
     "epochs": "3",
     "windows_per_epoch": "null",
     "batch_size": "128",
+    "precision": "fp32",
     "optimizer": "adam",
     "learning_rate": "0.002",
     "scheduler": "plateau",

@@ -42,7 +42,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "start_from": ("best", "neither a run's id nor models:/NAME/VERSION"),
     "seed": ("[1]", "valid integer"),
     "device": ("tpu", "'auto', 'cpu' or 'cuda'"),
-    "precision": ("fp8", "'fp32', 'bf16' or 'fp16'"),
+    "precision": ("fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
     "deterministic": ("", "nothing"),
     "threads": ("-1", "greater than or equal to 0"),
     "epochs": ("1.5", "valid integer"),

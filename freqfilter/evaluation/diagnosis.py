@@ -227,7 +227,7 @@ def slow_epoch(report: EpochReport, expected_s: float | None, params: Params, *,
     remedies = []
     if threads > 1:
         remedies.append(f"threads=1 (now {threads})")
-    if params.training.precision != "fp32":
+    if params.training.precision in ("bf16", "fp16"):
         remedies.append(f"precision=fp32 (now {params.training.precision})")
     remedy = f"; try {' or '.join(remedies)}" if remedies else ": end them, or lower epochs or hidden_size"
     return Finding(

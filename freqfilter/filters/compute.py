@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,6 +16,7 @@ from freqfilter.params import TrainingParams
 
 # A device that others have filled up, and its libraries, say so in words of their own.
 OUT_OF_DEVICE_MEMORY = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # as Linux names them
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,12 +71,15 @@ class Compute:
         torch.use_deterministic_algorithms(params.deterministic)
         torch.backends.cudnn.deterministic = params.deterministic
         torch.backends.cudnn.benchmark = False
-        compute = cls(
-            torch.device("cuda" if on_cuda else "cpu"),
-            PRECISIONS.get(params.precision),
-            torch.get_num_threads(),
-        )
-        compute._try_precision(params.precision)
+        device, threads = torch.device("cuda" if on_cuda else "cpu"), torch.get_num_threads()
+        if params.precision == "auto":
+            fast = cls(device, torch.bfloat16, threads)
+            return fast if not on_cuda and _made_for_bf16() and not fast._refusal() else replace(fast, dtype=None)
+        compute = cls(device, PRECISIONS.get(params.precision), threads)
+        if reason := compute._refusal():
+            raise UserError(
+                f"precision={params.precision}: {device.type.upper()} cannot train in it ({reason}); use fp32"
+            )
         return compute
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -86,16 +91,31 @@ class Compute:
     def describe(self) -> str:
         """The device in words."""
         if self.device.type == "cuda":
-            return f"CUDA, {torch.cuda.get_device_name(self.device)}"
-        return f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}"
+            return f"CUDA, {torch.cuda.get_device_name(self.device)}, {self.precision}"
+        return f"CPU, {self.threads} thread{'s' if self.threads > 1 else ''}, {self.precision}"
 
-    def _try_precision(self, name: str) -> None:
+    @property
+    def precision(self) -> str:
+        """``fp32``, ``bf16`` or ``fp16``."""
+        return next((name for name, dtype in PRECISIONS.items() if dtype is self.dtype), "fp32")
+
+    def _refusal(self) -> str | None:
+        """Why a recurrent network cannot be trained in this precision; None: it can."""
         if self.dtype is None:
-            return
+            return None
         try:
             with torch.random.fork_rng(devices=[]), self.autocast():
                 probe = torch.nn.LSTM(2, 2).to(self.device)
                 probe(torch.zeros(1, 1, 2, device=self.device))[0].sum().backward()
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"precision={name}: {self.describe()} cannot train in it ({reason}); use fp32") from None
+            return str(error).splitlines()[0]
+        return None
+
+
+def _made_for_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16; one that imitates it is slower than in float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
+    except OSError:
+        return False
+    return not BF16_INSTRUCTIONS.isdisjoint(flags)

@@ -141,7 +141,9 @@ class TrainingParams(_Section):
     )
     seed: Seed = Field(description="seed of weights, order, dropout and fresh noise")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
-    precision: Literal["fp32", "bf16", "fp16"] = Field(description="arithmetic of the network's forward pass")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        description="arithmetic of training; auto: bf16 on processors that are made for it, else fp32"
+    )
     deterministic: bool = Field(description="only algorithms that give the same bits each time")
     threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: PyTorch's own choice")
     epochs: Count = Field(description="at most so many, each with a validation after it")

@@ -278,6 +278,19 @@ def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
         assert compute.dtype is torch.float16
 
 
+@pytest.mark.parametrize(
+    ("processor", "refused", "precision"), [(True, None, "bf16"), (True, "no", "fp32"), (False, None, "fp32")]
+)
+def test_auto_is_bf16_on_a_processor_made_for_it_whose_libraries_can(
+    processor: bool, refused: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freqfilter.filters.compute._made_for_bf16", lambda: processor)
+    monkeypatch.setattr(Compute, "_refusal", lambda compute: refused if compute.dtype else None)
+    compute = Compute.open(small(precision="auto", device="cpu").training)
+    assert compute.precision == precision
+    assert compute.describe().endswith(precision)
+
+
 def test_weights_are_loaded_by_pytorch_alone(tmp_path: Path) -> None:
     state = fresh_state(small())
     write_weights(tmp_path / "best_model.pth", state.network.state_dict())

@@ -89,7 +89,7 @@ def test_the_original_recipe_is_the_original() -> None:
         "split": "random", "validation_fraction": 0.1, "split_seed": 42, "train_noise_seed": 1, "test_noise_seed": 2,
         "cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False, "seed": 42,
         "loss": "mse", "learning_rate": 1e-3, "weight_decay": 1e-5, "scheduler_factor": 0.5, "scheduler_patience": 5,
-        "optimizer": "adam", "scheduler": "plateau", "windows_per_epoch": None,
+        "precision": "fp32", "optimizer": "adam", "scheduler": "plateau", "windows_per_epoch": None,
         "gradient_clip_norm": 1.0, "batch_size": 64, "epochs": 50, "early_stopping_patience": 15,
     }  # fmt: skip
     assert {name: values[name] for name in facts} == facts
