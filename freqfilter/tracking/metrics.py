@@ -13,6 +13,7 @@ from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL, Comparison
 from freqfilter.filters.state import EpochReport, TrainingState
 
 TEST_MSE = "test/mse"
+TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
 
@@ -47,16 +48,24 @@ def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> di
     }
 
 
-def best_metrics(state: TrainingState, *, audit_mse: float | None) -> dict[str, float]:
-    """What the best epoch came to, how many were run, and how large the network is."""
+def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:
+    """What the best epoch came to, how many were run, and how large the network is.
+
+    Args:
+        state: Training, at its end.
+        audit_mse: The best weights on the whole audit realization, if there is one.
+        val_limit_mse: The limit on the validation windows, if it is known.
+    """
     progress = state.progress
+    val_mse = progress.best.val_mse
     metrics = {
         "parameter_count": state.n_parameters,
         "epochs_run": len(progress.history),
         "best/epoch": progress.best_epoch,
         "best/train_loss": progress.best.train_loss,
         "best/val_loss": progress.best.val_loss,
-        "best/val_mse": progress.best.val_mse,
+        "best/val_mse": val_mse,
+        "best/val_mse_over_limit": val_mse / val_limit_mse if val_mse is not None and val_limit_mse else None,
         "best/audit_mse": audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -95,12 +104,12 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
                 metrics[f"test/{extractor}_mse"] = value
         if extractor == LIMIT:
             ratio = float(table["mse"][MODEL, component] / table["mse"][LIMIT, component])
-            metrics[f"test/mse_over_limit{suffix}"] = ratio
+            metrics[f"{TEST_MSE_OVER_LIMIT}{suffix}"] = ratio
             if component == OVERALL:
                 metrics["test/db_over_limit"] = 10 * math.log10(ratio)
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
-        metrics |= {"test/mse_over_limit_low": low, "test/mse_over_limit_high": high}
+        metrics |= {f"{TEST_MSE_OVER_LIMIT}_low": low, f"{TEST_MSE_OVER_LIMIT}_high": high}
     return _finite(metrics)
 
 

@@ -12,7 +12,7 @@ from freqfilter.evaluation.figures.training import comparison
 from freqfilter.params import Params
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
-from freqfilter.tracking.metrics import TEST_MSE, spread_metrics
+from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, spread_metrics
 from freqfilter.tracking.runs import Run, open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
@@ -90,10 +90,11 @@ def comparison_of(trained: Mapping[str, Trained], *, with_test: bool) -> pd.Data
             "best_epoch": of_run.progress.best_epoch,
             "train_loss": metrics["best/train_loss"],
             "val_mse": metrics["best/val_mse"],
+            "val_mse_over_limit": metrics.get("best/val_mse_over_limit"),
             "audit_mse": metrics.get("best/audit_mse"),
         }
         if with_test:
-            rows[name]["test_mse"] = metrics[TEST_MSE]
+            rows[name] |= {"test_mse": metrics[TEST_MSE], "test_mse_over_limit": metrics.get(TEST_MSE_OVER_LIMIT)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
 
 

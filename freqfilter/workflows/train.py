@@ -89,6 +89,7 @@ def train(
         console.say("scoring the best weights on the test set")
         progress = state.progress
         compared = score_test_set(state.network, splits, params, device=compute.device)
+        val_limit_mse = val_limit.mse if val_limit else None
         audit_mse = None
         if splits.audit:
             audit_mse = validate(state, splits.audit.to(compute.device), params.training).mse
@@ -98,7 +99,7 @@ def train(
         module = state.network.cpu()
         example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
         model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
-        metrics = best_metrics(state, audit_mse=audit_mse) | score_metrics(compared)
+        metrics = best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
         version = None
         if params.tracking.register:
