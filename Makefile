@@ -15,7 +15,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives ui test soak lint format lock clean
+.PHONY: help install train original alternatives story ui test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.
 	@$(VARY) $(ADAM) -P epochs=4 -P values="$(ALTERNATIVES)"
 	@$(VARY) $(ONE_SECOND) -P recipe=original -P split=independent -P epochs=30 -P values="$(OVERFITTING)"
 	@$(VARY) $(ADAM) $(ONE_SECOND) -P epochs=3 -P audit_every=0 -P values="$(ALTERNATIVES)"
+
+story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original
+	@$(BIN)/python docs/draw_story.py $(EXPERIMENT)
 
 ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
 ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)

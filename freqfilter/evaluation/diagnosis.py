@@ -20,6 +20,7 @@ from freqfilter.signals.blind import Mean, TargetMoments
 from freqfilter.signals.splits import Splits
 
 UNMOVED = 1e-6  # relative change of all weights over an epoch; float32 resolves 1e-7
+STANDSTILL = 1e-3  # share of the learning rate that a scheduler has left: weights are then meant to stay
 SMALLEST_CLIP = 1e-6  # below, Adam's epsilon outweighs the gradient
 NO_BETTER, NOT_BEGUN = 0.95, 0.99  # of the error of answers that ignore the mixture: at the end, and before
 VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows nothing is called one; share of all epochs
@@ -75,8 +76,9 @@ class Diagnosis:
         if device.type == "cpu":
             expected_s = expected_epoch_seconds(
                 params.model,
+                params.training,
+                dtype=state.compute.dtype or torch.float32,
                 window_length=validation.n_samples,
-                batch_size=params.training.batch_size,
                 n_training=splits.n_epoch,
                 n_validation=len(validation),
             )
@@ -111,8 +113,8 @@ def unmoved_weights(report: EpochReport, change: float, params: Params) -> Findi
         params: The run's parameters.
     """
     training = params.training
-    slowed_down = report.epoch > 1 and report.learning_rate < training.learning_rate  # by the scheduler, on purpose
-    if slowed_down or not change < UNMOVED:
+    share = report.learning_rate / training.learning_rate
+    if share < STANDSTILL or not change < UNMOVED * share:
         return None
     if training.precision == "fp16" and report.gradient_norm == 0:  # the gradient scaler has skipped every step
         remedy = "precision=fp32 (now fp16)"

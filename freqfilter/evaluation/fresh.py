@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count, islice
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,8 @@ class FreshScores:
         of_realizations: A row for each, by noise seed: ``mse``, and ``limit_mse`` and ``mse_over_limit`` if known.
         mean: Over the realizations: a row for each extractor, a column for all components together and one for each.
         mse_interval: 95 % interval of the model's mean, from its scatter over the realizations; NaN for a single one.
-        ratio_interval: 95 % interval of model over limit, by resampling blocks; None where the limit is not known.
+        ratio_interval: 95 % interval of model over limit, by resampling realizations; NaN for a single one, None
+            where the limit is not known.
     """
 
     of_realizations: pd.DataFrame
@@ -48,23 +50,20 @@ class FreshScores:
     ratio_interval: tuple[float, float] | None
 
 
-def fresh_seeds(params: Params, n_realizations: int) -> range:
-    """Noise seeds of realizations that a filter has not seen.
+def fresh_seeds(params: Params, n_realizations: int) -> list[int]:
+    """Noise seeds of realizations that a filter's own run has not used, the first of them from 10,000 on.
 
     Args:
         params: The parameters that it was trained with.
         n_realizations: How many, at least 1.
 
     Raises:
-        UserError: If there is no signal model to draw them from, or its run has used one of them.
+        UserError: If there is no signal model to draw them from.
     """
     if params.data.data_file is not None:
         raise UserError("realizations: the model was trained on a data file, which has no signal model to draw from")
-    seeds = range(FIRST_NOISE_SEED, FIRST_NOISE_SEED + n_realizations)
-    for purpose, used in params.realizations().items():
-        if shared := set(seeds) & set(used):
-            raise UserError(f"realizations={n_realizations}: {purpose} of the model's run has used {min(shared)} too")
-    return seeds
+    used = {seed for seeds in params.realizations().values() for seed in seeds}
+    return list(islice((seed for seed in count(FIRST_NOISE_SEED) if seed not in used), n_realizations))
 
 
 def score_realizations(
@@ -102,8 +101,7 @@ def summarize(compared: Mapping[int, Comparison]) -> FreshScores:
     ratio = None
     if LIMIT in overall:
         columns |= {"limit_mse": overall[LIMIT], "mse_over_limit": overall[MODEL] / overall[LIMIT]}
-        blocks = [of_seed.per_block for of_seed in compared.values() if of_seed.per_block is not None]
-        ratio = ratio_interval(pd.concat(blocks, axis=1, ignore_index=True), MODEL, LIMIT, confidence=CONFIDENCE)
+        ratio = ratio_interval(overall.T, MODEL, LIMIT, confidence=CONFIDENCE)
     return FreshScores(
         pd.DataFrame(columns).rename_axis("noise_seed"),
         tables.groupby(level=1).mean().loc[list(dict.fromkeys(tables.index.get_level_values(1))), tables.columns],

@@ -25,7 +25,7 @@ from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.windows import CutWindows, WindowSet
 
-VERSION = 1  # of the computation; whatever changes its results raises it
+VERSION = 2  # of the computation; whatever changes its results raises it
 
 
 def expected(model: SignalModel, *, window_length: int, work: float = limits.MOST_WORK) -> LimitScores:

@@ -216,13 +216,13 @@ def ratio_interval(
         seed: Of the resampling.
 
     Returns:
-        Its ends; NaN where there are fewer than two blocks.
+        Its ends; NaN where there are fewer than two blocks, or nothing is left of the reference in one of them.
 
     Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
     pair = per_block.loc[[name, reference]].to_numpy()
     n_blocks = pair.shape[1]
-    if n_blocks < 2:
+    if n_blocks < 2 or not (pair[1] > 0).all():
         return math.nan, math.nan
     drawn = stream(seed, "bootstrap").integers(n_blocks, size=(RESAMPLES, n_blocks))
     above, below = (of_row[drawn].mean(axis=1) for of_row in pair)

@@ -33,7 +33,7 @@ def memory_errors() -> Iterator[None]:
         message = (
             "out of CUDA memory: lower batch_size, window_length or hidden_size, or use device=cpu"
             if on_device
-            else "out of memory: lower batch_size, hidden_size, window_length or n_samples"
+            else "out of memory: lower batch_size, hidden_size, window_length, windows_per_epoch or n_samples"
         )
         raise TrainingError("out_of_memory", message) from error
 

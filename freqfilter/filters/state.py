@@ -124,7 +124,7 @@ class TrainingState:
         """Let the scheduler see a validation loss, where it is one that cuts the rate on a plateau."""
         if self._plateau:
             self._plateau.step(loss)
-            self.learning_rate = float(self._plateau.optimizer.param_groups[0]["lr"])  # and that of all others
+            self.learning_rate = self.learning_rate  # the scheduler knows the first optimizer alone
 
     def keep_best(self) -> None:
         """Remember the weights as they are now."""

@@ -132,11 +132,13 @@ def training_step(state: TrainingState, inputs: Tensor, targets: Tensor, params:
     for optimizer in state.optimizers:
         scaler.unscale_(optimizer)
     gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
-    for optimizer in state.optimizers:
-        scaler.step(optimizer)
-    scaler.update()
-    # The scaler skips a step whose gradient has overflown, and finds a smaller scale.
     taken = torch.isfinite(gradient_norm)
+    # After a gradient that has overflown the scaler finds a smaller scale. It would skip the step of the optimizer that
+    # has it; all of them have to, since clipping has spoilt the gradients of the others.
+    if not scaler.is_enabled() or taken:
+        for optimizer in state.optimizers:
+            scaler.step(optimizer)
+    scaler.update()
     finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
     return torch.stack(
         [loss.detach(), torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()]

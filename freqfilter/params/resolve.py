@@ -16,7 +16,9 @@ from freqfilter.params.schema import Params
 
 DEFAULT_RECIPE = "default"
 # What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
-SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0", "windows_per_epoch": None}
+SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+# What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
+DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
 
 
 def _home() -> Path:
@@ -74,8 +76,10 @@ def resolve(
     """
     folder = folder or Path.cwd()
     given = {name: _typed(name, value) for name, value in (overrides or {}).items()}
-    values = defaults() | _recipe(recipe, folder) | given
+    stated = _recipe(recipe, folder) | given
+    values = defaults() | stated
     if values["data_file"] is not None:
+        values |= DEFAULT_WITH_DATA_FILE | stated
         values |= {name: settled for name, settled in SETTLED_BY_DATA_FILE.items() if name not in given}
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
     for section, name, field in fields():

@@ -146,9 +146,9 @@ class TrainingParams(_Section):
     )
     deterministic: bool = Field(description="only algorithms that give the same bits each time")
     threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: PyTorch's own choice")
-    epochs: Count = Field(description="at most so many, each with a validation after it")
+    epochs: Count = Field(description="at most so many")
     windows_per_epoch: Count | None = Field(
-        description="training windows of an epoch, drawn at random from all of them; null: each of them once"
+        description="training windows of an epoch, drawn at random with replacement; null: each of them once"
     )
     batch_size: Count = Field(description="windows of a training step")
     optimizer: Literal["muon", "adam"] = Field(

@@ -95,10 +95,13 @@ class CutWindows:
         return replace(self, chosen=chosen, noise=None if self.noise is None else self.noise[positions])
 
     def blocks(self, positions: Tensor) -> Tensor:
-        """The block of at least ``block_samples`` neighbouring starts that each window is of, (n_windows,)."""
+        """The block of at least ``block_samples`` neighbouring starts that each window is of, (n_windows,).
+
+        The blocks of a realization are equally large.
+        """
         _, start, realization = self._places(positions)
         of_realization = max(1, self.n_starts // self.block_samples)
-        return realization * of_realization + (start // self.block_samples).clamp(max=of_realization - 1)
+        return realization * of_realization + start * of_realization // self.n_starts
 
     def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selector, start and realization of each window, (n_windows,)."""

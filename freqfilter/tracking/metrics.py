@@ -24,7 +24,6 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         report: The epoch.
         val_limit_mse: The limit on the validation windows, if it is known.
     """
-    over_limit = report.val_mse / val_limit_mse if report.val_mse is not None and val_limit_mse else None
     metrics = {
         "train/loss": report.train_loss,
         "train/learning_rate": report.learning_rate,
@@ -33,7 +32,7 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         "val/loss": report.val_loss,
         "val/mse": report.val_mse,
         "val/limit_mse": val_limit_mse,
-        "val/mse_over_limit": over_limit,
+        "val/mse_over_limit": _over(report.val_mse, val_limit_mse),
         "audit/mse": report.audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -57,15 +56,14 @@ def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse
         val_limit_mse: The limit on the validation windows, if it is known.
     """
     progress = state.progress
-    val_mse = progress.best.val_mse
     metrics = {
         "parameter_count": state.n_parameters,
         "epochs_run": len(progress.history),
         "best/epoch": progress.best_epoch,
         "best/train_loss": progress.best.train_loss,
         "best/val_loss": progress.best.val_loss,
-        "best/val_mse": val_mse,
-        "best/val_mse_over_limit": val_mse / val_limit_mse if val_mse is not None and val_limit_mse else None,
+        "best/val_mse": progress.best.val_mse,
+        "best/val_mse_over_limit": _over(progress.best.val_mse, val_limit_mse),
         "best/audit_mse": audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -103,9 +101,10 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
             elif component == OVERALL and measure == "mse":
                 metrics[f"test/{extractor}_mse"] = value
         if extractor == LIMIT:
-            ratio = float(table["mse"][MODEL, component] / table["mse"][LIMIT, component])
-            metrics[f"{TEST_MSE_OVER_LIMIT}{suffix}"] = ratio
-            if component == OVERALL:
+            ratio = _over(float(table["mse"][MODEL, component]), float(table["mse"][LIMIT, component]))
+            if ratio is not None:
+                metrics[f"{TEST_MSE_OVER_LIMIT}{suffix}"] = ratio
+            if ratio and component == OVERALL:
                 metrics["test/db_over_limit"] = 10 * math.log10(ratio)
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
@@ -121,14 +120,22 @@ def fresh_metrics(scores: FreshScores) -> dict[str, float]:
     metrics = {"fresh/realizations": len(scores.of_realizations), "fresh/mse_low": low, "fresh/mse_high": high}
     for component in scores.mean.columns:
         suffix = "" if component == OVERALL else f"_{component}"
-        metrics[f"fresh/mse{suffix}"] = float(scores.mean[component][MODEL])
-        if LIMIT in scores.mean.index:
-            metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
-            metrics[f"fresh/mse_over_limit{suffix}"] = metrics[f"fresh/mse{suffix}"] / limit_mse
+        metrics[f"fresh/mse{suffix}"] = mse = float(scores.mean[component][MODEL])
+        if LIMIT not in scores.mean.index:
+            continue
+        metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
+        if (ratio := _over(mse, limit_mse)) is not None:
+            metrics[f"fresh/mse_over_limit{suffix}"] = ratio
+        if ratio and component == OVERALL:
+            metrics["fresh/db_over_limit"] = 10 * math.log10(ratio)
     if scores.ratio_interval:
         metrics["fresh/mse_over_limit_low"], metrics["fresh/mse_over_limit_high"] = scores.ratio_interval
-        metrics["fresh/db_over_limit"] = 10 * math.log10(metrics["fresh/mse_over_limit"])
     return _finite(metrics)
+
+
+def _over(mse: float | None, limit_mse: float | None) -> float | None:
+    """How many times the limit; nothing where one of them is not known, or the limit is that nothing remains."""
+    return mse / limit_mse if mse is not None and limit_mse else None
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -57,13 +57,13 @@ def evaluate(
 
     Raises:
         UserError: If there is no such model, its data file is gone, it has no signal model to draw fresh
-            realizations from or has seen them, or memory runs out.
+            realizations from, or memory runs out.
     """
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
     model = registry.load_run(run_id) if run_id else registry.load_version(**chosen)
     params = model.params
-    noise_seeds = fresh_seeds(params, realizations) if realizations else range(0)
+    noise_seeds = fresh_seeds(params, realizations) if realizations else []
     # The model is judged as its users get it: in float32, on what this machine has.
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)

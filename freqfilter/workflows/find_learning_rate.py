@@ -18,7 +18,7 @@ from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metr
 from freqfilter.tracking.runs import open_run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.kept import Kept
-from freqfilter.workflows.train import get_ready
+from freqfilter.workflows.train import get_ready, log_training_data
 
 
 @memory_errors()
@@ -55,7 +55,7 @@ def find_learning_rate(
         run.log_params({"recipe": recipe} | asked | params.canonical())
         run.log_source(provenance.source())
         run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.compute))
-        run.log_data(splits.train, name="train", context="training")
+        log_training_data(run, splits)
         console.say(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
         steps = range_test(ready.state, splits.epoch, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
         points = []

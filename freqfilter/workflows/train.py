@@ -182,11 +182,17 @@ def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
     if ready.origin:
         run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": ready.origin.run_id})
     splits = ready.splits
-    run.log_data(splits.train, name="train", context="training")
+    log_training_data(run, splits)
     run.log_data(splits.validation, name="validation", context="validation")
     run.log_data(splits.test, name="test", context="test")
     if splits.audit:
         run.log_data(splits.audit, name="audit", context="audit")
+
+
+def log_training_data(run: Run, splits: Splits) -> None:
+    """Note what training takes its windows from, under a name that says whether the noise is a part of it."""
+    name = "train_without_noise" if splits.fresh_noise else "train"
+    run.log_data(splits.train, name=name, context="training")
 
 
 def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits) -> None:

@@ -25,6 +25,9 @@ EASY = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01
 BY_HEART = EASY | {"noise": "fixed", "noise_std": "2", "epochs": "25", "hidden_size": "64"}
 
 
+MUON_AND_COSINE = {"optimizer": "muon", "scheduler": "cosine", "windows_per_epoch": "2000"}
+
+
 def small(**overrides: str) -> Params:
     return resolve(SMALL | overrides)
 
@@ -52,7 +55,10 @@ def findings(params: Params, splits: Splits | None = None, *, audit_every: int =
 
 
 @pytest.mark.parametrize("seed", ["1", "2", "3"])
-@pytest.mark.parametrize("overrides", [{}, {"loss": "snr"}, {"loss": "mae", "precision": "bf16"}, {"dropout": "0.2"}])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"loss": "snr"}, {"loss": "mae", "precision": "bf16"}, {"dropout": "0.2"}, MUON_AND_COSINE],
+)
 def test_a_healthy_run_hears_nothing(seed: str, overrides: dict[str, str]) -> None:
     assert findings(small(**EASY, **overrides, seed=seed)) == {}
 
@@ -191,14 +197,20 @@ def test_nobody_knows_how_long_an_epoch_should_take_on_another_device() -> None:
 
 def test_what_an_epoch_should_take_grows_with_its_arithmetic() -> None:
     def expected(n_training: int = 1000, **overrides: str) -> float:
-        params = small(hidden_size="256", **overrides)
+        params = small(**{"hidden_size": "256", "batch_size": "64"} | overrides)
         return expected_epoch_seconds(
-            params.model, window_length=50, batch_size=64, n_training=n_training, n_validation=0
+            params.model,
+            params.training,
+            dtype=torch.float32,
+            window_length=50,
+            n_training=n_training,
+            n_validation=0,
         )
 
     assert expected(num_layers="4") > 1.5 * expected(num_layers="1")
     assert expected(n_training=4000) > 2 * expected()
     assert expected(bidirectional="true") > 1.3 * expected()
+    assert expected(optimizer="muon", batch_size="4") > 1.3 * expected(optimizer="adam", batch_size="4")
 
 
 def test_a_setting_that_repeats_nothing_is_noticed() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from freqfilter.errors import UserError
 from freqfilter.evaluation.fresh import fresh_seeds, score_realizations, summarize
@@ -72,10 +75,30 @@ def test_of_a_signal_too_long_for_its_limit_the_mean_is_known_and_no_ratio() -> 
     assert not [name for name in fresh_metrics(scores) if "limit" in name]
 
 
-def test_realizations_that_the_training_has_seen_are_refused() -> None:
-    with pytest.raises(UserError, match="validation_noise_seed of the model's run has used 10003 too"):
-        fresh_seeds(resolve({"validation_noise_seed": "10003"}), 4)
-    assert len(fresh_seeds(resolve({"validation_noise_seed": "10003"}), 3)) == 3
+def test_the_interval_of_the_mean_is_that_of_student() -> None:
+    params = resolve(SMALL)
+    scores = summarize(dict(score_realizations(LimitNetwork(), params, range(10_000, 10_005), device=CPU)))
+    found = scores.of_realizations["mse"].to_numpy()
+    expected = stats.t.interval(0.95, 4, loc=found.mean(), scale=found.std(ddof=1) / 5**0.5)
+    assert scores.mse_interval == pytest.approx(expected)
+
+
+def test_a_component_of_which_nothing_remains_has_no_ratio() -> None:
+    params = resolve(SMALL | {"noise_std": "0", "frequencies_hz": "[1, 3.3]"})
+    scores = summarize(dict(score_realizations(Silent(), params, [10_000, 10_001], device=CPU)))
+    assert (scores.mean.loc[LIMIT] == 0).any()
+    assert all(math.isfinite(value) for value in fresh_metrics(scores).values())
+
+
+def test_realizations_that_the_training_has_used_are_passed_over() -> None:
+    assert fresh_seeds(resolve(), 3) == [10_000, 10_001, 10_002]
+    used = resolve({"validation_noise_seed": "10001", "validation_realizations": "2"})
+    assert fresh_seeds(used, 3) == [10_000, 10_003, 10_004]
+
+
+def test_a_model_of_a_data_file_has_no_fresh_realizations() -> None:
+    with pytest.raises(UserError, match="a data file, which has no signal model"):
+        fresh_seeds(resolve({"data_file": "x.npz"}), 1)
 
 
 def test_evaluate_scores_fresh_realizations_where_it_is_asked_to(typed: Typed) -> None:

@@ -62,8 +62,10 @@ def test_blocks_with_a_gap_share_nothing_and_use_all_the_rest(window_length: str
 
 def test_fresh_noise_is_shared_with_nobody() -> None:
     splits = Splits.from_params(resolve(SMALL))
-    assert splits.fresh_noise
-    assert audit_split(splits.train, splits.validation, fresh_noise=True).n_shared == 0
+    by_rule = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
+    by_content = audit_split(stored(splits.epoch(1)), splits.validation, fresh_noise=False)
+    assert by_rule == by_content
+    assert by_rule.n_shared == 0
 
 
 def test_a_single_shared_window_is_counted_sample_by_sample() -> None:

@@ -13,7 +13,7 @@ from freqfilter.errors import TrainingError, UserError
 from freqfilter.filters.checkpoints import read_checkpoint, write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import EpochReport, TrainingState
-from freqfilter.filters.training import StepReport, train, validate
+from freqfilter.filters.training import StepReport, train, training_step, validate
 from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
@@ -87,7 +87,7 @@ PLATEAU = {"scheduler_patience": "1", "learning_rate": "0.3"}
 COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500"}
 
 
-@pytest.mark.parametrize("overrides", [PLATEAU, COSINE])
+@pytest.mark.parametrize("overrides", [PLATEAU, PLATEAU | {"optimizer": "muon"}, COSINE])
 @pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
 def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(
     stop_after: int, overrides: dict[str, str], tmp_path: Path
@@ -264,6 +264,31 @@ def test_a_loss_in_decibels_that_creeps_up_is_a_plateau() -> None:
     for step in range(4):
         state.cut_learning_rate_on_plateau(-5 + step * 1e-4)
     assert state.learning_rate < small().training.learning_rate
+
+
+def test_a_plateau_cuts_the_rate_of_all_optimizers() -> None:
+    state = fresh_state(small(optimizer="muon", scheduler_patience="0"))
+    for _ in range(3):
+        state.cut_learning_rate_on_plateau(1.0)
+    rates = {group["lr"] for optimizer in state.optimizers for group in optimizer.param_groups}
+    assert len(state.optimizers) == 2
+    assert rates == {small().training.learning_rate / 4}
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("gradient_clip_norm", ["0", "1"])
+def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: str, gradient_clip_norm: str) -> None:
+    params = small(optimizer=optimizer, gradient_clip_norm=gradient_clip_norm)
+    state = fresh_state(params)
+    state.scaler = torch.amp.GradScaler("cpu")
+    inputs, targets = Splits.from_params(params).train.batch(torch.arange(64))
+    training_step(state, inputs, targets, params.training)
+    before, scale = copy.deepcopy(state.network.state_dict()), state.scaler.get_scale()
+    state.network.output.bias.register_hook(lambda gradient: gradient * math.inf)
+    taken = float(training_step(state, inputs, targets, params.training)[2])
+    assert taken == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in state.network.state_dict().items())
+    assert state.scaler.get_scale() < scale
 
 
 def test_a_device_or_precision_that_is_not_there_is_refused() -> None:

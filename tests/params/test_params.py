@@ -112,6 +112,14 @@ def test_a_data_file_settles_noise_split_and_audit() -> None:
     values = resolve({"data_file": "mine.npz"}, folder=Path("/typed/here")).flat()
     assert values["data_file"] == "/typed/here/mine.npz"
     assert (values["noise"], values["split"], values["audit_every"]) == ("fixed", "file", 0)
+    assert values["windows_per_epoch"] is None
+
+
+def test_of_a_data_file_each_window_is_taken_once_unless_typed_or_a_recipe_says_otherwise(tmp_path: Path) -> None:
+    typed = resolve({"data_file": "/mine.npz", "windows_per_epoch": "500"})
+    assert typed.training.windows_per_epoch == 500
+    (tmp_path / "again.yaml").write_text(typed.to_yaml())
+    assert resolve(recipe=str(tmp_path / "again.yaml")) == typed
 
 
 @pytest.mark.parametrize(
