@@ -159,7 +159,7 @@ def test_a_leaking_run_is_told_so_and_tagged_and_an_honest_one_is_not(typed: Typ
     (run,) = all_runs()
     assert "they leak from training" in run.data.tags["diagnosis.leak"]
     assert "evaluation/leak_audit.json" in artifacts(run)
-    honest = given | {"noise": "fixed", "register": "false", "epochs": "10"}
+    honest = given | {"noise": "fixed", "register": "false", "epochs": "10", "windows_per_epoch": "null"}
     assert typed("train", *options(honest)) == (0, "")
     assert "diagnosis.leak" not in all_runs()[-1].data.tags
 
