@@ -196,13 +196,15 @@ def mse_over_window(per_step: pd.DataFrame) -> Figure:
     top = _top(pd.Series(per_step.to_numpy().flatten()))
     for number, (extractor, values) in enumerate(per_step.iterrows()):
         marker = "o" if len(values) == 1 else None
-        width = 2.5 if extractor in (MODEL, LIMIT) else 1.2
+        # A model at its limit lies on it: the limit is a broad band, and the model a line in the middle of it.
+        width = {LIMIT: 5.0, MODEL: 2.0}.get(str(extractor), 1.2)
         axes.plot(
             values.index,
             values.to_numpy(),
             color=colour(number),
             linestyle=line(number),
             linewidth=width,
+            zorder={LIMIT: 2, MODEL: 4}.get(str(extractor), 3),
             marker=marker,
             label=str(extractor) if values.min() <= top else f"{extractor}: above {values.min():.2g}",
         )
