@@ -118,7 +118,7 @@ def test_the_run_tells_where_it_comes_from(trained: tuple[Path, Run, str]) -> No
         assert tags[name]
     assert "Test MSE" in tags["mlflow.note.content"]
     inputs = {data.dataset.name: data.dataset.digest for data in run.inputs.dataset_inputs}
-    assert set(inputs) == {"train", "validation", "test", "audit"}
+    assert set(inputs) == {"train_without_noise", "validation", "test", "audit"}
     assert len(set(inputs.values())) == 4
 
 
@@ -148,7 +148,7 @@ def test_training_says_what_the_original_says(trained: tuple[Path, Run, str], fr
     _, _, output = trained
     for words in (
         "device: CPU, 1 thread",
-        "windows: 1,143 training, 1,143 validation, 1,143 test, each 20 samples of 4 features",
+        "windows: 1,500 training, 1,143 validation, 1,143 test, each 20 samples of 4 features",
         "network: 1,033 parameters",
         "(recurrent): LSTM(4, 8, num_layers=2, batch_first=True, dropout=0.1)",
     ):

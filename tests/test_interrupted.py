@@ -19,16 +19,16 @@ pytestmark = pytest.mark.slow
 ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
 
 
-def start_and_wait_for(line_start: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
+def start_and_wait_for(words: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
     )  # fmt: skip
     assert process.stdout
     for line in process.stdout:
-        if line_start in line:
+        if words in line:
             return process
-    raise AssertionError(f"it ended before {line_start!r}")
+    raise AssertionError(f"it ended before {words!r}")
 
 
 def under_mlflow() -> list[str]:
@@ -45,7 +45,7 @@ def wait_for_status(status: str) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
-    process = start_and_wait_for("epoch ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
+    process = start_and_wait_for("  left ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
     for _ in range(3):  # the second and third do no harm
         process.send_signal(number)
         time.sleep(0.05)
@@ -58,7 +58,7 @@ def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, c
     assert MlflowClient().search_model_versions() == []
 
 
-@pytest.mark.parametrize("moment", ["epoch ", "Running command"])
+@pytest.mark.parametrize("moment", ["  left ", "Running command"])
 def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
     process = start_and_wait_for(moment, under_mlflow(), folder)
     time.sleep(0.7)  # after "Running command" the program is still importing
@@ -69,7 +69,7 @@ def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) 
 
 
 def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
-    process = start_and_wait_for("epoch ", under_mlflow(), folder)
+    process = start_and_wait_for("  left ", under_mlflow(), folder)
     process.kill()
     process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
     wait_for_status("KILLED")
