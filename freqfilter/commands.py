@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from freqfilter import __version__
 from freqfilter.errors import UserError
-from freqfilter.launch import launched_by_mlflow, launcher_folder
-from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names, resolve, user_path
+from freqfilter.options import given_words, parameter_options, recipe_option, run_name, seeds_option, typing_folder
+from freqfilter.params.resolve import resolve, user_path
 from freqfilter.params.variants import from_seeds, one_at_a_time
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
     from freqfilter.params import Params
-
-LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
 
 # What the heavy imports cost is paid by the jobs that need them, not by --help: they stand inside the commands.
 
@@ -34,39 +30,10 @@ def cli() -> None:
     """
 
 
-def _parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
-    """An option for each parameter, or for those of some sections, all of them text that the schema will read."""
-    stated = defaults()
-
-    def add(command: Any) -> Any:
-        for section, name, field in reversed(list(fields())):
-            if sections is None or section in sections:
-                default = str(stated[name]).replace("'", "") if stated[name] is not None else "null"
-                command = click.option(
-                    f"--{name}", name, metavar="VALUE", help=f"{field.description}  [default: {default}]"
-                )(command)
-        return command
-
-    return add
-
-
-_recipe_option = click.option(
-    "--recipe",
-    default=DEFAULT_RECIPE,
-    metavar="NAME|FILE",
-    help=f"what replaces defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
-)
-
-
-_seeds_option = click.option(
-    "--seeds", metavar="LIST", help='train once from each seed, such as "[1, 2, 3]": mean and spread of every figure'
-)
-
-
 @cli.command()
-@_recipe_option
-@_seeds_option
-@_parameter_options()
+@recipe_option
+@seeds_option
+@parameter_options()
 @click.pass_obj
 def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | None) -> None:
     """Train the filter: one tracked, registered run."""
@@ -74,8 +41,8 @@ def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | Non
 
 
 @cli.command()
-@_seeds_option
-@_parameter_options()
+@seeds_option
+@parameter_options()
 @click.pass_obj
 def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None:
     """Train as the original script does."""
@@ -83,29 +50,29 @@ def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None
 
 
 @cli.command()
-@_recipe_option
+@recipe_option
 @click.option(
     "--values", required=True, metavar="MAPPING", help='what to try, such as "{hidden_size: [64, 256], cell: gru}"'
 )
-@_parameter_options()
+@parameter_options()
 @click.pass_obj
 def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> None:
     """Train once as the other parameters say, and once for each value in place of one of them.
 
     Nothing is registered unless register=true is given.
     """
-    given = _given(typed)
-    folder = _folder({"recipe": recipe} | given)
+    given = given_words(typed)
+    folder = typing_folder({"recipe": recipe} | given)
     variants = one_at_a_time(values, {"register": "false"} | given, recipe=recipe, folder=folder)
     _train_several(watch, variants, "vary", {"values": values}, recipe, given)
 
 
 @cli.command("find_learning_rate")
-@_recipe_option
+@recipe_option
 @click.option("--lowest", type=float, default=1e-6, show_default=True, help="learning rate of the first step")
 @click.option("--highest", type=float, default=1.0, show_default=True, help="learning rate of the last step")
 @click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="steps of the test")
-@_parameter_options()
+@parameter_options()
 @click.pass_obj
 def find_learning_rate(
     watch: Stopping, /, recipe: str, lowest: float, highest: float, n_steps: int, **typed: str | None
@@ -113,13 +80,13 @@ def find_learning_rate(
     """Find a learning rate: a hundred steps at growing rates, the loss as a curve, a suggestion."""
     if not (0 < lowest < highest < math.inf):
         raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
-    given = _given(typed)
-    params = resolve(given, recipe=recipe, folder=_folder({"recipe": recipe} | given))
+    given = given_words(typed)
+    params = resolve(given, recipe=recipe, folder=typing_folder({"recipe": recipe} | given))
     from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.find_learning_rate import find_learning_rate as run_range_test
 
-    name, console = f"find_learning_rate {_run_name(recipe, given)}", Terminal()
+    name, console = f"find_learning_rate {run_name(recipe, given)}", Terminal()
     try:
         found = run_range_test(
             params,
@@ -138,9 +105,9 @@ def find_learning_rate(
 
 
 @cli.command()
-@_recipe_option
+@recipe_option
 @click.option("--output", default="data/training_data.npz", show_default=True, help="the file to write")
-@_parameter_options(sections=("signals", "data", "tracking"))
+@parameter_options(sections=("signals", "data", "tracking"))
 @click.pass_obj
 def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -> None:
     """Draw the data, and write its windows as a file that data_file takes."""
@@ -148,14 +115,14 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.prepare import prepare as run_prepare
 
-    given = _given(typed)
-    folder = _folder({"recipe": recipe, "output": output} | given)
+    given = given_words(typed)
+    folder = typing_folder({"recipe": recipe, "output": output} | given)
     params = resolve({"noise": "fixed"} | given, recipe=recipe, folder=folder)
     if params.data.data_file is not None:
         raise UserError("data_file: it is a file of windows already; prepare draws and writes those of a signal model")
     if params.data.noise != "fixed":
         raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
-    name = f"prepare {_run_name(recipe, given)}"
+    name = f"prepare {run_name(recipe, given)}"
     where = run_prepare(
         params,
         output=user_path(output, folder),
@@ -168,16 +135,16 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
 
 
 @cli.command()
-@_recipe_option
+@recipe_option
 @click.option("--noise_seed", type=click.IntRange(0, 2**32 - 1), help="all windows of this realization, not the mean")
 @click.option("--json", "as_json", is_flag=True, help="print JSON, for programs; draw nothing unless asked to")
 @click.option("--picture", metavar="FILE", help="the picture to draw  [default: limit.png; none with --json]")
-@_parameter_options()
+@parameter_options()
 def limit(recipe: str, noise_seed: int | None, as_json: bool, picture: str | None, **typed: str | None) -> None:
     """State the least error that any filter can expect of the signal model."""
-    given = _given(typed)
+    given = given_words(typed)
     paths = {"picture": picture} if picture else {}
-    folder = _folder({"recipe": recipe} | paths | given)
+    folder = typing_folder({"recipe": recipe} | paths | given)
     params = resolve(given, recipe=recipe, folder=folder)
     if params.data.data_file is not None:
         raise UserError("data_file: a file has no signal model, so that nobody knows its limit; drop it")
@@ -206,16 +173,16 @@ def limit(recipe: str, noise_seed: int | None, as_json: bool, picture: str | Non
     show_default=True,
     help="score on so many fresh noise realizations too: their mean, its interval, and the limit on the same windows",
 )
-@_parameter_options(sections=("tracking",))
+@parameter_options(sections=("tracking",))
 @click.pass_obj
 def evaluate(
     watch: Stopping, /, version: str | None, run_id: str | None, realizations: int, **typed: str | None
 ) -> None:
     """Score a registered version, or a run's model, on its test set."""
-    given = _given(typed)
+    given = given_words(typed)
     if version and run_id:
         raise UserError("version and run_id: both name a model; give one")
-    params = resolve(given, folder=_folder(given))
+    params = resolve(given, folder=typing_folder(given))
     from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.evaluate import evaluate as run_evaluate
@@ -241,8 +208,8 @@ def init_store() -> None:
 
 
 def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str | None]) -> None:
-    given = _given(typed)
-    folder = _folder({"recipe": recipe} | given)
+    given = given_words(typed)
+    folder = typing_folder({"recipe": recipe} | given)
     if seeds is not None:
         variants = from_seeds(seeds, given, recipe=recipe, folder=folder)
         _train_several(watch, variants, "seeds", {"seeds": seeds}, recipe, given)
@@ -254,7 +221,7 @@ def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str
 
     console = Terminal()
     try:
-        trained = run_train(params, recipe=recipe, name=_run_name(recipe, given), stopping=watch, console=console)
+        trained = run_train(params, recipe=recipe, name=run_name(recipe, given), stopping=watch, console=console)
     finally:
         console.close()
     for line in of_training(trained):
@@ -273,7 +240,7 @@ def _train_several(
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.several import train_several
 
-    name, console = _run_name(recipe, asked | given), Terminal()
+    name, console = run_name(recipe, asked | given), Terminal()
     try:
         done = train_several(
             variants, workflow=workflow, asked=asked, recipe=recipe, name=name, stopping=watch, console=console
@@ -282,30 +249,3 @@ def _train_several(
         console.close()
     click.echo(f"run {done.run_id} in experiment {done.experiment}, with a run of its own for each line")
     click.echo(where_to_look(done.tracking_uri))
-
-
-def _given(typed: dict[str, str | None]) -> dict[str, str]:
-    given = {name: value for name, value in typed.items() if value is not None}
-    if "experiment" in given and launched_by_mlflow():
-        raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
-    return given
-
-
-def _folder(given: dict[str, str]) -> Path:
-    """The folder in which the user typed. `mlflow run` works elsewhere: in the project, or in a clone of it."""
-    if not launched_by_mlflow():
-        return Path.cwd()
-    if found := launcher_folder():
-        return found
-    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "picture", "recipe"}
-    for name, value in given.items():
-        if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
-            raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
-    return Path.cwd()
-
-
-def _run_name(recipe: str, given: dict[str, str]) -> str:
-    """What is special about a run: its recipe, and what was typed that can change a number."""
-    kept = {name for section, name, _ in fields() if section == "tracking"}
-    typed = [f"{name}={value.strip()}" for name, value in given.items() if name not in kept]
-    return " ".join([Path(recipe).stem, *typed])[:LONGEST_NAME]

@@ -248,7 +248,7 @@ def test_more_memory_than_there_is_is_refused(freqfilter: Program, folder: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "part"),
-    [(("epochs: 30", "epochs: ["), "not valid YAML"), (("  dropout: ", "  # dropout: "), "dropout is missing")],
+    [(("  epochs: ", "  epochs: ["), "not valid YAML"), (("  dropout: ", "  # dropout: "), "dropout is missing")],
 )
 @pytest.mark.parametrize("word", ["--help", "train"])
 def test_a_broken_params_yaml_is_said_in_one_line(

@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 PARTS = [
     "cli",
     "commands",
+    "options",
     "terminal",
     "last_words",
     "workflows",
@@ -36,7 +37,7 @@ ONLY_IN = {
     "mlflow": ("tracking",),
     "matplotlib": ("evaluation", "tracking"),
     "yaml": ("params",),
-    "click": ("cli", "commands"),
+    "click": ("cli", "commands", "options"),
     "tqdm": ("terminal",),
 }
 SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
