@@ -16,7 +16,7 @@ from scipy import stats
 from torch import nn
 
 from freqfilter.errors import UserError
-from freqfilter.evaluation.limits import ratio_interval
+from freqfilter.evaluation.limits import CONFIDENCE, ratio_interval
 from freqfilter.evaluation.references import LIMIT, limits
 from freqfilter.evaluation.scores import MODEL, OVERALL, Comparison, Extractor, compare
 from freqfilter.filters.network import estimate
@@ -29,7 +29,6 @@ FIRST_NOISE_SEED = 10_000
 # Of a realization, spread evenly: neighbouring windows share nearly all of their noise, so that those left out would
 # say next to nothing new.
 WINDOWS = 8_000
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ def summarize(compared: Mapping[int, Comparison]) -> FreshScores:
     ratio = None
     if LIMIT in overall:
         columns |= {"limit_mse": overall[LIMIT], "mse_over_limit": overall[MODEL] / overall[LIMIT]}
-        ratio = ratio_interval(overall.T, MODEL, LIMIT, confidence=CONFIDENCE)
+        ratio = ratio_interval(overall.T, MODEL, LIMIT)
     return FreshScores(
         pd.DataFrame(columns).rename_axis("noise_seed"),
-        tables.groupby(level=1).mean().loc[list(dict.fromkeys(tables.index.get_level_values(1))), tables.columns],
+        tables.groupby(level=1, sort=False).mean(),
         _interval_of_mean(overall[MODEL].to_numpy()),
         ratio,
     )

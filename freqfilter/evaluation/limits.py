@@ -21,6 +21,7 @@ MOST_STARTS = 20_000  # considered for one window; of longer signals only some
 MOST_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
 FEWEST_WINDOWS, MOST_WINDOWS = 64, 20_000  # of an expectation, whatever the work
 RESAMPLES = 10_000
+CONFIDENCE = 0.95  # of every interval
 RESIDUES = 8  # of the starts that are left out, to bound what that costs
 NUMBERS_AT_ONCE = 2**23  # estimates in memory together
 
@@ -204,7 +205,7 @@ def _mixtures(limit: Limit, starts: NDArray[np.int64], random: np.random.Generat
 
 
 def ratio_interval(
-    per_block: pd.DataFrame, name: str, reference: str, *, confidence: float = 0.95, seed: int = 0
+    per_block: pd.DataFrame, name: str, reference: str, *, confidence: float = CONFIDENCE, seed: int = 0
 ) -> tuple[float, float]:
     """Interval of the ratio of two mean squared errors on the same windows, by resampling blocks of them.
 

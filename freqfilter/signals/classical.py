@@ -60,7 +60,7 @@ def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> Linear
 
     Source: SciPy, ``butter``, ``sosfilt`` and ``sosfiltfilt``.
     """
-    rate_hz = (model.n_samples - 1) / model.duration_s
+    rate_hz = model.sample_rate_hz
     frequencies_hz = [component.frequency_hz for component in model.components]
     impulses = np.eye(n_samples)
     responses = []

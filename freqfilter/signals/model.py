@@ -51,6 +51,11 @@ class SignalModel:
         parts = zip(params.frequencies_hz, params.phases_deg, params.amplitudes, strict=True)
         return cls(tuple(Component(*part) for part in parts), params.n_samples, params.duration_s, params.noise_std)
 
+    @property
+    def sample_rate_hz(self) -> float:
+        """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
+        return (self.n_samples - 1) / self.duration_s
+
     def clean(self) -> NDArray[np.float64]:
         """The components without noise, (n_components, n_samples)."""
         time_s = np.linspace(0, self.duration_s, self.n_samples)

@@ -154,5 +154,5 @@ def _cut(model: SignalModel, window_length: int, *noises: NDArray[np.float64]) -
     clean = model.clean()
     mixtures = (clean.mean(axis=0) + model.noise_std * np.stack(noises)).astype(np.float32)
     components = torch.from_numpy(clean.astype(np.float32))
-    block_samples = max(window_length, math.ceil(BLOCK_S * (model.n_samples - 1) / model.duration_s))
+    block_samples = max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
     return CutWindows(torch.from_numpy(mixtures), components, window_length, block_samples=block_samples)

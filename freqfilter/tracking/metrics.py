@@ -101,11 +101,8 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
             elif component == OVERALL and measure == "mse":
                 metrics[f"test/{extractor}_mse"] = value
         if extractor == LIMIT:
-            ratio = _over(float(table["mse"][MODEL, component]), float(table["mse"][LIMIT, component]))
-            if ratio is not None:
-                metrics[f"{TEST_MSE_OVER_LIMIT}{suffix}"] = ratio
-            if ratio and component == OVERALL:
-                metrics["test/db_over_limit"] = 10 * math.log10(ratio)
+            mse, limit_mse = (float(table["mse"][name, component]) for name in (MODEL, LIMIT))
+            metrics |= _distance("test", suffix, mse, limit_mse)
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
         metrics |= {f"{TEST_MSE_OVER_LIMIT}_low": low, f"{TEST_MSE_OVER_LIMIT}_high": high}
@@ -121,16 +118,19 @@ def fresh_metrics(scores: FreshScores) -> dict[str, float]:
     for component in scores.mean.columns:
         suffix = "" if component == OVERALL else f"_{component}"
         metrics[f"fresh/mse{suffix}"] = mse = float(scores.mean[component][MODEL])
-        if LIMIT not in scores.mean.index:
-            continue
-        metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
-        if (ratio := _over(mse, limit_mse)) is not None:
-            metrics[f"fresh/mse_over_limit{suffix}"] = ratio
-        if ratio and component == OVERALL:
-            metrics["fresh/db_over_limit"] = 10 * math.log10(ratio)
+        if LIMIT in scores.mean.index:
+            metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
+            metrics |= _distance("fresh", suffix, mse, limit_mse)
     if scores.ratio_interval:
         metrics["fresh/mse_over_limit_low"], metrics["fresh/mse_over_limit_high"] = scores.ratio_interval
     return _finite(metrics)
+
+
+def _distance(data: str, suffix: str, mse: float, limit_mse: float) -> dict[str, float]:
+    """How far a model is from the limit, and, of all components together, the same in decibels."""
+    ratio = _over(mse, limit_mse)
+    metrics = {} if ratio is None else {f"{data}/mse_over_limit{suffix}": ratio}
+    return metrics | ({f"{data}/db_over_limit": 10 * math.log10(ratio)} if ratio and not suffix else {})
 
 
 def _over(mse: float | None, limit_mse: float | None) -> float | None:

@@ -18,7 +18,8 @@ from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metr
 from freqfilter.tracking.runs import open_run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.kept import Kept
-from freqfilter.workflows.train import get_ready, log_training_data
+from freqfilter.workflows.ready import get_ready
+from freqfilter.workflows.train import log_training_data
 
 
 @memory_errors()

@@ -18,7 +18,8 @@ from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import runs_table
 from freqfilter.workflows.kept import Kept
-from freqfilter.workflows.train import Trained, get_ready, train
+from freqfilter.workflows.ready import get_ready
+from freqfilter.workflows.train import Trained, train
 
 
 def train_several(

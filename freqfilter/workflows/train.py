@@ -19,7 +19,7 @@ from freqfilter.evaluation.leaks import KnownLimit, audit_split
 from freqfilter.evaluation.scores import Comparison
 from freqfilter.evaluation.testing import score_test_set
 from freqfilter.filters.checkpoints import write_checkpoint, write_weights
-from freqfilter.filters.compute import Compute, memory_errors
+from freqfilter.filters.compute import memory_errors
 from freqfilter.filters.state import EpochReport, Progress, TrainingState
 from freqfilter.filters.training import train as training_steps
 from freqfilter.filters.training import validate
@@ -29,11 +29,11 @@ from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, limit_metrics, score_metrics
-from freqfilter.tracking.runs import DIAGNOSIS, Run, check_folders, open_run
-from freqfilter.tracking.store import open_store
+from freqfilter.tracking.runs import DIAGNOSIS, Run, open_run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
 from freqfilter.workflows.evaluate import log_evaluation
+from freqfilter.workflows.ready import Ready, get_ready
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def train(
         val_limit = _state_limit(run, params, splits, console)
         _train(run, state, splits, params, val_limit=val_limit, stopping=stopping, console=console)
 
-        _log_files(run, state, params, val_limit=val_limit)
+        val_limit_mse = val_limit.mse if val_limit else None
+        _log_files(run, state, params, val_limit_mse=val_limit_mse)
 
         console.say("scoring the best weights on the test set")
         progress = state.progress
         compared = score_test_set(state.network, splits, params, device=compute.device)
-        val_limit_mse = val_limit.mse if val_limit else None
         audit_mse = None
         if splits.audit:
             audit_mse = validate(state, splits.audit.to(compute.device), params.training).mse
@@ -115,61 +115,6 @@ def train(
     return Trained(
         run.run_id, run.experiment, ready.tracking_uri, progress, compared, metrics, params.tracking.model_name, version
     )
-
-
-@dataclass(frozen=True)
-class Ready:
-    """All that a training needs, before there is a run.
-
-    Attributes:
-        params: Its parameters, with the origin of the weights named for good.
-        origin: The filter that the first weights are of, if any.
-    """
-
-    params: Params
-    compute: Compute
-    splits: Splits
-    tracking_uri: str
-    origin: registry.Filter | None
-    state: TrainingState
-
-
-def get_ready(params: Params) -> Ready:
-    """See that everything is there, and make the training as it begins.
-
-    Raises:
-        UserError: If store, folders, device, precision, data or origin cannot be used.
-    """
-    compute = Compute.open(params.training)
-    splits = Splits.from_params(params)
-    tracking_uri = open_store()
-    origin = _origin(params, splits)
-    if origin:
-        params = params.starting_from(origin.pinned_uri)
-    check_folders(params.tracking)  # the last check, since it may make them
-    state = TrainingState(
-        n_components=splits.validation.n_components, model=params.model, training=params.training, compute=compute
-    )
-    if origin:
-        state.start_from(origin.module.state_dict())
-    return Ready(params, compute, splits, tracking_uri, origin, state)
-
-
-def _origin(params: Params, splits: Splits) -> registry.Filter | None:
-    """The filter whose weights training goes on from, if any; its network has to be the one asked for."""
-    start_from = params.training.start_from
-    if start_from is None:
-        return None
-    origin = registry.load_origin(start_from)
-    asked = {"n_components": splits.validation.n_components} | params.model.model_dump()
-    for name, theirs in origin.facts["network"].items():
-        if name != "dropout" and theirs != asked[name]:  # dropout has no weights
-            remedy = "frequencies_hz" if name == "n_components" else f"{name}={str(theirs).lower()}"
-            raise UserError(
-                f"start_from={start_from}: its network has {name}={theirs} and {name}={asked[name]} is asked for: "
-                f"add {remedy}"
-            )
-    return origin
 
 
 def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
@@ -284,14 +229,14 @@ def _tell(run: Run, finding: Finding, console: Console) -> None:
     console.say(f"{DIAGNOSIS}: {finding.line}")
 
 
-def _log_files(run: Run, state: TrainingState, params: Params, *, val_limit: KnownLimit | None) -> None:
+def _log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
     """The original's files under the original's names."""
     history = state.progress.history
     figure = training_loss(
         history,
         loss=params.training.loss,
         best_epoch=state.progress.best_epoch,
-        val_limit_mse=val_limit.mse if val_limit else None,
+        val_limit_mse=val_limit_mse,
     )
     run.log_figure(figure, gallery.LOSSES, dpi=300)
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
