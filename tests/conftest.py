@@ -41,6 +41,7 @@ SMALL = {
     "batch_size": "128",
     "precision": "fp32",
     "optimizer": "adam",
+    "targets": "clean",
     "learning_rate": "0.002",
     "scheduler": "plateau",
     "audit_windows": "200",

@@ -32,6 +32,7 @@ TYPED = SMALL | {
     "optimizer": " muon",
     "scheduler": "cosine",
     "windows_per_epoch": "1.5e3",
+    "targets": "posterior_mean",
     "frequencies_hz": "[20, 50, 90]",
     "data_file": "",
     "checkpoint_every": "2",

@@ -78,7 +78,7 @@ class Diagnosis:
                 params.model,
                 params.training,
                 dtype=state.compute.dtype or torch.float32,
-                window_length=validation.n_samples,
+                train=splits.train,
                 n_training=splits.n_epoch,
                 n_validation=len(validation),
             )

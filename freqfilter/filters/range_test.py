@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from freqfilter.filters.state import TrainingState
 from freqfilter.filters.training import epoch_order, training_step
 from freqfilter.params import TrainingParams
-from freqfilter.signals.windows import WindowSet
+from freqfilter.signals.windows import Lesson, WindowSet
 
 SMOOTHING = 0.9  # weight of the past in the mean that smooths the loss
 SETTLED = 10  # steps until the smoothed loss is a mean over as many as it will ever be
@@ -65,9 +64,8 @@ def range_test(
         for step in range(n_steps):
             rate = lowest * (highest / lowest) ** (step / (n_steps - 1))
             state.learning_rate = rate
-            inputs, targets = next(source)
             with state.randomness():
-                loss = float(training_step(state, inputs, targets, params)[0])
+                loss = float(training_step(state, next(source), params)[0])
             if not math.isfinite(loss):
                 return
             yield Point(rate, loss)
@@ -115,7 +113,7 @@ def _spread(raw: NDArray[np.float64]) -> float:
 
 def _batches(
     state: TrainingState, training_windows: Callable[[int], WindowSet], params: TrainingParams
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Lesson]:
     """The batches of training, epoch after epoch without end."""
     device, epoch = state.compute.device, 0
     while True:
@@ -123,4 +121,4 @@ def _batches(
         windows = training_windows(epoch).to(device)
         order = epoch_order(params.seed, epoch, len(windows)).to(device)
         for positions in torch.split(order, params.batch_size):
-            yield windows.batch(positions)
+            yield windows.lesson(positions)

@@ -17,7 +17,7 @@ from freqfilter.filters.optimizers import warmup_and_cosine
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.params import TrainingParams
 from freqfilter.signals.randomness import stream
-from freqfilter.signals.windows import WindowSet, batches, block_means
+from freqfilter.signals.windows import Lesson, WindowSet, batches, block_means
 
 SCORED_AT_ONCE = 512  # windows of validation computed together
 CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
@@ -87,13 +87,13 @@ def _epoch(
     started = time.monotonic() - progress.seconds
     while progress.batch < n_batches:
         first = progress.batch * params.batch_size
-        inputs, targets = windows.batch(order[first : first + params.batch_size])
         if params.scheduler == "cosine":
             middle_of_step = (progress.epoch - 1 + (progress.batch + 0.5) / n_batches) / params.epochs
             share = warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
             state.learning_rate = params.learning_rate * share
         with state.randomness():
-            state.sums += training_step(state, inputs, targets, params)
+            lesson = windows.lesson(order[first : first + params.batch_size])
+            state.sums += training_step(state, lesson, params)
         progress.batch += 1
         if progress.batch % CHECKED_EVERY == 0 or progress.batch == n_batches:
             _check(state, n_batches, params)
@@ -119,16 +119,19 @@ def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
     return torch.from_numpy(stream(seed, "order", epoch).permutation(n_windows))
 
 
-def training_step(state: TrainingState, inputs: Tensor, targets: Tensor, params: TrainingParams) -> Tensor:
-    """One step of the optimizer: what it adds to the epoch's sums, (4,)."""
+def training_step(state: TrainingState, lesson: Lesson, params: TrainingParams) -> Tensor:
+    """One step of the optimizer: what it adds to the epoch's sums, (4,).
+
+    The loss in the sums is that against the targets, whatever the step aims at.
+    """
     network, scaler = state.network, state.scaler
     network.train()
     with state.compute.autocast():
-        estimates = network(inputs)
-    loss = LOSSES[params.loss](estimates.float(), targets).mean()
+        estimates = network(lesson.inputs).float()
+    aimed_loss = LOSSES[params.loss](estimates, lesson.aims).mean()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    torch.autograd.backward(scaler.scale(loss))
+    torch.autograd.backward(scaler.scale(aimed_loss))
     for optimizer in state.optimizers:
         scaler.unscale_(optimizer)
     gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
@@ -139,10 +142,9 @@ def training_step(state: TrainingState, inputs: Tensor, targets: Tensor, params:
         for optimizer in state.optimizers:
             scaler.step(optimizer)
     scaler.update()
+    loss = LOSSES[params.loss](estimates.detach(), lesson.targets).mean()
     finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
-    return torch.stack(
-        [loss.detach(), torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()]
-    )
+    return torch.stack([loss, torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()])
 
 
 def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:

@@ -15,10 +15,12 @@ from freqfilter.params.reading import parse, read_sections
 from freqfilter.params.schema import Params
 
 DEFAULT_RECIPE = "default"
-# What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
-SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+# What a data file settles: it carries its own noise and split, and no signal model to draw an audit or a mean from.
+SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0", "targets": "clean"}
 # What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
 DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
+# What held before there were these parameters, for what was stored then.
+ONCE = {"windows_per_epoch": None, "optimizer": "adam", "targets": "clean", "scheduler": "plateau"}
 
 
 def _home() -> Path:
@@ -145,16 +147,17 @@ def _unknown(name: str) -> str:
 def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
     """The parameters that a model or a checkpoint was stored with.
 
-    A parameter that did not exist then has today's default, and one that is gone since is left out.
+    A parameter that did not exist then has the value that held, or today's default, and one that is gone since is
+    left out.
 
     Raises:
         UserError: If they are not parameters of ours.
     """
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
-    today = defaults()
+    otherwise = defaults() | ONCE
     try:
         for section, name, _ in fields():
-            sections[section][name] = stored.get(section, {}).get(name, today[name])
+            sections[section][name] = stored.get(section, {}).get(name, otherwise[name])
         return Params.model_validate(sections)
     except (AttributeError, TypeError, ValidationError):
         raise UserError("the stored parameters are damaged, or of another program") from None

@@ -157,6 +157,10 @@ class TrainingParams(_Section):
     learning_rate: Positive = Field(description="step size of the optimizer at its highest")
     weight_decay: NotNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
     loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
+    targets: Literal["posterior_mean", "clean"] = Field(
+        description="what estimates are moved towards: the clean component, or its mean over windows that look alike, "
+        "loss mse; both teach the same filter"
+    )
     gradient_clip_norm: NotNegative = Field(description="largest norm of the gradient; 0: no clipping")
     scheduler: Literal["cosine", "plateau"] = Field(
         description="learning rate: a warm-up, then half a cosine down to zero over all epochs, or cut on a plateau"
@@ -217,6 +221,11 @@ class Params(_Section):
             )
         if (data.split == "file") != (data.data_file is not None):
             raise ValueError(f"split={data.split}: split=file goes with data_file, and with nothing else")
+        if self.training.targets == "posterior_mean":
+            if data.data_file is not None:
+                raise ValueError("targets=posterior_mean: it needs a signal model, which data_file has not; drop it")
+            if self.training.loss != "mse":
+                raise ValueError(f"loss={self.training.loss}: only mse is least at a posterior mean: add targets=clean")
         if data.data_file is not None and (data.noise != "fixed" or self.evaluation.audit_every):
             wrong = "noise=fresh" if data.noise != "fixed" else f"audit_every={self.evaluation.audit_every}"
             raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")

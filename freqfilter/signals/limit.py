@@ -10,6 +10,8 @@ Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Th
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,7 +21,7 @@ from torch import Tensor
 from freqfilter.signals.model import SignalModel
 
 CELLS_AT_ONCE = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
-LOWEST = -80.0  # of a log probability beside the highest: e⁻⁸⁰ is nothing, and what is less takes ten times as long
+LOWEST = -115.0  # log2 of a probability beside the highest: 2⁻¹¹⁵ is nothing, and what is less takes ten times as long
 LEAST_NOISE = 1e-6  # stands for no noise; the starts that fit best then share the probability
 
 
@@ -84,18 +86,12 @@ class Limit:
         mixture = self.components.mean(dim=0)
         one = torch.ones_like(mixture)[None]
         moments = torch.cat([self.components, self.components.square(), one])
-        precision = 1 / (2 * max(self.noise_std, LEAST_NOISE) ** 2)
-        log_weights = mixtures.new_zeros(len(mixtures), self.n_starts)
-        weights = torch.empty_like(log_weights)
+        of_samples = [moments[:, self._starts(sample)].T for sample in range(self.n_samples)]
+        candidates = [mixture[self._starts(sample)] for sample in range(self.n_samples)]
         causal = []
-        for sample in range(self.n_samples):
-            torch.sub(mixtures[:, sample : sample + 1], mixture[self._starts(sample)], out=weights)
-            log_weights.addcmul_(weights, weights, value=-precision)
-            log_weights.sub_(log_weights.amax(dim=1, keepdim=True))
-            torch.clamp(log_weights, min=LOWEST, out=weights)
-            weights.exp_()
-            causal.append(weights @ moments[:, self._starts(sample)].T)
-        two_sided = [weights @ moments[:, self._starts(sample)].T for sample in range(self.n_samples)]
+        for weights, of_sample in zip(_weights(mixtures, candidates, self.noise_std), of_samples, strict=True):
+            causal.append(weights @ of_sample)
+        two_sided = [weights @ of_sample for of_sample in of_samples]
         (causal_mean, causal_variance), (mean, variance) = (self._mean_and_variance(of) for of in (causal, two_sided))
         return Posterior(causal_mean, mean, causal_variance, variance)
 
@@ -111,6 +107,51 @@ class Limit:
         """Where in the signal a sample of the window stands, for each start."""
         first = self.first_start + sample
         return slice(first, first + (self.n_starts - 1) * self.start_step + 1, self.start_step)
+
+
+def posterior_mean(mixtures: Tensor, candidates: Tensor, *, noise_std: float, two_sided: bool) -> Tensor:
+    """Means of the components where a window is one of these stretches of the clean signal, each equally likely.
+
+    Args:
+        mixtures: (n_windows, n_samples).
+        candidates: The components of each stretch, (n_components, n_candidates, n_samples).
+        noise_std: Standard deviation of the noise on the mixture.
+        two_sided: Whether a mean is given the whole window, or the samples so far.
+
+    Returns:
+        (n_windows, n_components, n_samples).
+    """
+    ones = torch.ones_like(candidates[:1])
+    of_samples = torch.cat([candidates, ones]).permute(2, 1, 0).contiguous()
+    all_weights = _weights(mixtures, list(candidates.mean(dim=0).T.contiguous()), noise_std)
+    if two_sided:
+        *_, weights = all_weights
+        sums = [weights @ of_sample for of_sample in of_samples]
+    else:
+        sums = [weights @ of_sample for weights, of_sample in zip(all_weights, of_samples, strict=True)]
+    means = torch.stack(sums, dim=2)
+    return means[:, :-1] / means[:, -1:]
+
+
+def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -> Iterator[Tensor]:
+    """How likely each candidate is after each sample, (n_windows, n_candidates), the likeliest 1.
+
+    All of them are the same memory.
+
+    Args:
+        mixtures: (n_windows, n_samples).
+        candidates: What the mixture would be without noise, for each sample (n_candidates,).
+        noise_std: Standard deviation of the noise.
+    """
+    precision = 1 / (2 * max(noise_std, LEAST_NOISE) ** 2) / math.log(2)  # PyTorch's exp2 is faster than its exp
+    log_weights = mixtures.new_zeros(len(mixtures), len(candidates[0]))
+    weights = torch.empty_like(log_weights)
+    for seen, candidate in zip(mixtures.T, candidates, strict=True):
+        torch.sub(seen[:, None], candidate, out=weights)
+        log_weights.addcmul_(weights, weights, value=-precision)
+        log_weights.sub_(log_weights.amax(dim=1, keepdim=True))
+        torch.clamp(log_weights, min=LOWEST, out=weights)
+        yield weights.exp2_()
 
 
 class LimitExtractor:

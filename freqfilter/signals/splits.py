@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from freqfilter.errors import UserError
 from freqfilter.params import DataParams, Params
 from freqfilter.signals import archive
+from freqfilter.signals.limit import posterior_mean
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import realization, stream
 from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
@@ -95,6 +97,10 @@ class Splits:
             train, validation = train.choose(kept), train.choose(held_out)
         else:
             validation = cut_realizations(*params.realizations()["validation_noise_seed"])
+        if params.training.targets == "posterior_mean":
+            two_sided = params.model.bidirectional
+            means = partial(posterior_mean, noise_std=model.noise_std, two_sided=two_sided)
+            train = replace(train, posterior_mean=means)
         of_epoch, n_epoch = _drawn(train, params)
 
         def noisy(epoch: int) -> CutWindows:

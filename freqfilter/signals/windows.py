@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+CANDIDATES = 1024  # stretches that a posterior mean is taken over, at least
+
+
+class Lesson(NamedTuple):
+    """Windows to learn from, and what from.
+
+    Attributes:
+        inputs: (n_windows, n_samples, 1 + n_components).
+        targets: The selected clean component, (n_windows, n_samples, 1).
+        aims: What training moves the estimates towards, the same shape.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    aims: Tensor
 
 
 class WindowSet(Protocol):
@@ -33,6 +49,10 @@ class WindowSet(Protocol):
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``, (n_windows,) of int64."""
+        ...
+
+    def lesson(self, positions: Tensor) -> Lesson:
+        """The same with what training aims at."""
         ...
 
     def blocks(self, positions: Tensor) -> Tensor | None:
@@ -65,6 +85,9 @@ class CutWindows:
         chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
         noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
         block_samples: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
+        posterior_mean: Means (n_windows, n_components, n_samples) of the components, given mixtures (n_windows,
+            n_samples) and the candidates for what they hold, (n_components, n_candidates, n_samples), to aim at in
+            place of the targets; None: the targets.
     """
 
     mixtures: Tensor
@@ -73,6 +96,7 @@ class CutWindows:
     chosen: Tensor | None = None
     noise: Tensor | None = None
     block_samples: int = 1
+    posterior_mean: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def n_components(self) -> int:
@@ -120,6 +144,24 @@ class CutWindows:
         inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
         return inputs, self.components[selector[:, None], samples][..., None]
 
+    def lesson(self, positions: Tensor) -> Lesson:
+        """The same with what training aims at: the targets, or their means over windows that look alike.
+
+        A mean is taken over the stretches at these windows' own starts and at others drawn at random. Given the
+        stretches and its mixture, a window is equally likely to be any of them; so the mean is what can be known of
+        its target, and on average over windows and draws a network is moved as the target itself would move it (D.
+        Blackwell, "Conditional Expectation and Unbiased Sequential Estimation", 1947). What nobody can foresee of the
+        target, most of a gradient's noise near the limit, is gone.
+        """
+        inputs, targets = self.batch(positions)
+        if self.posterior_mean is None:
+            return Lesson(inputs, targets, targets)
+        selector, start, _ = self._places(positions)
+        others = torch.randint(self.n_starts, (max(0, CANDIDATES - len(start)),), device=start.device)
+        samples = torch.cat([start, others])[:, None] + torch.arange(self.n_samples, device=start.device)
+        means = self.posterior_mean(inputs[..., 0], self.components[:, samples])
+        return Lesson(inputs, targets, means[torch.arange(len(start), device=start.device), selector][..., None])
+
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
         held = {name: getattr(self, name) for name in ("mixtures", "components", "chosen", "noise")}
@@ -162,6 +204,11 @@ class StoredWindows:
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
         return self.inputs[positions], self.targets[positions]
+
+    def lesson(self, positions: Tensor) -> Lesson:
+        """The same; nobody knows more of these windows than their targets."""
+        inputs, targets = self.batch(positions)
+        return Lesson(inputs, targets, targets)
 
     def choose(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat; a copy."""

@@ -197,12 +197,12 @@ def test_nobody_knows_how_long_an_epoch_should_take_on_another_device() -> None:
 
 def test_what_an_epoch_should_take_grows_with_its_arithmetic() -> None:
     def expected(n_training: int = 1000, **overrides: str) -> float:
-        params = small(**{"hidden_size": "256", "batch_size": "64"} | overrides)
+        params = small(**{"hidden_size": "256", "batch_size": "64", "window_length": "50"} | overrides)
         return expected_epoch_seconds(
             params.model,
             params.training,
             dtype=torch.float32,
-            window_length=50,
+            train=Splits.from_params(params).train,
             n_training=n_training,
             n_validation=0,
         )
@@ -211,6 +211,7 @@ def test_what_an_epoch_should_take_grows_with_its_arithmetic() -> None:
     assert expected(n_training=4000) > 2 * expected()
     assert expected(bidirectional="true") > 1.3 * expected()
     assert expected(optimizer="muon", batch_size="4") > 1.3 * expected(optimizer="adam", batch_size="4")
+    assert expected(targets="posterior_mean", hidden_size="8") > 1.3 * expected(hidden_size="8")
 
 
 def test_a_setting_that_repeats_nothing_is_noticed() -> None:

@@ -17,7 +17,7 @@ from freqfilter.filters.training import StepReport, train, training_step, valida
 from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
-from freqfilter.signals.windows import StoredWindows
+from freqfilter.signals.windows import Lesson, StoredWindows
 from tests.conftest import SMALL, fresh_state, network
 
 Report = StepReport | EpochReport
@@ -84,7 +84,7 @@ def test_what_others_draw_from_the_global_generator_changes_nothing_and_is_not_c
 
 
 PLATEAU = {"scheduler_patience": "1", "learning_rate": "0.3"}
-COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500"}
+COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500", "targets": "posterior_mean"}
 
 
 @pytest.mark.parametrize("overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0"}, COSINE])
@@ -281,14 +281,28 @@ def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: st
     params = small(optimizer=optimizer, gradient_clip_norm=gradient_clip_norm)
     state = fresh_state(params)
     state.scaler = torch.amp.GradScaler("cpu")
-    inputs, targets = Splits.from_params(params).train.batch(torch.arange(64))
-    training_step(state, inputs, targets, params.training)
+    lesson = Splits.from_params(params).train.lesson(torch.arange(64))
+    training_step(state, lesson, params.training)
     before, scale = copy.deepcopy(state.network.state_dict()), state.scaler.get_scale()
     state.network.output.bias.register_hook(lambda gradient: gradient * math.inf)
-    taken = float(training_step(state, inputs, targets, params.training)[2])
+    taken = float(training_step(state, lesson, params.training)[2])
     assert taken == 0
     assert all(torch.equal(weight, before[name]) for name, weight in state.network.state_dict().items())
     assert state.scaler.get_scale() < scale
+
+
+def test_a_step_moves_towards_its_aims_and_reports_the_loss_against_its_targets() -> None:
+    params = small()
+    state, splits = fresh_state(params), Splits.from_params(params)
+    inputs, targets, _ = splits.train.lesson(torch.arange(64))
+    with torch.no_grad():
+        aims = state.network(inputs)
+        loss = float((aims - targets).square().mean())
+    before = copy.deepcopy(state.network.state_dict())
+    reported = training_step(state, Lesson(inputs, targets, aims), params.training)
+    assert float(reported[0]) == pytest.approx(loss)
+    for name, weight in state.network.state_dict().items():
+        torch.testing.assert_close(weight, before[name], atol=1e-4, rtol=0)
 
 
 def test_a_device_or_precision_that_is_not_there_is_refused() -> None:

@@ -90,6 +90,7 @@ def test_the_original_recipe_is_the_original() -> None:
         "cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False, "seed": 42,
         "loss": "mse", "learning_rate": 1e-3, "weight_decay": 1e-5, "scheduler_factor": 0.5, "scheduler_patience": 5,
         "precision": "fp32", "optimizer": "adam", "scheduler": "plateau", "windows_per_epoch": None,
+        "targets": "clean",
         "gradient_clip_norm": 1.0, "batch_size": 64, "epochs": 50, "early_stopping_patience": 15,
     }  # fmt: skip
     assert {name: values[name] for name in facts} == facts
@@ -111,7 +112,8 @@ def test_the_digest_follows_what_changes_numbers_and_nothing_else() -> None:
 def test_a_data_file_settles_noise_split_and_audit() -> None:
     values = resolve({"data_file": "mine.npz"}, folder=Path("/typed/here")).flat()
     assert values["data_file"] == "/typed/here/mine.npz"
-    assert (values["noise"], values["split"], values["audit_every"]) == ("fixed", "file", 0)
+    settled = (values["noise"], values["split"], values["audit_every"], values["targets"])
+    assert settled == ("fixed", "file", 0, "clean")
     assert values["windows_per_epoch"] is None
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from freqfilter.params import resolve
-from freqfilter.signals.limit import Limit, LimitExtractor
+from freqfilter.signals.limit import Limit, LimitExtractor, posterior_mean
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.splits import Splits
 
@@ -220,3 +220,35 @@ def test_windows_are_answered_alike_however_many_are_asked_together() -> None:
     limit = Limit.from_model(stated, n_samples=8)
     apart = torch.cat([limit.posterior(mixtures[i : i + 1]).causal for i in range(20)])
     torch.testing.assert_close(limit.posterior(mixtures).causal[:20], apart, atol=1e-6, rtol=0)
+
+
+def test_over_all_starts_the_mean_of_candidates_is_the_limit() -> None:
+    stated = model()
+    _, mixtures = windows_of(stated, 8)
+    limit = Limit.from_model(stated, n_samples=8)
+    candidates = limit.components.unfold(1, 8, 1)
+    posterior = limit.posterior(mixtures)
+    for two_sided, expected in ((False, posterior.causal), (True, posterior.two_sided)):
+        found = posterior_mean(mixtures, candidates, noise_std=stated.noise_std, two_sided=two_sided)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bidirectional", ["false", "true"])
+def test_training_aims_at_what_a_window_tells_of_its_target_and_at_nothing_else(bidirectional: str) -> None:
+    """The aims err as the targets do on average, whatever of the window they are compared with, and vary less."""
+    small = {"n_samples": "900", "duration_s": "3", "window_length": "12", "noise_std": "0.2", "seed": "5"}
+    chosen = {"windows_per_epoch": "40000", "targets": "posterior_mean", "bidirectional": bidirectional}
+    splits = Splits.from_params(resolve(small | chosen | {"frequencies_hz": "[2, 5.3, 9.1]"}))
+    torch.manual_seed(1)
+    windows = splits.epoch(1)
+    lessons = [windows.lesson(positions) for positions in torch.arange(40_000).split(400)]
+    inputs, targets, aims = (torch.cat(parts) for parts in zip(*lessons, strict=True))
+    wrong = (aims - targets).squeeze(-1)
+    mixtures, first = inputs[..., 0], inputs[:, 0, 1:].argmax(dim=1) == 0
+    seen = mixtures.flip(1) if bidirectional == "true" else mixtures
+    for of_window in (torch.ones_like(wrong), seen, seen**2, first[:, None] * seen):
+        products = wrong * of_window
+        z = products.mean(dim=0) / products.std(dim=0) * math.sqrt(len(products))
+        assert z.abs().max() < 4.5
+    assert wrong.square().mean() > 0.02
+    assert aims.var() < 0.8 * targets.var()
