@@ -15,7 +15,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story ui test soak lint format lock clean
+.PHONY: help install train original alternatives story bench ui test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.
 
 story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original
 	@$(BIN)/python docs/draw_story.py $(EXPERIMENT)
+
+bench: $(VENV)/installed  ## measure what takes how long, an hour and a half; PARTS="epoch start" for some of it
+	@$(BIN)/python -m benchmarks $(PARTS)
 
 ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
 ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)

@@ -1,0 +1,60 @@
+"""How the training step grows with window length, hidden size, batch and threads."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+import torch
+
+from benchmarks.measure import Row, in_turns, side
+from benchmarks.parts.epoch import begin
+from freqfilter.filters.training import training_step
+from freqfilter.params import resolve
+
+ROUNDS, STEPS, WARM = 3, 8, 2
+GROWING = {
+    "window_length": (25, 50, 100, 200, 400),
+    "hidden_size": (32, 64, 128, 256, 512),
+    "batch_size": (16, 32, 64, 128, 256, 512),
+    "threads": (1, 2),
+}
+
+
+def step_seconds(name: str, value: int) -> float:
+    """Seconds of a training step of the default recipe with one value changed."""
+    params = resolve({name: str(value), "windows_per_epoch": str((WARM + STEPS) * 512)})
+    state, splits = begin(params)
+    windows, n_windows = splits.epoch(1), params.training.batch_size
+    for step in range(WARM + STEPS):
+        if step == WARM:
+            started = time.perf_counter()
+        training_step(state, windows.lesson(torch.arange(n_windows) + step * n_windows), params.training)
+    return (time.perf_counter() - started) / STEPS
+
+
+def measure() -> list[Row]:
+    """Each value in a process of its own, in turns."""
+    most_threads = torch.get_num_threads()
+    cases = {
+        f"{name}={value}": {"name": name, "value": value}
+        for name, values in GROWING.items()
+        for value in values
+        if name != "threads" or value <= most_threads
+    }
+    ended = in_turns({case: side("parts.growth", **cases[case]) for case in cases}, rounds=ROUNDS)
+    return [
+        Row(
+            f"by {cases[case]['name']}",
+            "training step",
+            "ms",
+            [1e3 * each.answer for each in ended[case]],
+            setting={str(cases[case]["name"]): float(cases[case]["value"])},
+        )
+        for case in cases
+    ]
+
+
+if __name__ == "__main__":
+    print(json.dumps(step_seconds(**json.loads(sys.argv[1]))))
