@@ -20,7 +20,13 @@ SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0", "
 # What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
 DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
 # What held before there were these parameters, for what was stored then.
-ONCE = {"windows_per_epoch": None, "optimizer": "adam", "targets": "clean", "scheduler": "plateau"}
+ONCE = {
+    "validation_windows": None,
+    "windows_per_epoch": None,
+    "optimizer": "adam",
+    "targets": "clean",
+    "scheduler": "plateau",
+}
 
 
 def _home() -> Path:

@@ -117,6 +117,9 @@ class DataParams(_Section):
     audit_noise_seed: Seed = Field(description="noise seed of the audit realization")
     validation_noise_seed: Seed = Field(description="first noise seed of validation, split independent")
     validation_realizations: Count = Field(le=1000, description="realizations of validation, split independent")
+    validation_windows: Count | None = Field(
+        description="windows of validation, spread evenly over its realizations, split independent; null: all of them"
+    )
     allow_shared_realizations: bool = Field(description="let two purposes use one realization: a leak")
     data_file: str | None = Field(
         json_schema_extra=PATH, description="a .npz file of windows in place of generated signals, or null"

@@ -19,7 +19,7 @@ from freqfilter.signals import archive
 from freqfilter.signals.limit import posterior_mean
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import realization, stream
-from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
+from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet, spread
 
 Windows = TypeVar("Windows", CutWindows, StoredWindows)
 
@@ -97,6 +97,8 @@ class Splits:
             train, validation = train.choose(kept), train.choose(held_out)
         else:
             validation = cut_realizations(*params.realizations()["validation_noise_seed"])
+            if data.validation_windows is not None and data.validation_windows < len(validation):
+                validation = spread(validation, data.validation_windows)
         if params.training.targets == "posterior_mean":
             two_sided = params.model.bidirectional
             means = partial(posterior_mean, noise_std=model.noise_std, two_sided=two_sided)

@@ -112,6 +112,36 @@ def test_a_limit_is_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch) 
     assert limit_cache.of_windows(model(), windows).causal.mse == first[0].causal.mse
 
 
+@pytest.mark.parametrize("bidirectional", ["false", "true"])
+def test_on_some_of_the_validation_windows_the_limit_is_near_that_on_all_and_computed_once(
+    bidirectional: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from freqfilter.signals.splits import Splits
+
+    given = SMALL | {"bidirectional": bidirectional, "window_length": "20", "n_samples": "3000", "duration_s": "3"}
+    validation, limit = {}, {}
+    for n_windows in ("null", "1500"):
+        params = resolve(given | {"validation_windows": n_windows})
+        validation[n_windows] = Splits.from_params(params).validation
+        limit[n_windows] = limit_cache.on_validation(params, validation[n_windows])
+    every, some = limit["null"], limit["1500"]
+    assert every is not None
+    assert some is not None
+    assert len(validation["1500"]) == 1500 < len(validation["null"])
+    assert len(some.blocks) == len(every.blocks)
+    assert some.mse == pytest.approx(every.mse, rel=0.05)
+    assert some.mse != every.mse
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(limit_cache, "compare", never)
+    assert limit_cache.on_validation(params, validation["1500"]) == some
+    other = resolve(given | {"validation_windows": "1500", "noise_std": "0.2"})
+    with pytest.raises(AssertionError, match="computed again"):
+        limit_cache.on_validation(other, Splits.from_params(other).validation)
+
+
 def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
