@@ -49,7 +49,7 @@ CHOICE := {seed: [43, 44], targets: clean, optimizer: adam, learning_rate: [0.00
 THIRD := -P epochs=8 -P validate_every=8 -P validation_realizations=4 -P audit_every=0
 ADAM_RATES := {learning_rate: [0.0025, 0.01]}
 ADAM := -P optimizer=adam -P scheduler=plateau -P scheduler_patience=2 -P learning_rate=0.002 -P batch_size=64 \
-  -P windows_per_epoch=null -P targets=clean -P precision=fp32
+  -P windows_per_epoch=null -P targets=clean -P precision=fp32 -P validation_windows=null
 ALTERNATIVES := {seed: [43, 44], hidden_size: [64, 256], num_layers: [1, 3], dropout: [0.2, 0.4], \
   batch_size: [32, 128], weight_decay: [1e-5, 1e-4], bidirectional: true, cell: gru, loss: [mae, huber, snr]}
 OVERFITTING := {seed: [43, 44], split: random, dropout: [0, 0.4], weight_decay: 1e-4, hidden_size: 64, noise: fresh}

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -25,21 +25,19 @@ from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.windows import CutWindows, WindowSet
 
-Kept = TypeVar("Kept", LimitScores, KnownLimit)
-
-VERSION = 2  # of the computation; whatever changes its results raises it
+VERSION = 3  # of the computation; whatever changes its results raises it
 
 
 def expected(model: SignalModel, *, window_length: int, work: float = limits.MOST_WORK) -> LimitScores:
     """``limits.expected``, computed once for a signal model and a window length."""
     facts = {"model": asdict(model), "window_length": window_length, "work": work}
-    return _once(facts, lambda: limits.expected(model, window_length=window_length, work=work), _limit_scores)
+    return _once(facts, lambda: limits.expected(model, window_length=window_length, work=work))
 
 
 def of_windows(model: SignalModel, windows: CutWindows) -> LimitScores:
     """``limits.of_windows``, computed once for a signal model and its windows."""
     facts = {"model": asdict(model), "windows": windows.digest()}
-    return _once(facts, lambda: limits.of_windows(model, windows), _limit_scores)
+    return _once(facts, lambda: limits.of_windows(model, windows))
 
 
 def on_validation(params: Params, validation: WindowSet) -> KnownLimit | None:
@@ -51,23 +49,14 @@ def on_validation(params: Params, validation: WindowSet) -> KnownLimit | None:
     """
     if not (known := limits_of(params)) or params.data.split == "blocked":
         return None
-    if isinstance(validation, CutWindows) and validation.chosen is None:
+    if isinstance(validation, CutWindows) and params.data.split == "independent":
         scores = of_windows(SignalModel.from_params(params.signals), validation)
         of_side = scores.two_sided if params.model.bidirectional else scores.causal
         return KnownLimit(of_side.mse, tuple(of_side.per_block.tolist()))
-
-    def compute() -> KnownLimit:
-        frequencies_hz = params.signals.frequencies_hz
-        found = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
-        blocks = () if found.per_block is None else tuple(float(value) for value in found.per_block.to_numpy()[0])
-        return KnownLimit(float(found.table["mse"][LIMIT, OVERALL]), blocks)
-
-    facts = {"signals": params.signals.model_dump(), "windows": validation.digest()}
-    return _once(
-        facts | {"two_sided": params.model.bidirectional},
-        compute,
-        lambda stored: KnownLimit(stored["mse"], tuple(stored["blocks"])),
-    )
+    frequencies_hz = params.signals.frequencies_hz
+    found = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+    blocks = () if found.per_block is None else tuple(float(value) for value in found.per_block.to_numpy()[0])
+    return KnownLimit(float(found.table["mse"][LIMIT, OVERALL]), blocks)
 
 
 def expected_mse(params: Params) -> float | None:
@@ -80,13 +69,11 @@ def expected_mse(params: Params) -> float | None:
     return (scores.two_sided if params.model.bidirectional else scores.causal).mse
 
 
-def _once(facts: dict[str, Any], compute: Callable[[], Kept], restore: Callable[[dict[str, Any]], Kept]) -> Kept:
+def _once(facts: dict[str, Any], compute: Callable[[], LimitScores]) -> LimitScores:
     digest = hashlib.sha256(json.dumps({"version": VERSION, **facts}, sort_keys=True).encode()).hexdigest()
     path = Path(platformdirs.user_cache_dir("freqfilter")) / "limits" / f"{digest}.json"
-    try:
-        return restore(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # missing or damaged
+    if (found := _read(path)) is not None:
+        return found
     scores = compute()
     try:
         with replacing(path) as file:
@@ -96,10 +83,15 @@ def _once(facts: dict[str, Any], compute: Callable[[], Kept], restore: Callable[
     return scores
 
 
-def _limit_scores(stored: dict[str, Any]) -> LimitScores:
-    for side in ("causal", "two_sided"):
-        of_side = {field.name: stored[side][field.name] for field in fields(LimitMse)}
-        for name in ("per_frequency", "per_step", "per_block"):
-            of_side[name] = np.array(of_side[name], dtype=np.float64)
-        stored[side] = LimitMse(**of_side)
-    return LimitScores(**stored)
+def _read(path: Path) -> LimitScores | None:
+    """What stands in a file; None where it is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for side in ("causal", "two_sided"):
+            of_side = {field.name: stored[side][field.name] for field in fields(LimitMse)}
+            for name in ("per_frequency", "per_step", "per_block"):
+                of_side[name] = np.array(of_side[name], dtype=np.float64)
+            stored[side] = LimitMse(**of_side)
+        return LimitScores(**stored)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

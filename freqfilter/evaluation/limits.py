@@ -108,24 +108,28 @@ def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WO
 
     Args:
         model: The signal model that the windows are of.
-        windows: A full set, nothing chosen from it, without noise of each window's own.
+        windows: A full set or one that is spread over it, each start with all of its selectors, without noise of each
+            window's own.
         work: Bound on windows × starts × samples.
     """
     step = _start_step(model, windows.n_samples)
     limit = Limit.from_model(model, n_samples=windows.n_samples, start_step=step)
-    affordable = _affordable(limit, work) // len(windows.mixtures)
-    scored = np.linspace(0, windows.n_starts - 1, min(windows.n_starts, max(1, affordable))).round().astype(np.int64)
-    of_block = windows.blocks(torch.from_numpy(scored) * windows.n_components).numpy()
+    n_starts = len(windows) // windows.n_components
+    scored = np.linspace(0, n_starts - 1, min(n_starts, _affordable(limit, work))).round().astype(np.int64)
+    positions = torch.from_numpy(scored) * windows.n_components
+    of_block = windows.blocks(positions).numpy()
+    _, start, realization = (place.numpy() for place in windows.places(positions))
     causal, two_sided = _Scores(), _Scores()
-    for mixture in windows.mixtures.cpu():
-        for block in np.unique(of_block):
-            for some in _pieces(scored[of_block == block], limit):
-                posterior = limit.posterior(mixture.unfold(0, windows.n_samples, 1)[some])
-                targets = _targets(limit, some)
-                causal.add((posterior.causal - targets).square())
-                two_sided.add((posterior.two_sided - targets).square())
-            causal.end_block()
-            two_sided.end_block()
+    for block in np.unique(of_block):
+        here = of_block == block
+        mixture = windows.mixtures[realization[here][0]].cpu()
+        for some in _pieces(start[here], limit):
+            posterior = limit.posterior(mixture.unfold(0, windows.n_samples, 1)[some])
+            targets = _targets(limit, some)
+            causal.add((posterior.causal - targets).square())
+            two_sided.add((posterior.two_sided - targets).square())
+        causal.end_block()
+        two_sided.end_block()
     excess = (0.0, 0.0)
     if step > 1:
         in_expectation = expected(model, window_length=windows.n_samples, work=work)

@@ -117,7 +117,7 @@ class Compute:
 
 
 def _keep_freed_memory() -> None:
-    """Have memory that is freed stay with this process, where its C library can be told.
+    """Have memory that is freed stay with this process to its end, where its C library can be told.
 
     It would go back to the system after each training step, to be asked for and cleared again in the next, a third of
     the step's time.

@@ -74,10 +74,10 @@ def _time_step_seconds(model: ModelParams, batch: int, dtype: torch.dtype) -> fl
 
 
 def _lesson_seconds(train: WindowSet, training: TrainingParams) -> float:
-    """The fastest batch."""
-    positions = torch.arange(training.batch_size) % len(train)
+    """The fastest batch's making."""
+    n_windows = min(training.batch_size, LARGEST_BATCH, len(train))
     with torch.random.fork_rng(devices=[]):
-        return _fastest(lambda: train.lesson(positions))
+        return _fastest(lambda: train.lesson(torch.arange(n_windows))) * training.batch_size / n_windows
 
 
 def _optimizer_seconds(model: ModelParams, training: TrainingParams) -> float:

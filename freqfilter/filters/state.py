@@ -159,7 +159,7 @@ class TrainingState:
     def randomness(self) -> Iterator[None]:
         """A block in which PyTorch's global generators are this training's own, and untouched for all others.
 
-        A recurrent layer's dropout takes no generator as argument, so the global one is lent to it.
+        A recurrent layer's dropout takes no generator as argument, so the global one is lent to a step.
         """
         others = _read_generators(self.compute)
         _set_generators(self._randomness)

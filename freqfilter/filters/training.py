@@ -122,16 +122,16 @@ def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
 def training_step(state: TrainingState, lesson: Lesson, params: TrainingParams) -> Tensor:
     """One step of the optimizer: what it adds to the epoch's sums, (4,).
 
-    The loss in the sums is that against the targets, whatever the step aims at.
+    The loss in the sums is that against the clean component, whatever the step moves towards.
     """
     network, scaler = state.network, state.scaler
     network.train()
     with state.compute.autocast():
         estimates = network(lesson.inputs).float()
-    aimed_loss = LOSSES[params.loss](estimates, lesson.aims).mean()
+    step_loss = LOSSES[params.loss](estimates, lesson.targets).mean()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    torch.autograd.backward(scaler.scale(aimed_loss))
+    torch.autograd.backward(scaler.scale(step_loss))
     for optimizer in state.optimizers:
         scaler.unscale_(optimizer)
     gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
@@ -142,7 +142,7 @@ def training_step(state: TrainingState, lesson: Lesson, params: TrainingParams) 
         for optimizer in state.optimizers:
             scaler.step(optimizer)
     scaler.update()
-    loss = LOSSES[params.loss](estimates.detach(), lesson.targets).mean()
+    loss = LOSSES[params.loss](estimates.detach(), lesson.clean).mean()
     finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
     return torch.stack([loss, torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()])
 

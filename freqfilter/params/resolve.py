@@ -15,8 +15,8 @@ from freqfilter.params.reading import parse, read_sections
 from freqfilter.params.schema import Params
 
 DEFAULT_RECIPE = "default"
-# What a data file settles: it carries its own noise and split, and no signal model to draw an audit or a mean from.
-SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0", "targets": "clean"}
+# What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
+SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
 # What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
 DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
 # What held before there were these parameters, for what was stored then.
@@ -89,6 +89,8 @@ def resolve(
     if values["data_file"] is not None:
         values |= DEFAULT_WITH_DATA_FILE | stated
         values |= {name: settled for name, settled in SETTLED_BY_DATA_FILE.items() if name not in given}
+    if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
+        values["targets"] = "clean"  # nothing else goes with them
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
     for section, name, field in fields():
         value = values[name]

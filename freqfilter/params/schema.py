@@ -142,7 +142,7 @@ class TrainingParams(_Section):
     start_from: str | None = Field(
         description="a run's id or models:/NAME/VERSION whose weights training starts from, or null: drawn by seed"
     )
-    seed: Seed = Field(description="seed of weights, order, dropout and fresh noise")
+    seed: Seed = Field(description="seed of weights, windows and their order, dropout, fresh noise, posterior means")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         description="arithmetic of training; auto: bf16 on processors that are made for it, else fp32"
@@ -161,8 +161,8 @@ class TrainingParams(_Section):
     weight_decay: NotNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
     loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
     targets: Literal["posterior_mean", "clean"] = Field(
-        description="what estimates are moved towards: the clean component, or its mean over windows that look alike, "
-        "loss mse; both teach the same filter"
+        description="what estimates are moved towards: the clean component or, with noise fresh and loss mse, its mean "
+        "over stretches of the signal that a window may be"
     )
     gradient_clip_norm: NotNegative = Field(description="largest norm of the gradient; 0: no clipping")
     scheduler: Literal["cosine", "plateau"] = Field(
@@ -224,16 +224,14 @@ class Params(_Section):
             )
         if (data.split == "file") != (data.data_file is not None):
             raise ValueError(f"split={data.split}: split=file goes with data_file, and with nothing else")
-        if self.training.targets == "posterior_mean":
-            if data.data_file is not None:
-                raise ValueError("targets=posterior_mean: it needs a signal model, which data_file has not; drop it")
-            if self.training.loss != "mse":
-                raise ValueError(f"loss={self.training.loss}: only mse is least at a posterior mean: add targets=clean")
         if data.data_file is not None and (data.noise != "fixed" or self.evaluation.audit_every):
             wrong = "noise=fresh" if data.noise != "fixed" else f"audit_every={self.evaluation.audit_every}"
             raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
         if data.split in ("random", "blocked") and data.noise == "fresh":
             raise ValueError(f"split={data.split} cuts windows of one realization: add noise=fixed")
+        if self.training.targets == "posterior_mean" and (data.noise, self.training.loss) != ("fresh", "mse"):
+            wrong = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
+            raise ValueError(f"targets=posterior_mean goes with noise=fresh and loss=mse, not with {wrong}: drop one")
         self._keep_realizations_apart()
         return self
 

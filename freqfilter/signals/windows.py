@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-CANDIDATES = 1024  # stretches that a posterior mean is taken over, at least
+CANDIDATES = 1024  # stretches that a posterior mean is taken over
 
 
 class Lesson(NamedTuple):
-    """Windows to learn from, and what from.
+    """The windows of a training step.
 
     Attributes:
         inputs: (n_windows, n_samples, 1 + n_components).
-        targets: The selected clean component, (n_windows, n_samples, 1).
-        aims: What training moves the estimates towards, the same shape.
+        targets: What the step moves the estimates towards, (n_windows, n_samples, 1).
+        clean: The selected clean component, which the loss that is reported is taken against, the same shape.
     """
 
     inputs: Tensor
     targets: Tensor
-    aims: Tensor
+    clean: Tensor
 
 
 class WindowSet(Protocol):
@@ -52,7 +52,7 @@ class WindowSet(Protocol):
         ...
 
     def lesson(self, positions: Tensor) -> Lesson:
-        """The same with what training aims at."""
+        """The windows at ``positions`` with what a training step moves towards."""
         ...
 
     def blocks(self, positions: Tensor) -> Tensor | None:
@@ -86,8 +86,8 @@ class CutWindows:
         noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
         block_samples: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
         posterior_mean: Means (n_windows, n_components, n_samples) of the components, given mixtures (n_windows,
-            n_samples) and the candidates for what they hold, (n_components, n_candidates, n_samples), to aim at in
-            place of the targets; None: the targets.
+            n_samples) and the candidates for what they hold, (n_components, n_candidates, n_samples), to train
+            towards; None: towards the clean component.
     """
 
     mixtures: Tensor
@@ -123,11 +123,11 @@ class CutWindows:
 
         The blocks of a realization are equally large.
         """
-        _, start, realization = self._places(positions)
+        _, start, realization = self.places(positions)
         of_realization = max(1, self.n_starts // self.block_samples)
         return realization * of_realization + start * of_realization // self.n_starts
 
-    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selector, start and realization of each window, (n_windows,)."""
         numbers = positions if self.chosen is None else self.chosen[positions]
         start = numbers // self.n_components % self.n_starts
@@ -135,7 +135,7 @@ class CutWindows:
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
-        selector, start, realization = self._places(positions)
+        selector, start, realization = self.places(positions)
         samples = start[:, None] + torch.arange(self.n_samples, device=start.device)
         mixture = self.mixtures[realization[:, None], samples]
         if self.noise is not None:
@@ -145,22 +145,35 @@ class CutWindows:
         return inputs, self.components[selector[:, None], samples][..., None]
 
     def lesson(self, positions: Tensor) -> Lesson:
-        """The same with what training aims at: the targets, or their means over windows that look alike.
+        """The windows at ``positions`` with their clean component or its posterior means as targets.
 
-        A mean is taken over the stretches at these windows' own starts and at others drawn at random. Given the
-        stretches and its mixture, a window is equally likely to be any of them; so the mean is what can be known of
-        its target, and on average over windows and draws a network is moved as the target itself would move it (D.
-        Blackwell, "Conditional Expectation and Unbiased Sequential Estimation", 1947). What nobody can foresee of the
-        target, most of a gradient's noise near the limit, is gone.
+        A mean is taken over the stretches at the starts of these windows and at others drawn at random from a full
+        set. Where a window's own start has been drawn like that too, it is equally likely to be any of them, given the
+        stretches and its mixture. So the mean is what can be known of the clean component, and on average over windows
+        and draws a network is moved as by the component itself (D. Blackwell, "Conditional Expectation and Unbiased
+        Sequential Estimation", 1947). What nobody can foresee, near the limit most of a gradient's noise, is gone.
         """
-        inputs, targets = self.batch(positions)
+        inputs, clean = self.batch(positions)
         if self.posterior_mean is None:
-            return Lesson(inputs, targets, targets)
-        selector, start, _ = self._places(positions)
-        others = torch.randint(self.n_starts, (max(0, CANDIDATES - len(start)),), device=start.device)
+            return Lesson(inputs, clean, clean)
+        selector, start, _ = self.places(positions)
+        means = [
+            self._means(*some)
+            for some in zip(
+                *(torch.split(of_window, CANDIDATES // 2) for of_window in (inputs[..., 0], selector, start)),
+                strict=True,
+            )
+        ]
+        return Lesson(inputs, torch.cat(means), clean)
+
+    def _means(self, mixtures: Tensor, selector: Tensor, start: Tensor) -> Tensor:
+        """Posterior means of some windows' components, (n_windows, n_samples, 1)."""
+        if self.posterior_mean is None:
+            raise ValueError("no posterior mean is asked for")
+        others = torch.randint(self.n_starts, (CANDIDATES - len(start),), device=start.device)
         samples = torch.cat([start, others])[:, None] + torch.arange(self.n_samples, device=start.device)
-        means = self.posterior_mean(inputs[..., 0], self.components[:, samples])
-        return Lesson(inputs, targets, means[torch.arange(len(start), device=start.device), selector][..., None])
+        means = self.posterior_mean(mixtures, self.components[:, samples])
+        return means[torch.arange(len(start), device=start.device), selector][..., None]
 
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
@@ -206,7 +219,7 @@ class StoredWindows:
         return self.inputs[positions], self.targets[positions]
 
     def lesson(self, positions: Tensor) -> Lesson:
-        """The same; nobody knows more of these windows than their targets."""
+        """The windows at ``positions``; nobody knows more of them than their targets."""
         inputs, targets = self.batch(positions)
         return Lesson(inputs, targets, targets)
 

@@ -135,7 +135,7 @@ def test_on_some_of_the_validation_windows_the_limit_is_near_that_on_all_and_com
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(limit_cache, "compare", never)
+    monkeypatch.setattr(limits, "of_windows", never)
     assert limit_cache.on_validation(params, validation["1500"]) == some
     other = resolve(given | {"validation_windows": "1500", "noise_std": "0.2"})
     with pytest.raises(AssertionError, match="computed again"):

@@ -291,15 +291,15 @@ def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: st
     assert state.scaler.get_scale() < scale
 
 
-def test_a_step_moves_towards_its_aims_and_reports_the_loss_against_its_targets() -> None:
+def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean_component() -> None:
     params = small()
     state, splits = fresh_state(params), Splits.from_params(params)
-    inputs, targets, _ = splits.train.lesson(torch.arange(64))
+    inputs, _, clean = splits.train.lesson(torch.arange(64))
     with torch.no_grad():
-        aims = state.network(inputs)
-        loss = float((aims - targets).square().mean())
+        targets = state.network(inputs)
+        loss = float((targets - clean).square().mean())
     before = copy.deepcopy(state.network.state_dict())
-    reported = training_step(state, Lesson(inputs, targets, aims), params.training)
+    reported = training_step(state, Lesson(inputs, targets, clean), params.training)
     assert float(reported[0]) == pytest.approx(loss)
     for name, weight in state.network.state_dict().items():
         torch.testing.assert_close(weight, before[name], atol=1e-4, rtol=0)

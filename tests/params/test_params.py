@@ -117,6 +117,14 @@ def test_a_data_file_settles_noise_split_and_audit() -> None:
     assert values["windows_per_epoch"] is None
 
 
+@pytest.mark.parametrize("given", [{"noise": "fixed"}, {"loss": "mae"}, {"data_file": "/mine.npz"}])
+def test_posterior_means_give_way_to_what_they_do_not_go_with(given: dict[str, str], tmp_path: Path) -> None:
+    assert resolve().training.targets == "posterior_mean"
+    assert resolve(given).training.targets == "clean"
+    (tmp_path / "again.yaml").write_text(resolve().to_yaml())
+    assert resolve(given, recipe=str(tmp_path / "again.yaml")).training.targets == "clean"
+
+
 def test_of_a_data_file_each_window_is_taken_once_unless_typed_or_a_recipe_says_otherwise(tmp_path: Path) -> None:
     typed = resolve({"data_file": "/mine.npz", "windows_per_epoch": "500"})
     assert typed.training.windows_per_epoch == 500

@@ -234,16 +234,19 @@ def test_over_all_starts_the_mean_of_candidates_is_the_limit() -> None:
 
 
 @pytest.mark.parametrize("bidirectional", ["false", "true"])
-def test_training_aims_at_what_a_window_tells_of_its_target_and_at_nothing_else(bidirectional: str) -> None:
-    """The aims err as the targets do on average, whatever of the window they are compared with, and vary less."""
+@pytest.mark.parametrize("batch_size", [400, 1300])
+def test_posterior_means_as_targets_tell_what_a_window_tells_and_nothing_else(
+    bidirectional: str, batch_size: int
+) -> None:
+    """They err as the clean component does on average, whatever of the window they are compared with, and vary less."""
     small = {"n_samples": "900", "duration_s": "3", "window_length": "12", "noise_std": "0.2", "seed": "5"}
     chosen = {"windows_per_epoch": "40000", "targets": "posterior_mean", "bidirectional": bidirectional}
     splits = Splits.from_params(resolve(small | chosen | {"frequencies_hz": "[2, 5.3, 9.1]"}))
     torch.manual_seed(1)
     windows = splits.epoch(1)
-    lessons = [windows.lesson(positions) for positions in torch.arange(40_000).split(400)]
-    inputs, targets, aims = (torch.cat(parts) for parts in zip(*lessons, strict=True))
-    wrong = (aims - targets).squeeze(-1)
+    lessons = [windows.lesson(positions) for positions in torch.arange(40_000).split(batch_size)]
+    inputs, targets, clean = (torch.cat(parts) for parts in zip(*lessons, strict=True))
+    wrong = (targets - clean).squeeze(-1)
     mixtures, first = inputs[..., 0], inputs[:, 0, 1:].argmax(dim=1) == 0
     seen = mixtures.flip(1) if bidirectional == "true" else mixtures
     for of_window in (torch.ones_like(wrong), seen, seen**2, first[:, None] * seen):
@@ -251,4 +254,10 @@ def test_training_aims_at_what_a_window_tells_of_its_target_and_at_nothing_else(
         z = products.mean(dim=0) / products.std(dim=0) * math.sqrt(len(products))
         assert z.abs().max() < 4.5
     assert wrong.square().mean() > 0.02
-    assert aims.var() < 0.8 * targets.var()
+    assert targets.var() < 0.8 * clean.var()
+
+
+def test_without_noise_posterior_means_are_the_clean_component() -> None:
+    params = resolve({"n_samples": "900", "duration_s": "3", "noise_std": "0", "targets": "posterior_mean"})
+    _, targets, clean = Splits.from_params(params).epoch(1).lesson(torch.arange(128))
+    torch.testing.assert_close(targets[:, 20:], clean[:, 20:], atol=1e-4, rtol=0)
