@@ -12,7 +12,7 @@ from torch import Tensor
 from freqfilter.params import resolve
 from freqfilter.signals.limit import Limit, LimitExtractor
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import realization_windows
+from freqfilter.signals.realizations import realization_windows
 from freqfilter.signals.windows import spread
 
 NOISE_SEEDS = (5001, 5002, 5003, 5004)  # that no recipe knows

@@ -33,6 +33,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "validation_noise_seed": ("2", "share realization 2"),
     "validation_realizations": ("0", "greater than or equal to 1"),
     "validation_windows": ("0", "greater than or equal to 1"),
+    "test_windows": ("0", "greater than or equal to 1"),
     "allow_shared_realizations": ("perhaps", "valid boolean"),
     "data_file": ("absent.npz", "No such file"),
     "cell": ("rnn", "'lstm' or 'gru'"),

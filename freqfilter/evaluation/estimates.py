@@ -15,7 +15,6 @@ from freqfilter.signals.windows import CutWindows, WindowSet
 
 WINDOWS_SHOWN = 4000  # fewer where they are so long that they would have more samples than this in all
 WINDOW_SAMPLES_SHOWN = 2_000_000
-SAMPLES_SHOWN = 100_000  # of a realization, which may be far longer
 
 Array = NDArray[np.float32]
 
@@ -39,7 +38,7 @@ class WindowEstimates:
 
 @dataclass(frozen=True)
 class Stretch:
-    """The beginning of a realization, cut into windows that follow one another, and the answers to them.
+    """A realization, cut into windows that follow one another, and the answers to them.
 
     Attributes:
         targets: The clean components, (n_components, n_samples), as ``estimates``.
@@ -78,17 +77,17 @@ def stretch(
     sample_rate_hz: float,
     device: torch.device,
 ) -> Stretch:
-    """Ask an extractor about the beginning of the first realization, for every component.
+    """Ask an extractor about every component of a realization.
 
     Args:
         extractor: What is asked.
-        windows: A full set, nothing chosen from it.
+        windows: All windows of the realization.
         frequencies_hz: Frequency of each component.
         sample_rate_hz: Of the realization.
         device: Where the extractor computes.
     """
     length = windows.n_samples
-    starts = torch.arange(0, min(windows.n_starts, SAMPLES_SHOWN), length)
+    starts = torch.arange(0, windows.n_starts, length)
     targets, estimates = [], []
     for component in range(windows.n_components):
         _, _, target, estimate = _answers(extractor, windows, starts * windows.n_components + component, device)

@@ -22,8 +22,7 @@ from freqfilter.evaluation.scores import MODEL, OVERALL, Comparison, Extractor, 
 from freqfilter.filters.network import estimate
 from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import realization_windows
-from freqfilter.signals.windows import spread
+from freqfilter.signals.realizations import some_windows
 
 FIRST_NOISE_SEED = 10_000
 # Of a realization, spread evenly: neighbouring windows share nearly all of their noise, so that those left out would
@@ -84,7 +83,7 @@ def score_realizations(
     if known := limits(params):
         extractors[LIMIT] = known[LIMIT]
     for noise_seed in noise_seeds:
-        windows = spread(realization_windows(model, params.data.window_length, noise_seed), WINDOWS)
+        windows = some_windows(model, params.data.window_length, WINDOWS, noise_seed)
         yield noise_seed, compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
 
 

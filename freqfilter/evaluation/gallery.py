@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from freqfilter.evaluation.estimates import SAMPLES_SHOWN, stretch, window_estimates
+from freqfilter.evaluation.estimates import stretch, window_estimates
 from freqfilter.evaluation.figures import data, performance
 from freqfilter.evaluation.scores import Comparison, Extractor
 from freqfilter.params import SignalParams
@@ -23,14 +23,14 @@ def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, F
 
     Args:
         signals: The signal model.
-        windows: All windows of a realization.
+        windows: All windows of a realization, or of its beginning.
 
     Yields:
         The file and the figure.
     """
     frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
-    mixture = windows.mixtures[0, :SAMPLES_SHOWN].double().numpy()
-    components = windows.components[:, :SAMPLES_SHOWN].double().numpy()
+    mixture = windows.mixtures[0].double().numpy()
+    components = windows.components.double().numpy()
     time_s = np.arange(len(mixture)) / rate_hz
     clean = components.mean(axis=0)
     yield "visualizations/01_time.png", data.time(time_s, mixture, clean, slowest_hz=min(frequencies_hz))
@@ -59,6 +59,7 @@ def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, F
 def of_evaluation(
     extractor: Extractor,
     windows: WindowSet,
+    beginning: CutWindows | None,
     compared: Comparison,
     *,
     frequencies_hz: Sequence[float],
@@ -69,8 +70,9 @@ def of_evaluation(
 
     Args:
         extractor: What was evaluated.
-        windows: The test set. Of windows from a file nobody knows how they follow one another: there is no long
-            stretch and no spectrum of theirs.
+        windows: The test set.
+        beginning: All windows of the beginning of its realization. Of windows from a file nobody knows how they follow
+            one another: there is no long stretch and no spectrum of theirs.
         compared: Its scores beside those of the references.
         frequencies_hz: Frequency of each component.
         sample_rate_hz: Of the realization.
@@ -83,8 +85,10 @@ def of_evaluation(
     yield "visualizations/08_prediction.png", performance.prediction(found)
     yield "visualizations/09_errors.png", performance.errors(found)
     yield "visualizations/10_scatter.png", performance.scatter(found)
-    if isinstance(windows, CutWindows):
-        along = stretch(extractor, windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device)
+    if beginning is not None:
+        along = stretch(
+            extractor, beginning, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
+        )
         yield "visualizations/11_spectrum.png", performance.spectra(along)
         yield "visualizations/12_long_stretch.png", performance.long_stretch(along)
     yield "visualizations/13_mse_per_frequency.png", performance.mse_of_components(compared.table)

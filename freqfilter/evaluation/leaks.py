@@ -117,9 +117,10 @@ def _of_realizations(windows: CutWindows) -> NDArray[np.int64]:
     numbers = torch.arange(len(windows)) if windows.chosen is None else windows.chosen.cpu()
     places = torch.unique(numbers // windows.n_components).numpy()
     realization, start = places // windows.n_starts, places % windows.n_starts
-    first = start + (1 if windows.n_samples > 1 else 0)  # the first sample of a window has no predecessor in it
-    np.add.at(covered, (realization, first), 1)
-    np.add.at(covered, (realization, start + windows.n_samples), -1)
+    first = windows.stride * start
+    inner = first + (1 if windows.n_samples > 1 else 0)  # the first sample of a window has no predecessor in it
+    np.add.at(covered, (realization, inner), 1)
+    np.add.at(covered, (realization, first + windows.n_samples), -1)
     inside = covered.cumsum(axis=1)[:, :-1] > 0
     mixtures = windows.mixtures.cpu().numpy()
     keys = np.zeros(mixtures.shape, dtype=np.int64)

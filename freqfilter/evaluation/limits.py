@@ -93,11 +93,12 @@ def expected(model: SignalModel, *, window_length: int, seed: int = 0, work: flo
         starts = np.linspace(0, signal_starts - 1, n_windows).round().astype(np.int64)
         causal, two_sided = _Scores(), _Scores()
         for some in _pieces(starts, all_starts):
-            posterior = all_starts.posterior(_mixtures(all_starts, some, random))
+            clean = _clean(model, window_length, some)
+            posterior = all_starts.posterior(_noisy(clean, model, random))
             causal.add(posterior.causal_variance)
             two_sided.add(posterior.two_sided_variance)
         return LimitScores(causal.mse(), two_sided.mse(), n_windows)
-    return _thinned(all_starts, n_windows // 2, random)
+    return _thinned(model, all_starts, step, n_windows // 2, random)
 
 
 def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WORK) -> LimitScores:
@@ -124,8 +125,8 @@ def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WO
         here = of_block == block
         mixture = windows.mixtures[realization[here][0]].cpu()
         for some in _pieces(start[here], limit):
-            posterior = limit.posterior(mixture.unfold(0, windows.n_samples, 1)[some])
-            targets = _targets(limit, some)
+            posterior = limit.posterior(mixture.unfold(0, windows.n_samples, windows.stride)[some])
+            targets = windows.components.unfold(1, windows.n_samples, windows.stride)[:, some].transpose(0, 1).cpu()
             causal.add((posterior.causal - targets).square())
             two_sided.add((posterior.two_sided - targets).square())
         causal.end_block()
@@ -146,14 +147,14 @@ def _affordable(limit: Limit, work: float) -> int:
     return max(FEWEST_WINDOWS, int(work / (limit.n_starts * limit.n_samples)))
 
 
-def _thinned(limit: Limit, n_windows: int, random: np.random.Generator) -> LimitScores:
+def _thinned(model: SignalModel, limit: Limit, step: int, n_windows: int, random: np.random.Generator) -> LimitScores:
     above, below = (_Scores(), _Scores()), (_Scores(), _Scores())
-    step = limit.start_step
     for residue in np.linspace(0, step - 1, min(step, RESIDUES)).round().astype(np.int64):
-        told = Limit(limit.components, limit.noise_std, limit.n_samples, int(residue), step)
+        told = Limit.from_model(model, n_samples=limit.n_samples, first_start=int(residue), start_step=step)
         chosen = np.linspace(0, told.n_starts - 1, max(1, n_windows // RESIDUES)).round().astype(np.int64)
         for some in _pieces(residue + step * chosen, limit):
-            mixtures, targets = _mixtures(limit, some, random), _targets(limit, some)
+            targets = _clean(model, limit.n_samples, some)
+            mixtures = _noisy(targets, model, random)
             untold = limit.posterior(mixtures)
             above[0].add((untold.causal - targets).square())
             above[1].add((untold.two_sided - targets).square())
@@ -197,15 +198,16 @@ def _pieces(starts: NDArray[np.int64], limit: Limit) -> Iterator[NDArray[np.int6
     yield from np.array_split(starts, math.ceil(len(starts) / at_once))
 
 
-def _targets(limit: Limit, starts: NDArray[np.int64]) -> Tensor:
+def _clean(model: SignalModel, window_length: int, starts: NDArray[np.int64]) -> Tensor:
     """The clean components of windows, (n_windows, n_components, n_samples)."""
-    return limit.components.unfold(1, limit.n_samples, 1)[:, starts].transpose(0, 1)
+    clean = model.clean(starts[:, None] + np.arange(window_length))
+    return torch.from_numpy(clean).float().transpose(0, 1)
 
 
-def _mixtures(limit: Limit, starts: NDArray[np.int64], random: np.random.Generator) -> Tensor:
-    """Windows with fresh noise, (n_windows, n_samples)."""
-    noise = torch.from_numpy(random.standard_normal((len(starts), limit.n_samples), dtype=np.float32))
-    return _targets(limit, starts).mean(dim=1) + limit.noise_std * noise
+def _noisy(clean: Tensor, model: SignalModel, random: np.random.Generator) -> Tensor:
+    """Mixtures of clean components with fresh noise, (n_windows, n_samples)."""
+    noise = torch.from_numpy(random.standard_normal((len(clean), clean.shape[2]), dtype=np.float32))
+    return clean.mean(dim=1) + model.noise_std * noise
 
 
 def ratio_interval(

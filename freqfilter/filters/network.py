@@ -65,7 +65,7 @@ class FrequencyFilterLSTM(nn.Module):
 
 
 @torch.inference_mode()
-def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 1024) -> Tensor:
+def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 128) -> Tensor:
     """The module's estimates for any number of windows, ``batch_size`` of them in memory at a time.
 
     Args:

@@ -22,6 +22,7 @@ DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
 # What held before there were these parameters, for what was stored then.
 ONCE = {
     "validation_windows": None,
+    "test_windows": None,
     "windows_per_epoch": None,
     "optimizer": "adam",
     "targets": "clean",

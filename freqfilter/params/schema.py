@@ -120,6 +120,9 @@ class DataParams(_Section):
     validation_windows: Count | None = Field(
         description="windows of validation, spread evenly over its realizations, split independent; null: all of them"
     )
+    test_windows: Count | None = Field(
+        description="windows of the test, spread evenly over its realization; null: all of them"
+    )
     allow_shared_realizations: bool = Field(description="let two purposes use one realization: a leak")
     data_file: str | None = Field(
         json_schema_extra=PATH, description="a .npz file of windows in place of generated signals, or null"

@@ -18,7 +18,7 @@ from freqfilter.signals.model import SignalModel
 
 ORDER = 2  # of the Butterworth filters; the band makes it twice that
 LEAST_NOISE = 1e-6  # stands for no noise, so that the covariance can be inverted
-MOST_NUMBERS = 2**24  # in the windows that the covariance is a mean over; of longer signals they are spread evenly
+MOST_NUMBERS = 2**22  # in the windows that the covariance is a mean over; of longer signals they are spread evenly
 
 Array = NDArray[np.float64]
 
@@ -106,11 +106,10 @@ def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEx
 
     Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, chapter 12.
     """
-    clean = model.clean()
     n_starts = model.n_samples - n_samples + 1
-    n_windows = min(n_starts, max(1, MOST_NUMBERS // (len(clean) * n_samples)))
+    n_windows = min(n_starts, max(1, MOST_NUMBERS // (len(model.components) * n_samples)))
     starts = np.linspace(0, n_starts - 1, n_windows).round().astype(np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(clean, n_samples, axis=1)[:, starts]
+    windows = model.clean(starts[:, None] + np.arange(n_samples))
     mean = windows.mean(axis=1)
     centred = windows - mean[:, None]
     mixture, mixture_mean = centred.mean(axis=0), mean.mean(axis=0)

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from freqfilter.signals.model import SignalModel
+from freqfilter.signals.model import SignalModel, stretches
 
 CELLS_AT_ONCE = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
 LOWEST = -115.0  # log2 of a probability beside the highest: 2⁻¹¹⁵ is nothing, and what is less takes ten times as long
@@ -47,7 +48,7 @@ class Limit:
     """The posterior over the starts of a window, and what follows from it.
 
     Attributes:
-        components: The clean components, (n_components, signal length), float32.
+        components: The clean components, (n_components, signal length), float32; or stretches of them, end to end.
         noise_std: Standard deviation of the noise on the mixture.
         n_samples: Length of a window.
         first_start: The first start that is considered.
@@ -63,7 +64,11 @@ class Limit:
     @classmethod
     def from_model(cls, model: SignalModel, *, n_samples: int, first_start: int = 0, start_step: int = 1) -> Self:
         """The limit for windows of ``n_samples`` of a signal model."""
-        components = torch.from_numpy(model.clean()).float()
+        samples = None
+        if start_step > n_samples:  # of so long a signal only the stretches that are considered are held, end to end
+            starts = np.arange(first_start, model.n_samples - n_samples + 1, start_step)
+            samples, first_start, start_step = stretches(starts, n_samples), 0, n_samples
+        components = torch.from_numpy(model.clean(samples)).float()
         return cls(components, model.noise_std, n_samples, first_start, start_step)
 
     @property

@@ -29,6 +29,15 @@ class Component:
         return np.asarray(self.amplitude * np.sin(angle))
 
 
+def stretches(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
+    """The samples of the stretches at ``starts``, one after another, (n_starts · n_samples,).
+
+    >>> stretches(np.array([3, 8]), 2).tolist()
+    [3, 4, 8, 9]
+    """
+    return (starts[:, None] + np.arange(n_samples)).ravel()
+
+
 @dataclass(frozen=True)
 class SignalModel:
     """Components whose mean, with noise added, is the mixture.
@@ -56,7 +65,9 @@ class SignalModel:
         """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
         return (self.n_samples - 1) / self.duration_s
 
-    def clean(self) -> NDArray[np.float64]:
-        """The components without noise, (n_components, n_samples)."""
-        time_s = np.linspace(0, self.duration_s, self.n_samples)
+    def clean(self, samples: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """The components without noise at samples of the signal, (n_components, *samples.shape); None: all of them."""
+        samples = np.arange(self.n_samples) if samples is None else samples
+        last = self.n_samples - 1
+        time_s = np.where(samples == last, self.duration_s, samples * (self.duration_s / last))
         return np.stack([component.at(time_s) for component in self.components])

@@ -11,6 +11,8 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+DRAWN_AT_ONCE = 2**20  # samples of a realization
+
 
 def realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
     """Standard normal noise of the realization ``noise_seed``, (n_samples,).
@@ -22,6 +24,21 @@ def realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
     True
     """
     return np.random.RandomState(noise_seed).standard_normal(n_samples)
+
+
+def realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The noise of a realization at some of its samples alone, however long it is, in the shape of ``samples``.
+
+    >>> bool((realization_at(1, np.array([4, 0])) == realization(1, 5)[[4, 0]]).all())
+    True
+    """
+    random = np.random.RandomState(noise_seed)
+    found = np.empty(samples.shape)
+    for first in range(0, int(samples.max()) + 1, DRAWN_AT_ONCE):
+        part = random.standard_normal(DRAWN_AT_ONCE)
+        here = (first <= samples) & (samples < first + DRAWN_AT_ONCE)
+        found[here] = part[samples[here] - first]
+    return found
 
 
 def stream(seed: int, name: str, *indices: int) -> np.random.Generator:

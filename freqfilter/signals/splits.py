@@ -10,7 +10,6 @@ from typing import Self, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from freqfilter.errors import UserError
@@ -18,12 +17,19 @@ from freqfilter.params import DataParams, Params
 from freqfilter.signals import archive
 from freqfilter.signals.limit import posterior_mean
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.randomness import realization, stream
-from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet, spread
+from freqfilter.signals.randomness import stream
+from freqfilter.signals.realizations import (
+    MOST_HELD,
+    beginning_windows,
+    realization_windows,
+    some_windows,
+    stretch_windows,
+)
+from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
 
 Windows = TypeVar("Windows", CutWindows, StoredWindows)
 
-BLOCK_S = 1.0  # of neighbouring windows; a window where that is longer
+BEGINNING_SAMPLES = 100_000  # of the test realization, for pictures
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class Splits:
     """The data of a run.
 
     Attributes:
-        train: All windows that training takes from; without noise where theirs is fresh.
+        train: All windows that training takes from, without noise where theirs is fresh; of a signal that is too long
+            to be held, as many as an epoch has, spread evenly.
         epoch: The training windows of an epoch, numbered from 1: all of them, or some drawn at random.
         n_epoch: How many they are.
         fresh_noise: Whether those of an epoch have noise of their own, drawn anew.
         validation: What chooses the best epoch.
         test: Touched once, at the end.
+        beginning: All windows of the beginning of the test realization; None where nobody knows it.
         audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
     """
 
@@ -46,6 +54,7 @@ class Splits:
     fresh_noise: bool
     validation: WindowSet
     test: WindowSet
+    beginning: CutWindows | None
     audit: CutWindows | None
 
     @classmethod
@@ -73,20 +82,20 @@ class Splits:
             for part in archive.PARTS
         )
         of_epoch, n_epoch = _drawn(train, params)
-        return cls(train, of_epoch, n_epoch, False, validation, test, None)
+        return cls(train, of_epoch, n_epoch, False, validation, test, None, None)
 
     @classmethod
     def _generated(cls, params: Params) -> Self:
         data, model = params.data, SignalModel.from_params(params.signals)
-
-        def cut_realizations(*noise_seeds: int) -> CutWindows:
-            return realization_windows(model, data.window_length, *noise_seeds)
-
-        fresh_noise = data.noise == "fresh"
+        length, fresh_noise = data.window_length, data.noise == "fresh"
+        n_audit = None
+        if too_long := fresh_noise and model.n_samples > MOST_HELD:
+            _refuse_all_windows(params)
+            n_audit = params.evaluation.audit_windows
         if fresh_noise:
-            train = _cut(model, data.window_length, np.zeros(model.n_samples))
+            train = some_windows(model, length, params.training.windows_per_epoch if too_long else None)
         else:
-            train = cut_realizations(data.train_noise_seed)
+            train = realization_windows(model, length, data.train_noise_seed)
         if data.split in ("random", "blocked"):
             kept, held_out = (_at_random if data.split == "random" else _at_the_end)(train, data)
             if len(kept) == 0:
@@ -96,30 +105,36 @@ class Splits:
                 )
             train, validation = train.choose(kept), train.choose(held_out)
         else:
-            validation = cut_realizations(*params.realizations()["validation_noise_seed"])
-            if data.validation_windows is not None and data.validation_windows < len(validation):
-                validation = spread(validation, data.validation_windows)
+            validation = some_windows(
+                model, length, data.validation_windows, *params.realizations()["validation_noise_seed"]
+            )
         if params.training.targets == "posterior_mean":
             two_sided = params.model.bidirectional
             means = partial(posterior_mean, noise_std=model.noise_std, two_sided=two_sided)
             train = replace(train, posterior_mean=means)
         of_epoch, n_epoch = _drawn(train, params)
+        if too_long:
+            of_epoch = partial(_stretches, model, train, params)
 
         def noisy(epoch: int) -> CutWindows:
             # Each window has noise of its own. One realization for an epoch would not do: its windows overlap, and
             # what a step learns of their noise by heart pays off until the epoch ends.
             random = stream(params.training.seed, "noise", epoch)
-            noise = random.standard_normal((n_epoch, data.window_length), dtype=np.float32)
+            noise = random.standard_normal((n_epoch, length), dtype=np.float32)
             return replace(of_epoch(epoch), noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
+        audit = None
+        if params.evaluation.audit_every:
+            audit = some_windows(model, length, n_audit, data.audit_noise_seed)
         return cls(
             train=train,
             epoch=noisy if fresh_noise else of_epoch,
             n_epoch=n_epoch,
             fresh_noise=fresh_noise,
             validation=validation,
-            test=cut_realizations(data.test_noise_seed),
-            audit=cut_realizations(data.audit_noise_seed) if params.evaluation.audit_every else None,
+            test=some_windows(model, length, data.test_windows, data.test_noise_seed),
+            beginning=beginning_windows(model, length, BEGINNING_SAMPLES, data.test_noise_seed),
+            audit=audit,
         )
 
 
@@ -136,6 +151,30 @@ def _drawn(train: Windows, params: Params) -> tuple[Callable[[int], Windows], in
     return draw, n_epoch
 
 
+def _stretches(model: SignalModel, train: CutWindows, params: Params, epoch: int) -> CutWindows:
+    """The windows that an epoch takes from a signal that is too long to be held."""
+    n_epoch, n_components, length = params.training.windows_per_epoch, train.n_components, train.n_samples
+    n_windows = (model.n_samples - length + 1) * n_components
+    numbers = stream(params.training.seed, "windows", epoch).integers(n_windows, size=n_epoch)
+    held = stretch_windows(model, length, numbers // n_components)
+    chosen = torch.from_numpy(np.arange(len(numbers)) * n_components + numbers % n_components)
+    return replace(held, chosen=chosen, posterior_mean=train.posterior_mean)
+
+
+def _refuse_all_windows(params: Params) -> None:
+    wanted = {
+        "windows_per_epoch": params.training.windows_per_epoch,
+        "validation_windows": params.data.validation_windows,
+        "test_windows": params.data.test_windows,
+    }
+    for name, value in wanted.items():
+        if value is None:
+            raise UserError(
+                f"{name}=null: a signal of more than {MOST_HELD:,} samples is not held as a whole; "
+                f"add {name}=40000, or another number"
+            )
+
+
 def _at_random(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:
     """Numbers of the windows for training and for validation, as scikit-learn's ``train_test_split`` draws them."""
     order = torch.from_numpy(np.random.RandomState(data.split_seed).permutation(len(windows)))
@@ -150,17 +189,3 @@ def _at_the_end(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:
     first = windows.n_starts - n_validation
     end = max(0, first - windows.n_samples + 1)
     return numbers[: end * windows.n_components], numbers[first * windows.n_components :]
-
-
-def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> CutWindows:
-    """All windows of the realizations with these noise seeds."""
-    return _cut(model, window_length, *(realization(seed, model.n_samples) for seed in noise_seeds))
-
-
-def _cut(model: SignalModel, window_length: int, *noises: NDArray[np.float64]) -> CutWindows:
-    """All windows of the mixtures that these draws of standard normal noise make."""
-    clean = model.clean()
-    mixtures = (clean.mean(axis=0) + model.noise_std * np.stack(noises)).astype(np.float32)
-    components = torch.from_numpy(clean.astype(np.float32))
-    block_samples = max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
-    return CutWindows(torch.from_numpy(mixtures), components, window_length, block_samples=block_samples)

@@ -74,7 +74,7 @@ class WindowSet(Protocol):
 
 @dataclass(frozen=True)
 class CutWindows:
-    """Every stretch of ``n_samples`` of each realization, stride 1, for each selector.
+    """Every stretch of ``n_samples`` of each realization, for each selector.
 
     In order of realization, then of start; the windows of a start stand together, one for each selector.
 
@@ -84,7 +84,8 @@ class CutWindows:
         n_samples: Length of a window.
         chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
         noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
-        block_samples: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
+        block_starts: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
+        stride: Samples from one start to the next.
         posterior_mean: Means (n_windows, n_components, n_samples) of the components, given mixtures (n_windows,
             n_samples) and the candidates for what they hold, (n_components, n_candidates, n_samples), to train
             towards; None: towards the clean component.
@@ -95,7 +96,8 @@ class CutWindows:
     n_samples: int
     chosen: Tensor | None = None
     noise: Tensor | None = None
-    block_samples: int = 1
+    block_starts: int = 1
+    stride: int = 1
     posterior_mean: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
@@ -106,7 +108,7 @@ class CutWindows:
     @property
     def n_starts(self) -> int:
         """Window starts of a realization."""
-        return self.mixtures.shape[1] - self.n_samples + 1
+        return (self.mixtures.shape[1] - self.n_samples) // self.stride + 1
 
     def __len__(self) -> int:
         if self.chosen is not None:
@@ -119,12 +121,12 @@ class CutWindows:
         return replace(self, chosen=chosen, noise=None if self.noise is None else self.noise[positions])
 
     def blocks(self, positions: Tensor) -> Tensor:
-        """The block of at least ``block_samples`` neighbouring starts that each window is of, (n_windows,).
+        """The block of at least ``block_starts`` neighbouring starts that each window is of, (n_windows,).
 
         The blocks of a realization are equally large.
         """
         _, start, realization = self.places(positions)
-        of_realization = max(1, self.n_starts // self.block_samples)
+        of_realization = max(1, self.n_starts // self.block_starts)
         return realization * of_realization + start * of_realization // self.n_starts
 
     def places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,7 +138,7 @@ class CutWindows:
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
         selector, start, realization = self.places(positions)
-        samples = start[:, None] + torch.arange(self.n_samples, device=start.device)
+        samples = self._samples(start)
         mixture = self.mixtures[realization[:, None], samples]
         if self.noise is not None:
             mixture = mixture + self.noise[positions]
@@ -171,9 +173,13 @@ class CutWindows:
         if self.posterior_mean is None:
             raise ValueError("no posterior mean is asked for")
         others = torch.randint(self.n_starts, (CANDIDATES - len(start),), device=start.device)
-        samples = torch.cat([start, others])[:, None] + torch.arange(self.n_samples, device=start.device)
-        means = self.posterior_mean(mixtures, self.components[:, samples])
+        candidates = self.components[:, self._samples(torch.cat([start, others]))]
+        means = self.posterior_mean(mixtures, candidates)
         return means[torch.arange(len(start), device=start.device), selector][..., None]
+
+    def _samples(self, start: Tensor) -> Tensor:
+        """Where in a realization the samples of windows stand, (n_windows, n_samples)."""
+        return self.stride * start[:, None] + torch.arange(self.n_samples, device=start.device)
 
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""

@@ -121,6 +121,7 @@ def log_evaluation(
     drawn = gallery.of_evaluation(
         partial(estimate, network),
         splits.test,
+        splits.beginning,
         compared,
         frequencies_hz=signals.frequencies_hz,
         sample_rate_hz=signals.sample_rate_hz,

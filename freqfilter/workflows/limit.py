@@ -10,12 +10,12 @@ from tabulate import tabulate
 
 from freqfilter.evaluation import limit_cache
 from freqfilter.evaluation.figures.limit import limit_curves
-from freqfilter.evaluation.limits import MOST_WORK, LimitScores
+from freqfilter.evaluation.limits import MOST_WINDOWS, MOST_WORK, LimitScores
 from freqfilter.evaluation.scores import frequency_name
 from freqfilter.files import replacing
 from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import realization_windows
+from freqfilter.signals.realizations import some_windows
 from freqfilter.workflows.console import Console
 
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000)  # of the curve
@@ -87,7 +87,8 @@ def limit(params: Params, *, noise_seed: int | None, picture: Path | None, conso
     if noise_seed is None:
         scores = limit_cache.expected(model, window_length=window_length)
     else:
-        scores = limit_cache.of_windows(model, realization_windows(model, window_length, noise_seed))
+        most = MOST_WINDOWS * len(model.components)
+        scores = limit_cache.of_windows(model, some_windows(model, window_length, most, noise_seed))
     if picture is not None:
         lengths = sorted({length for length in (*LENGTHS, window_length) if length <= model.n_samples})
         of_lengths = {}

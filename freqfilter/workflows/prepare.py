@@ -8,7 +8,8 @@ from freqfilter.evaluation import gallery
 from freqfilter.params import Params
 from freqfilter.signals import archive
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import Splits, realization_windows
+from freqfilter.signals.realizations import beginning_windows
+from freqfilter.signals.splits import BEGINNING_SAMPLES, Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.runs import open_run
@@ -48,8 +49,12 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: S
         for part, windows in parts.items():
             run.log_data(windows, name=part, context=part)
         console.say("drawing the data")
-        seed = params.data.train_noise_seed
-        drawn = realization_windows(SignalModel.from_params(params.signals), params.data.window_length, seed)
+        drawn = beginning_windows(
+            SignalModel.from_params(params.signals),
+            params.data.window_length,
+            BEGINNING_SAMPLES,
+            params.data.train_noise_seed,
+        )
         for artifact, figure in gallery.of_data(params.signals, drawn):
             run.log_figure(figure, artifact)
     return tracking_uri

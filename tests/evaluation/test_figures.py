@@ -40,6 +40,7 @@ def evaluation_figures(params: Params) -> dict[str, Figure]:
         gallery.of_evaluation(
             half,
             splits.test,
+            splits.beginning,
             compared,
             frequencies_hz=frequencies_hz,
             sample_rate_hz=params.signals.sample_rate_hz,

@@ -14,7 +14,7 @@ from freqfilter.evaluation.scores import MODEL, compare
 from freqfilter.params import resolve
 from freqfilter.signals.limit import Limit, LimitExtractor
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import realization_windows
+from freqfilter.signals.realizations import realization_windows
 from freqfilter.tracking.metrics import fresh_metrics
 from tests.conftest import SMALL, Typed, all_runs, artifacts, options
 

@@ -16,7 +16,8 @@ from freqfilter.filters.state import EpochReport
 from freqfilter.params import resolve
 from freqfilter.signals.limit import Limit
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import Splits, realization_windows
+from freqfilter.signals.realizations import realization_windows
+from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows, WindowSet
 from tests.conftest import SMALL, Typed, all_runs, artifacts, options
 

@@ -16,7 +16,7 @@ import torch
 from freqfilter.evaluation import limit_cache, limits
 from freqfilter.params import resolve
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import realization_windows
+from freqfilter.signals.realizations import realization_windows
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}

@@ -12,7 +12,7 @@ from freqfilter.params import resolve
 from freqfilter.signals.classical import LinearExtractor, band_pass, least_squares, linear_mmse
 from freqfilter.signals.limit import Limit, LimitExtractor
 from freqfilter.signals.model import SignalModel
-from freqfilter.signals.splits import realization_windows
+from freqfilter.signals.realizations import realization_windows
 from freqfilter.signals.windows import CutWindows
 
 CPU = torch.device("cpu")
