@@ -19,7 +19,7 @@ Extractor = Callable[[Tensor], Tensor]
 MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r", "sdr_db")
 OVERALL = "all"  # the row of all components together
 MODEL = "model"  # the extractor that a run is judged by
-SCORED_AT_ONCE = 1024  # windows
+SCORED_AT_ONCE = 2048  # windows
 
 
 def frequency_name(frequency_hz: float) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,18 +65,31 @@ class FrequencyFilterLSTM(nn.Module):
         return self.output(self.dropout(features)), state
 
 
-@torch.inference_mode()
 def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 128) -> Tensor:
-    """The module's estimates for any number of windows, ``batch_size`` of them in memory at a time.
+    """The module's estimates for any number of windows.
+
+    On processors each thread computes batches of its own: one matrix product of a batch is too small to be shared.
 
     Args:
         module: A network in evaluation mode.
         inputs: (n_windows, n_samples, 1 + n_components).
-        batch_size: Windows computed together.
+        batch_size: Windows computed together, by one thread.
 
     Returns:
         (n_windows, n_samples, 1).
     """
+    batches, threads = torch.split(inputs, batch_size), torch.get_num_threads()
+
+    def of_batch(batch: Tensor) -> Tensor:
+        with torch.inference_mode():  # a thread is in none that another one has entered
+            return cast(Tensor, module(batch))
+
     if len(inputs) == 0:
         return inputs.new_zeros((*inputs.shape[:2], 1))
-    return torch.cat([module(batch) for batch in torch.split(inputs, batch_size)])
+    if inputs.is_cuda or threads == 1 or len(batches) == 1:
+        return torch.cat([of_batch(batch) for batch in batches])
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(of_batch, batches)))
+    finally:
+        torch.set_num_threads(threads)  # what was set last is what threads to come begin with

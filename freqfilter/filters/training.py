@@ -19,7 +19,7 @@ from freqfilter.params import TrainingParams
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.windows import Lesson, WindowSet, batches, block_means
 
-SCORED_AT_ONCE = 512  # windows of validation computed together
+SCORED_AT_ONCE = 4096  # windows of validation that are cut at once
 CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,25 @@ def test_the_network_needs_torch_alone() -> None:
     tree = ast.parse(Path(str(network_module.__file__)).read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"__future__", "collections.abc", "typing", "torch"}
+    assert {name.partition(".")[0] for name in modules} - sys.stdlib_module_names == {"torch"}
+
+
+def test_estimates_are_the_modules_own_however_many_threads_there_are() -> None:
+    module = small(cell="lstm", bidirectional=False, num_layers=2)
+    inputs, threads = torch.randn(37, 20, 4), torch.get_num_threads()
+    with torch.inference_mode():
+        expected = module(inputs)
+    try:
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            for batch_size in (1, 5, 36, 37, 100):
+                torch.testing.assert_close(estimate(module, inputs, batch_size=batch_size), expected, rtol=0, atol=1e-6)
+            assert torch.get_num_threads() == n_threads
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(torch.get_num_threads).result() == n_threads
+    finally:
+        torch.set_num_threads(threads)
+    assert estimate(module, inputs[:0]).shape == (0, 20, 1)
 
 
 @pytest.mark.parametrize(
