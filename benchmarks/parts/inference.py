@@ -21,8 +21,8 @@ VERSION, NAIVE = "registered version, predict", f"the module on batches of {BATC
 ONE, LOADED = "one sample at a time, its state carried", "a registered version"
 
 
-def answers(uri: str) -> dict[str, Any]:
-    """Both ways on the same windows, in turns within one process, and the times of loading."""
+def answers(uri: str, way: str) -> dict[str, Any]:
+    """One way of asking, and what beside it a process can tell of a version."""
     started = time.perf_counter()
     os.environ["MLFLOW_TRACKING_URI"] = uri
     import freqfilter
@@ -31,30 +31,34 @@ def answers(uri: str) -> dict[str, Any]:
     inputs = np.random.default_rng(1).normal(size=(N_WINDOWS, 50, 5)).astype(np.float32)
     found.predict(inputs[:BATCH])
     first_answer = time.perf_counter() - started
-    started = time.perf_counter()
-    freqfilter.load("frequency-filter", version=1)
-    again = time.perf_counter() - started
 
     def naive() -> np.ndarray:
         with torch.inference_mode():
             return torch.cat([found.module(batch) for batch in torch.from_numpy(inputs).split(BATCH)]).numpy()
 
-    rates: dict[str, list[float]] = {VERSION: [], NAIVE: []}
-    outputs = {}
+    ask = naive if way == NAIVE else lambda: found.predict(inputs)
+    rates = []
     for _ in range(4):
-        for name, way in ((VERSION, lambda: found.predict(inputs)), (NAIVE, naive)):
-            started = time.perf_counter()
-            outputs[name] = way()
-            rates[name].append(N_WINDOWS / (time.perf_counter() - started))
+        started = time.perf_counter()
+        ask()
+        rates.append(N_WINDOWS / (time.perf_counter() - started))
+    difference = float(np.abs(found.predict(inputs) - naive()).max())
+    started = time.perf_counter()
+    freqfilter.load("frequency-filter", version=1)
+    again = time.perf_counter() - started
     state, sample = None, torch.from_numpy(inputs[:1, :1])
     started, n_samples = time.perf_counter(), 2000
     with torch.inference_mode():
         for _ in range(n_samples):
             _, state = found.module.forward_with_state(sample, state)
     one = (time.perf_counter() - started) / n_samples
-    difference = float(np.abs(outputs[VERSION] - outputs[NAIVE]).max())
-    best = {name: float(np.median(values[1:])) for name, values in rates.items()}
-    return {"rates": best, "difference": difference, "one": one, "first_answer": first_answer, "again": again}
+    return {
+        "rate": float(np.median(rates[1:])),
+        "difference": difference,
+        "one": one,
+        "first_answer": first_answer,
+        "again": again,
+    }
 
 
 def measure() -> list[Row]:
@@ -63,11 +67,10 @@ def measure() -> list[Row]:
         uri = f"sqlite:///{name}/mlflow.db"
         train = [sys.executable, "-m", "freqfilter", "train", "--epochs=1", "--windows_per_epoch=1280"]
         process([*train, "--audit_every=0"], environment={"MLFLOW_TRACKING_URI": uri}, cwd=Path(name))
-        ended = in_turns({LOADED: side("parts.inference", uri=uri)}, rounds=ROUNDS, cwd=Path(name))[LOADED]
-    found = [each.answer for each in ended]
-    rows = [
-        Row(way, "windows", "1/s", [each["rates"][way] for each in found], against=NAIVE) for way in (NAIVE, VERSION)
-    ]
+        sides = {way: side("parts.inference", uri=uri, way=way) for way in (NAIVE, VERSION)}
+        ended = in_turns(sides, rounds=ROUNDS, cwd=Path(name))
+    found = [each.answer for each in ended[VERSION]]
+    rows = [Row(way, "windows", "1/s", [each.answer["rate"] for each in ended[way]], against=NAIVE) for way in sides]
     return [
         *rows,
         Row(VERSION, "largest difference from the module", "", [each["difference"] for each in found]),

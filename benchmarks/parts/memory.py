@@ -12,7 +12,7 @@ from benchmarks.measure import Row, process, say, side
 
 ROUNDS = 3
 READY, WHOLE, LONG = "everything imported, the store open", "default run", "long signal, 250 steps"
-SIGNALS = (10**4, 10**5, 10**6)
+SIGNALS = (10**4, 10**5, 10**6, 10**7, 10**8)
 SHORT = {"epochs": "2", "register": "true"}
 
 

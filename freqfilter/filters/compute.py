@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch.utils import deterministic
 
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.params import TrainingParams
@@ -73,6 +74,8 @@ class Compute:
             # "Results Reproducibility"); read when the first CUDA context is made.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(params.deterministic)
+        # Nothing here reads memory that it has not written; to fill all of it would take a tenth of a step's time.
+        deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.deterministic = params.deterministic
         torch.backends.cudnn.benchmark = False
         device, threads = torch.device("cuda" if on_cuda else "cpu"), torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -10,6 +11,23 @@ import torch
 from torch import Tensor, nn
 
 CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Dropout(nn.Dropout):
+    """Dropout that on processors takes 16 random bits for an element, and a third of the time of PyTorch's own.
+
+    Its probability is the nearest multiple of 2⁻¹⁶.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Elements that stay, scaled so that their expectation does too; all of them in evaluation mode."""
+        threshold = min(round(self.p * 2**16), 2**16 - 1)
+        if not self.training or threshold == 0 or features.is_cuda:
+            return super().forward(features)
+        words = torch.empty(math.ceil(features.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: features.numel()].view(features.shape)
+        kept = (bits >= threshold - 2**15).to(features.dtype)
+        return features * kept.mul_(1 / (1 - threshold / 2**16))
 
 
 class FrequencyFilterLSTM(nn.Module):
@@ -47,7 +65,7 @@ class FrequencyFilterLSTM(nn.Module):
             dropout=dropout if num_layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.output = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -61,8 +79,30 @@ class FrequencyFilterLSTM(nn.Module):
             inputs: (n_windows, n_samples, 1 + n_components).
             state: What an earlier call returned, to go on where that one ended; None starts from zero.
         """
-        features, state = self.recurrent(inputs, state)
+        if self.training and self.recurrent.dropout and not inputs.is_cuda:
+            features = self._layer_by_layer(inputs)
+        else:
+            features, state = self.recurrent(inputs, state)
         return self.output(self.dropout(features)), state
+
+    def _layer_by_layer(self, inputs: Tensor) -> Tensor:
+        """What the recurrent layers give from a state of zero, with our own dropout between them."""
+        recurrent, features = self.recurrent, inputs
+        n_directions = 2 if recurrent.bidirectional else 1
+        zeros = inputs.new_zeros(n_directions, len(inputs), recurrent.hidden_size)
+        for layer in range(recurrent.num_layers):
+            of_layer = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
+            weights: list[Tensor] = [weight for of_direction in of_layer for weight in of_direction]
+            if layer > 0:
+                features = self.dropout(features)
+            # With biases; one layer, without dropout; in training; in these directions; batch first.
+            if isinstance(recurrent, nn.LSTM):
+                features, *_ = torch.lstm(
+                    features, (zeros, zeros), weights, True, 1, 0.0, True, recurrent.bidirectional, True
+                )
+            else:
+                features, _ = torch.gru(features, zeros, weights, True, 1, 0.0, True, recurrent.bidirectional, True)
+        return features
 
 
 def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 128) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from freqfilter.filters import network as network_module
 from freqfilter.filters.losses import LOSSES
-from freqfilter.filters.network import FrequencyFilterLSTM, estimate
+from freqfilter.filters.network import Dropout, FrequencyFilterLSTM, estimate
 from freqfilter.params import resolve
 
 KINDS = [
@@ -128,3 +128,30 @@ def test_a_perfect_or_silent_window_has_a_finite_loss_and_gradient(name: str) ->
         assert estimates.grad is not None
         assert torch.isfinite(loss)
         assert torch.isfinite(estimates.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.2, 0.5, 0.99, 1e-9])
+def test_dropout_keeps_the_share_that_it_should_and_the_expectation(probability: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    ones = torch.ones(401, 999, dtype=dtype, requires_grad=True)
+    dropout = Dropout(probability)
+    dropped = dropout(ones)
+    share, doubt = float((dropped == 0).double().mean()), 4 * (probability * (1 - probability) / ones.numel()) ** 0.5
+    assert share == pytest.approx(probability, abs=doubt + 2**-16)
+    kept = dropped[dropped != 0].double()
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - probability)), rtol=1e-2, atol=0)
+    dropped.sum().backward()
+    assert ones.grad is not None
+    assert torch.equal(ones.grad == 0, dropped == 0)
+    assert torch.equal(dropout.eval()(ones), ones)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layer_by_layer_the_network_is_the_same(kind: dict[str, object]) -> None:
+    """A dropout that keeps nearly everything goes through the layers one by one, and changes nothing to speak of."""
+    module, inputs = small(**kind), torch.randn(7, 20, 4)
+    expected = module(inputs)
+    module.train()
+    module.recurrent.dropout = module.dropout.p = 1e-9
+    torch.testing.assert_close(module(inputs), expected, rtol=0, atol=1e-6)
