@@ -20,7 +20,7 @@ from freqfilter.params import TrainingParams
 # A device that others have filled up, and its libraries, say so in words of their own.
 OUT_OF_DEVICE_MEMORY = ("CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}  # as Linux names them
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc, malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc, malloc.h
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -123,12 +123,13 @@ def _keep_freed_memory() -> None:
     """Have memory that is freed stay with this process to its end, where its C library can be told.
 
     It would go back to the system after each training step, to be asked for and cleared again in the next, a third of
-    the step's time.
+    the step's time. All threads share one stock of it, since each would keep what it has needed at its highest.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_MMAP_MAX, 0)
+        mallopt(M_ARENA_MAX, 1)
 
 
 def _made_for_bf16() -> bool:
