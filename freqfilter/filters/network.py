@@ -61,7 +61,6 @@ class FrequencyFilterLSTM(nn.Module):
             input_size=1 + n_components,
             hidden_size=hidden_size,
             num_layers=num_layers,
-            batch_first=True,
             dropout=dropout if num_layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
@@ -79,33 +78,34 @@ class FrequencyFilterLSTM(nn.Module):
             inputs: (n_windows, n_samples, 1 + n_components).
             state: What an earlier call returned, to go on where that one ended; None starts from zero.
         """
+        time_first = inputs.transpose(0, 1).contiguous()
         if self.training and self.recurrent.dropout and not inputs.is_cuda:
-            features = self._layer_by_layer(inputs)
+            features = self._layer_by_layer(time_first)
         else:
-            features, state = self.recurrent(inputs, state)
-        return self.output(self.dropout(features)), state
+            features, state = self.recurrent(time_first, state)
+        return self.output(self.dropout(features)).transpose(0, 1), state
 
     def _layer_by_layer(self, inputs: Tensor) -> Tensor:
         """What the recurrent layers give from a state of zero, with our own dropout between them."""
         recurrent, features = self.recurrent, inputs
         n_directions = 2 if recurrent.bidirectional else 1
-        zeros = inputs.new_zeros(n_directions, len(inputs), recurrent.hidden_size)
+        zeros = inputs.new_zeros(n_directions, inputs.shape[1], recurrent.hidden_size)
         for layer in range(recurrent.num_layers):
             of_layer = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
             weights: list[Tensor] = [weight for of_direction in of_layer for weight in of_direction]
             if layer > 0:
                 features = self.dropout(features)
-            # With biases; one layer, without dropout; in training; in these directions; batch first.
+            # With biases; one layer, without dropout; in training; in these directions; time first.
             if isinstance(recurrent, nn.LSTM):
                 features, *_ = torch.lstm(
-                    features, (zeros, zeros), weights, True, 1, 0.0, True, recurrent.bidirectional, True
+                    features, (zeros, zeros), weights, True, 1, 0.0, True, recurrent.bidirectional, False
                 )
             else:
-                features, _ = torch.gru(features, zeros, weights, True, 1, 0.0, True, recurrent.bidirectional, True)
+                features, _ = torch.gru(features, zeros, weights, True, 1, 0.0, True, recurrent.bidirectional, False)
         return features
 
 
-def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 128) -> Tensor:
+def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Tensor:
     """The module's estimates for any number of windows.
 
     On processors each thread computes batches of its own: one matrix product of a batch is too small to be shared.
