@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 from tabulate import tabulate
 
 from benchmarks.measure import Row
@@ -18,6 +18,7 @@ from freqfilter.files import replacing
 
 HOME = Path(__file__).parent
 RESULTS, FIGURE, GROWTH = HOME / "results.json", HOME / "results.png", HOME / "growth.png"
+RATE = "1/s"  # the unit of which more is better
 HEADERS = ("side", "figure", "median", "least to most", "unit", "against", "ratio")
 
 
@@ -55,54 +56,76 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def slopes(rows: Sequence[Row]) -> dict[str, float]:
-    """Exponents of growth, from the two largest settings of each side; 1: in proportion."""
+    """Exponents of growth by side and figure, from the two largest settings; 1: in proportion."""
     found = {}
-    for side, points in _grown(rows):
-        (x1, y1), (x2, y2) = points[-2:]
-        found[side] = math.log(y2 / y1) / math.log(x2 / x1)
+    for grown in _grown(rows):
+        (x1, y1), (x2, y2) = grown.points[-2:]
+        found[grown.name] = math.log(y2 / y1) / math.log(x2 / x1)
     return found
 
 
 def draw(parts: Mapping[str, Sequence[Row]]) -> None:
     """Every ratio in one picture, and growth in another."""
-    ratios = [
-        (f"{part}: {row.side}, {row.figure}", row.ratio(rows))
+    compared = {
+        f"{part}: {row.side}, {row.figure}": (row, row.ratio(rows))
         for part, rows in parts.items()
         for row in rows
         if row.against not in (None, row.side)
-    ]
-    known = [(label, ratio) for label, ratio in ratios if ratio is not None]
+    }
+    known = [(label, ratio) for label, (_, ratio) in compared.items() if ratio is not None]
+    good = {label: (ratio >= 1) == (compared[label][0].unit == RATE) for label, ratio in known}
     if known:
         figure = new_figure(10, 1 + 0.35 * len(known))
         axes = figure.subplots()
         labels, values = zip(*reversed(known), strict=True)
-        axes.barh(labels, values, color=[BLUE if value <= 1 else ORANGE for value in values])
+        axes.barh(labels, values, color=[BLUE if good[label] else ORANGE for label in labels])
         axes.axvline(1, color=GREY)
         for place, value in enumerate(values):
             axes.text(value, place, f" {value:.2g}", va="center")
         dress(axes, xlabel="over the side that it is held against; 1: as much", ylabel="")
         figure.savefig(FIGURE, dpi=120)
-    grown = [(part, side, points) for part, rows in parts.items() for side, points in _grown(rows)]
+    grown = [grown for rows in parts.values() for grown in _grown(rows)]
     if grown:
-        figure = new_figure(10, 3 * math.ceil(len(grown) / 2))
-        every = np.atleast_1d(figure.subplots(math.ceil(len(grown) / 2), 2)).flatten()
-        for axes, (part, side, points) in zip(every, grown, strict=False):
-            x, y = zip(*points, strict=True)
+        exponents = {name: slope for rows in parts.values() for name, slope in slopes(rows).items()}
+        figure = new_figure(12, 2.6 * math.ceil(len(grown) / 3))
+        every = np.atleast_1d(figure.subplots(math.ceil(len(grown) / 3), 3)).flatten()
+        for axes, each in zip(every, grown, strict=False):
+            x, y = zip(*each.points, strict=True)
             axes.loglog(x, y, "o-", color=BLUE)
-            exponent = slopes(parts[part])[side]
-            unit = next(row.unit for row in parts[part] if row.side == side)
-            name = next(iter(next(row.setting for row in parts[part] if row.side == side and row.setting)))
-            dress(axes, xlabel=name, ylabel=unit, title=f"{part}, {side}: grows with power {exponent:.2f} at the end")
+            axes.set_xticks(x, [f"{value:g}" for value in x])
+            axes.set_ylim(min(y) / 1.5, max(y) * 1.5)
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_minor_formatter(NullFormatter())
+            dress(axes, xlabel=each.setting, ylabel=each.unit, title=f"{each.figure}, power {exponents[each.name]:.2f}")
         for spare in every[len(grown) :]:
             spare.remove()
-        figure.savefig(GROWTH, dpi=120)
+        figure.savefig(GROWTH, dpi=110)
 
 
-def _grown(rows: Sequence[Row]) -> list[tuple[str, list[tuple[float, float]]]]:
-    """The sides that were measured at several settings, with (setting, median) in order."""
+class Grown(NamedTuple):
+    """A figure that was measured at several settings.
+
+    Attributes:
+        points: Setting and median, in order.
+    """
+
+    name: str
+    figure: str
+    unit: str
+    setting: str
+    points: list[tuple[float, float]]
+
+
+def _grown(rows: Sequence[Row]) -> list[Grown]:
+    """What was measured at several settings."""
     found = []
-    for side, same in groupby((row for row in rows if row.setting), key=lambda row: row.side):
-        points = sorted((next(iter(row.setting.values())), row.median) for row in same if row.median is not None)
+    of_figure = {(row.side, row.figure): row for row in rows if row.setting}
+    for (side, figure), any_row in of_figure.items():
+        (setting,) = any_row.setting
+        same = [row for row in rows if row.setting and (row.side, row.figure) == (side, figure)]
+        points = sorted((row.setting[setting], row.median) for row in same if row.median is not None)
         if len(points) > 1:
-            found.append((side, points))
+            found.append(Grown(f"{side}, {figure}", figure, any_row.unit, setting, points))
     return found

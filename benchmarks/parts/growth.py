@@ -1,8 +1,9 @@
-"""How the training step grows with window length, hidden size, batch and threads."""
+"""How training step, inference and memory grow with window length, hidden size, batch and threads."""
 
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 
@@ -10,10 +11,13 @@ import torch
 
 from benchmarks.measure import Row, in_turns, side
 from benchmarks.parts.epoch import begin
+from freqfilter.filters.network import estimate
 from freqfilter.filters.training import training_step
 from freqfilter.params import resolve
 
 ROUNDS, STEPS, WARM = 3, 8, 2
+ASKED = 2048  # windows
+FIGURES = {"training step": "ms", "inference": "1/s", "peak memory": "MB"}
 GROWING = {
     "window_length": (25, 50, 100, 200, 400),
     "hidden_size": (32, 64, 128, 256, 512),
@@ -22,8 +26,8 @@ GROWING = {
 }
 
 
-def step_seconds(name: str, value: int) -> float:
-    """Seconds of a training step of the default recipe with one value changed."""
+def costs(name: str, value: int) -> dict[str, float]:
+    """What the default recipe costs with one value changed, in the units of ``FIGURES``."""
     params = resolve({name: str(value), "windows_per_epoch": str((WARM + STEPS) * 512)})
     state, splits = begin(params)
     windows, n_windows = splits.epoch(1), params.training.batch_size
@@ -31,7 +35,14 @@ def step_seconds(name: str, value: int) -> float:
         if step == WARM:
             started = time.perf_counter()
         training_step(state, windows.lesson(torch.arange(n_windows) + step * n_windows), params.training)
-    return (time.perf_counter() - started) / STEPS
+    step_ms = 1e3 * (time.perf_counter() - started) / STEPS
+    inputs, _ = windows.batch(torch.arange(ASKED))
+    module, batch = state.network.eval(), {"batch_size": value} if name == "batch_size" else {}
+    estimate(module, inputs, **batch)
+    started = time.perf_counter()
+    estimate(module, inputs, **batch)
+    rate = ASKED / (time.perf_counter() - started)
+    return dict(zip(FIGURES, (step_ms, rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), strict=True))
 
 
 def measure() -> list[Row]:
@@ -47,14 +58,15 @@ def measure() -> list[Row]:
     return [
         Row(
             f"by {cases[case]['name']}",
-            "training step",
-            "ms",
-            [1e3 * each.answer for each in ended[case]],
+            figure,
+            unit,
+            [each.answer[figure] for each in ended[case]],
             setting={str(cases[case]["name"]): float(cases[case]["value"])},
         )
+        for figure, unit in FIGURES.items()
         for case in cases
     ]
 
 
 if __name__ == "__main__":
-    print(json.dumps(step_seconds(**json.loads(sys.argv[1]))))
+    print(json.dumps(costs(**json.loads(sys.argv[1]))))
