@@ -67,7 +67,7 @@ alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.
 story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original
 	@$(BIN)/python docs/draw_story.py $(EXPERIMENT)
 
-bench: $(VENV)/installed  ## measure what takes how long, an hour and a half; PARTS="epoch start" for some of it
+bench: $(VENV)/installed  ## measure what takes how long, an hour and three quarters; PARTS="epoch start" for some of it
 	@$(BIN)/python -m benchmarks $(PARTS)
 
 ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
