@@ -243,8 +243,9 @@ def test_a_split_that_leaves_nothing_to_train_on_is_refused(
 
 @pytest.mark.slow
 def test_more_memory_than_there_is_is_refused(freqfilter: Program, folder: Path) -> None:
+    words = "train --n_samples 1000000000 --noise fixed --threads 1"
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -v 6000000; {sys.executable} -m freqfilter train --n_samples 1000000000 --noise fixed --threads 1"],
+        ["bash", "-c", f"ulimit -v 6000000; {sys.executable} -m freqfilter {words}"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert_refused(done.returncode, done.stderr, "out of memory", "n_samples")
