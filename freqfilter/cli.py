@@ -31,7 +31,8 @@ def main() -> None:
             sys.exit(_fail(str(error)))
         except Stopped as stopped:
             _stop_unopened_run()
-            click.echo(f"freqfilter: stopped by {stopped}", err=True)
+            remedy = f"; to go on: {stopped.remedy}" if stopped.remedy else ""
+            click.echo(f"freqfilter: stopped by {stopped}{remedy}", err=True)
             sys.exit(stopped.exit_code)
 
 

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from freqfilter import __version__
 from freqfilter.errors import UserError
-from freqfilter.options import given_words, parameter_options, recipe_option, run_name, seeds_option, typing_folder
+from freqfilter.launch import launched_run
+from freqfilter.options import (
+    given_words,
+    need_store,
+    parameter_options,
+    recipe_option,
+    run_name,
+    seeds_option,
+    typing_folder,
+)
 from freqfilter.params.resolve import resolve, user_path
 from freqfilter.params.variants import from_seeds, one_at_a_time
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
     from freqfilter.params import Params
+    from freqfilter.workflows.train import Begun
 
 # What the heavy imports cost is paid by the jobs that need them, not by --help: they stand inside the commands.
 
@@ -82,6 +93,7 @@ def find_learning_rate(
         raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
     given = given_words(typed)
     params = resolve(given, recipe=recipe, folder=typing_folder({"recipe": recipe} | given))
+    need_store(params)
     from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.find_learning_rate import find_learning_rate as run_range_test
@@ -122,6 +134,7 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
         raise UserError("data_file: it is a file of windows already; prepare draws and writes those of a signal model")
     if params.data.noise != "fixed":
         raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
+    need_store(params)
     name = f"prepare {run_name(recipe, given)}"
     where = run_prepare(
         params,
@@ -183,6 +196,7 @@ def evaluate(
     if version and run_id:
         raise UserError("version and run_id: both name a model; give one")
     params = resolve(given, folder=typing_folder(given))
+    need_store(params)
     from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.evaluate import evaluate as run_evaluate
@@ -197,6 +211,21 @@ def evaluate(
     )
     click.echo(f"\n{done.uri}, run {done.run_id}")
     click.echo(where_to_look(done.tracking_uri))
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN_ID|auto")
+@click.option("--abandoned", is_flag=True, help="nobody works on it, whatever it says of another machine")
+@recipe_option
+@parameter_options()
+@click.pass_obj
+def resume(watch: Stopping, /, run_id: str, abandoned: bool, recipe: str, **typed: str | None) -> None:
+    """Go on with a training that was interrupted, in the same run.
+
+    RUN_ID is that of the run; auto is the newest unfinished one of the parameters given. Its own parameters hold.
+    """
+    given = given_words(typed)
+    _resume(watch, run_id, recipe, given, abandoned=abandoned)
 
 
 @cli.command("init_store")
@@ -215,13 +244,41 @@ def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str
         _train_several(watch, variants, "seeds", {"seeds": seeds}, recipe, given)
         return
     params = resolve(given, recipe=recipe, folder=folder)
+    if run_id := launched_run():
+        need_store(params)
+        from freqfilter.workflows.resume import was_begun
+
+        if was_begun(run_id):
+            _resume(watch, run_id, recipe, given, abandoned=False)
+            return
+    _train_one(watch, params, recipe=recipe, name=run_name(recipe, given))
+
+
+def _resume(watch: Stopping, run_id: str, recipe: str, given: dict[str, str], *, abandoned: bool) -> None:
+    folder = typing_folder({"recipe": recipe} | given)
+    if run_id == "auto":
+        asked = resolve(given, recipe=recipe, folder=folder)
+    else:  # other parameters are the run's
+        asked = resolve({name: value for name, value in given.items() if name == "run_dir"}, folder=folder)
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.resume import begun, newest_unfinished, refuse_changes, run_of
+
+    run_dir = Path(asked.tracking.run_dir)
+    run = newest_unfinished(asked) if run_id == "auto" else run_of(run_id, run_dir)
+    found = begun(run, run_dir, Terminal(), abandoned=abandoned)
+    refuse_changes(found, given, recipe=recipe, folder=folder)
+    stated = found.checkpoint.stated
+    _train_one(watch, stated.params, recipe=stated.recipe, name=found.name, begun=found)
+
+
+def _train_one(watch: Stopping, params: Params, *, recipe: str, name: str, begun: Begun | None = None) -> None:
     from freqfilter.last_words import of_training
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.train import train as run_train
 
     console = Terminal()
     try:
-        trained = run_train(params, recipe=recipe, name=run_name(recipe, given), stopping=watch, console=console)
+        trained = run_train(params, recipe=recipe, name=name, stopping=watch, console=console, begun=begun)
     finally:
         console.close()
     for line in of_training(trained):
@@ -236,6 +293,8 @@ def _train_several(
     recipe: str,
     given: dict[str, str],
 ) -> None:
+    for params in variants.values():
+        need_store(params)
     from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.several import train_several

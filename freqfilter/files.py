@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from freqfilter.errors import UserError
+from freqfilter.launch import alive
+
+# A temporary file says who writes it: .NAME.HOST.PID.RANDOM.part
+TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[^.]+\.part")
+HOST = re.sub(r"[^\w-]", "-", platform.node()) or "localhost"
 
 
 def writable_folder(path: Path) -> Path:
@@ -31,14 +38,16 @@ def writable_folder(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
-    The folder is made where it is missing.
+    The folder is made where it is missing, and what a process that died has left half-written in it is removed.
 
     Raises:
         UserError: If the file cannot be written: disk full, no permission, or a folder in its place.
     """
-    writable_folder(path.parent)
+    sweep(writable_folder(path.parent))
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.{HOST}.{os.getpid()}.", suffix=".part", delete=False
+        ) as file:
             temporary = Path(file.name)
             try:
                 yield cast(BinaryIO, file)
@@ -48,13 +57,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise cannot_be_written(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes of this machine that are gone."""
+    for path in folder.glob(".*.part"):
+        writer = TEMPORARY.fullmatch(path.name)
+        if writer and writer["host"] == HOST and not alive(int(writer["pid"])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def cannot_be_written(path: Path, error: OSError) -> UserError:
+    """The one line about a file that the system does not let us write."""
+    return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def _umask() -> int:

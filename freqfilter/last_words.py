@@ -17,6 +17,10 @@ def of_training(trained: Trained) -> Iterator[str]:
         f"validation loss {best.val_loss:.4f}"
     )
     yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n"
+    if trained.tracking_uri is None:
+        yield f"offline: everything is in {trained.folder}; to send it and to register the model:"
+        yield "python -m freqfilter sync"
+        return
     yield f"run {trained.run_id} in experiment {trained.experiment}"
     if trained.version is None:
         yield "not registered (register=false)"

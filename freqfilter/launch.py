@@ -14,7 +14,7 @@ SHELLS = {"bash", "sh", "dash", "zsh"}
 
 def launched_by_mlflow() -> bool:
     """Whether ``mlflow run`` started this process and has made its run."""
-    return "MLFLOW_RUN_ID" in os.environ
+    return launched_run() is not None
 
 
 def launcher() -> psutil.Process | None:
@@ -27,6 +27,18 @@ def launcher() -> psutil.Process | None:
         return next(process for process in psutil.Process().parents() if process.name() not in SHELLS)
     except (psutil.Error, StopIteration):
         return None
+
+
+def launched_run() -> str | None:
+    """The id of the run that ``mlflow run`` has made, or was told to go on with; None where it did not start us."""
+    return os.environ.get("MLFLOW_RUN_ID")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this number is there."""
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
 
 
 def running(process: psutil.Process) -> bool:

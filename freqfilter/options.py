@@ -10,6 +10,7 @@ import click
 
 from freqfilter.errors import UserError
 from freqfilter.launch import launched_by_mlflow, launcher_folder
+from freqfilter.params import Params
 from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names
 
 LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
@@ -70,6 +71,16 @@ def typing_folder(given: dict[str, str]) -> Path:
         if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
             raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
     return Path.cwd()
+
+
+def need_store(params: Params) -> None:
+    """See that a job which needs the store is not asked to do without.
+
+    Raises:
+        UserError: If it is.
+    """
+    if params.tracking.tracking == "offline":
+        raise UserError("tracking=offline: only a single training goes without its store, and not under `mlflow run`")
 
 
 def run_name(recipe: str, given: dict[str, str]) -> str:

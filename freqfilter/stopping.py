@@ -19,11 +19,13 @@ class Stopped(BaseException):
 
     Attributes:
         exit_code: 128 + the signal's number, as shells count.
+        remedy: How to go on; empty where nothing was begun.
     """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
         self.exit_code = 128 + signal_number
+        self.remedy = ""
 
 
 class Stopping:

@@ -30,6 +30,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
+SOAK = "FREQFILTER_SOAK" in os.environ  # `make soak`
+SEED = int(os.environ.get("FREQFILTER_SEED", "1"))  # of what the tests themselves draw
+
+
+def many(in_ci: int, in_soak: int) -> int:
+    """How often something random is tried."""
+    return in_soak if SOAK else in_ci
+
+
 # Trains in a second, and has everything that a real run has.
 SMALL = {
     "n_samples": "400",

@@ -29,8 +29,8 @@ PARTS = [
     "signals",
     "params",
     "stopping",
-    "launch",
     "files",
+    "launch",
     "errors",
 ]
 ONLY_IN = {

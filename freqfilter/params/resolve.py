@@ -101,10 +101,24 @@ def resolve(
             except UserError as error:
                 raise UserError(f"{name}={error}") from None
         sections[section][name] = value
-    try:
-        return Params.model_validate(sections)
-    except ValidationError as error:
-        raise UserError(_first_line(error, sections)) from None
+    return _validated(sections)
+
+
+def changes(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
+    """What was typed in ``folder`` and differs from ``params``, such as ``epochs=3 (it has 25)``.
+
+    Raises:
+        UserError: If a name is unknown or a value not allowed.
+    """
+    stored = params.model_dump()
+    for section, name, field in fields():
+        if name in given:
+            value = _typed(name, given[name])
+            stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
+    found = _validated(stored).canonical()
+    return [
+        f"{name}={found[name]} (it has {value})" for name, value in params.canonical().items() if found[name] != value
+    ]
 
 
 def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
@@ -187,6 +201,13 @@ def user_path(text: str, folder: Path) -> Path:
 def is_path(field: FieldInfo) -> bool:
     """Whether a parameter is a path of the user's."""
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("path"))
+
+
+def _validated(sections: dict[str, dict[str, Any]]) -> Params:
+    try:
+        return Params.model_validate(sections)
+    except ValidationError as error:
+        raise UserError(_first_line(error, sections)) from None
 
 
 def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> str:

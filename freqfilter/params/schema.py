@@ -183,6 +183,10 @@ class TrainingParams(_Section):
     )
     validate_every: Count = Field(description="epochs from one validation to the next")
     checkpoint_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
+    checkpoint_minutes: NotNegative = Field(
+        description="minutes between checkpoints within and between epochs; 0: none"
+    )
+    checkpoints_kept: Count = Field(description="the newest checkpoints in the run's folder; older ones are removed")
 
 
 class EvaluationParams(_Section):
@@ -199,6 +203,9 @@ with warnings.catch_warnings():
     class TrackingParams(_Section):
         """Where the run is kept."""
 
+        tracking: Literal["online", "offline"] = Field(
+            description="online: in the store at once; offline: in run_dir, until `freqfilter sync` delivers it"
+        )
         experiment: str = Field(min_length=1, description="MLflow experiment; under `mlflow run`: --experiment-name")
         register: bool = Field(description="register the best model as a new version")
         model_name: str = Field(pattern=r"^[^/:]+$", description="name in the model registry, without / and :")
@@ -268,9 +275,9 @@ class Params(_Section):
                     )
                 taken[seed] = purpose
 
-    def in_experiment(self, experiment: str) -> Self:
-        """The same parameters, in an experiment that somebody else has chosen."""
-        tracking = self.tracking.model_copy(update={"experiment": experiment})
+    def kept(self, **where: str) -> Self:
+        """The same parameters, with others for where the run is kept."""
+        tracking = self.tracking.model_copy(update=where)
         return self.model_copy(update={"tracking": tracking})
 
     def starting_from(self, uri: str) -> Self:

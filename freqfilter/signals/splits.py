@@ -68,6 +68,11 @@ class Splits:
             return cls._from_file(params.data.data_file, params)
         return cls._generated(params)
 
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the data by purpose."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test, "audit": self.audit}
+        return {purpose: windows.digest() for purpose, windows in parts.items() if windows is not None}
+
     @classmethod
     def _from_file(cls, data_file: str, params: Params) -> Self:
         window_length = params.data.window_length

@@ -1,10 +1,12 @@
-"""Settings that MLflow takes from the environment alone."""
+"""Settings that MLflow takes from its surroundings alone."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -20,3 +22,13 @@ def environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[None]:
+    """A block whose temporary files are in a folder of ours, which is cleared also after a process that was killed."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before

@@ -14,6 +14,8 @@ from freqfilter.filters.state import EpochReport, TrainingState
 
 TEST_MSE = "test/mse"
 TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
+EPOCH_SECONDS = "train/epoch_seconds"
+WALL_CLOCK = frozenset({EPOCH_SECONDS})  # what no repetition gives again
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
 
@@ -28,7 +30,7 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         "train/loss": report.train_loss,
         "train/learning_rate": report.learning_rate,
         "train/gradient_norm": report.gradient_norm,
-        "train/epoch_seconds": report.seconds,
+        EPOCH_SECONDS: report.seconds,
         "val/loss": report.val_loss,
         "val/mse": report.val_mse,
         "val/limit_mse": val_limit_mse,

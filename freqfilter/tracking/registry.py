@@ -15,6 +15,7 @@ import mlflow
 import numpy as np
 import torch
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -26,8 +27,8 @@ from freqfilter.filters.checkpoints import write_weights
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.params import Params, restore
 from freqfilter.signals.randomness import stream
-from freqfilter.tracking.environment import environment
-from freqfilter.tracking.store import translated
+from freqfilter.tracking.environment import environment, scratch
+from freqfilter.tracking.store import patiently, translated
 
 SCHEMA = 1  # of facts.json; a change that old readers cannot follow raises it
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
@@ -97,14 +98,18 @@ class Filter:
         return np.asarray(self._model.predict(None, inputs))
 
 
-def log_model(module: FrequencyFilterLSTM, params: Params, *, example: NDArray[np.float32], step: int) -> str:
-    """Log a trained network as a model of the active run, and prove that it loads and agrees.
+def keep_model(
+    run_id: str, module: FrequencyFilterLSTM, params: Params, *, example: NDArray[np.float32], step: int, folder: Path
+) -> str:
+    """Log a trained network as the model of the active run, unless the run has logged it before it was interrupted.
 
     Args:
+        run_id: The active run.
         module: The network, in evaluation mode.
         params: The parameters of the run.
         example: Inputs (n_windows, n_samples, 1 + n_components) that show what the model takes.
         step: The epoch that the weights are of.
+        folder: For temporary files.
 
     Returns:
         The logged model's id.
@@ -112,6 +117,19 @@ def log_model(module: FrequencyFilterLSTM, params: Params, *, example: NDArray[n
     Raises:
         RuntimeError: If the model does not give the module's estimates when loaded again.
     """
+
+    def ask() -> str:
+        if (model_id := _logged_model(run_id)) is not None:
+            _prove(f"models:/{model_id}", module, example.shape[2])
+            return model_id
+        return log_model(module, params, example=example, step=step)
+
+    with scratch(folder):
+        return patiently(ask)
+
+
+def log_model(module: FrequencyFilterLSTM, params: Params, *, example: NDArray[np.float32], step: int) -> str:
+    """Log a trained network as a model of the active run, and prove that it loads and agrees; see ``keep_model``."""
     n_features = example.shape[2]
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, n_features))]),
@@ -137,8 +155,21 @@ def log_model(module: FrequencyFilterLSTM, params: Params, *, example: NDArray[n
     return str(info.model_id)
 
 
+def _logged_model(run_id: str) -> str | None:
+    """Id of the model that a run has logged whole, if any. What it was interrupted in is deleted."""
+    client = MlflowClient()
+    experiment_id = client.get_run(run_id).info.experiment_id
+    found = None
+    for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+        if found is None and model.status == LoggedModelStatus.READY:
+            found = str(model.model_id)
+        else:
+            client.delete_logged_model(model.model_id)
+    return found
+
+
 def register(model_id: str, name: str, *, tags: Mapping[str, str], description: str) -> int:
-    """Make a logged model a new version of the registered model ``name``.
+    """Make a logged model a new version of the registered model ``name``, unless it is one already.
 
     Returns:
         The version's number.
@@ -146,18 +177,24 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
     Raises:
         UserError: If the registry refuses it.
     """
-    client = MlflowClient()
-    with translated(f"model_name={name}"):
+    client, uri = MlflowClient(), f"models:/{model_id}"
+    run_id = client.get_logged_model(model_id).source_run_id
+
+    def ask() -> int:
         # Not mlflow.register_model: it takes no description, and prints.
         try:
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = client.create_model_version(
-            name, f"models:/{model_id}", tags=dict(tags), description=description, model_id=model_id
-        )
-    return int(version.version)
+        for version in client.search_model_versions(f"run_id = '{run_id}'"):
+            if (version.name, version.source) == (name, uri):
+                return int(version.version)
+        made = client.create_model_version(name, uri, tags=dict(tags), description=description, model_id=model_id)
+        return int(made.version)
+
+    with translated(f"model_name={name}"):
+        return patiently(ask)
 
 
 def load_version(model_name: str, version: int | str) -> Filter:

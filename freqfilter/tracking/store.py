@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from freqfilter.errors import UserError
 from freqfilter.tracking.environment import environment
 
 SQLITE = "sqlite:///"
+STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)  # requests' are OSErrors
+# What asking again does not change.
+FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+PATIENCE_S = 60.0
+
+Answer = TypeVar("Answer")
 
 
 def open_store() -> str:
@@ -60,8 +70,27 @@ def translated(subject: str) -> Iterator[None]:
     """A block in which what MLflow refuses becomes a user's error about ``subject``."""
     try:
         yield
-    except MlflowException as error:
+    except STORE_ERRORS as error:
         raise UserError(f"{subject}: {' '.join(str(error).split())[:300]}") from error
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
+    """The store's answer, also where it is busy, locked or away for a while.
+
+    Args:
+        ask: Asks the store; to ask twice does no harm.
+
+    Raises:
+        Exception: As ``ask`` does, if it still does so after a minute or will for ever.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return ask()
+        except STORE_ERRORS as error:
+            if getattr(error, "error_code", None) in FINAL_ERRORS or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.2, 2.0))  # others may be asking too
 
 
 def _shown(uri: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freqfilter.errors import UserError
+from freqfilter.filters.checkpoints import Checkpoint, Stated
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params
@@ -20,27 +21,29 @@ class Ready:
 
     Attributes:
         params: Its parameters, with the origin of the weights named for good.
+        tracking_uri: To show; None where it is offline.
         origin: The filter that the first weights are of, if any.
     """
 
     params: Params
     compute: Compute
     splits: Splits
-    tracking_uri: str
+    tracking_uri: str | None
     origin: registry.Filter | None
     state: TrainingState
 
 
-def get_ready(params: Params) -> Ready:
-    """See that everything is there, and make the training as it begins.
+def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
+    """See that everything is there, and make the training as it begins, or as a checkpoint has it.
 
     Raises:
-        UserError: If store, folders, device, precision, data or origin cannot be used.
+        UserError: If store, folders, device, precision, data or origin cannot be used, or the data is not that of the
+            checkpoint.
     """
+    tracking_uri = open_store() if params.tracking.tracking == "online" else None
     compute = Compute.open(params.training)
     splits = Splits.from_params(params)
-    tracking_uri = open_store()
-    origin = _origin(params, splits)
+    origin = _origin(params, splits) if checkpoint is None else None
     if origin:
         params = params.starting_from(origin.pinned_uri)
     check_folders(params.tracking)  # the last check, since it may make them
@@ -49,7 +52,19 @@ def get_ready(params: Params) -> Ready:
     )
     if origin:
         state.start_from(origin.module.state_dict())
+    if checkpoint:
+        _compare(splits.digests(), checkpoint.stated)
+        state.load_state_dict(checkpoint.state)
     return Ready(params, compute, splits, tracking_uri, origin, state)
+
+
+def _compare(found: dict[str, str], stated: Stated) -> None:
+    for purpose, digest in stated.data.items():
+        if found.get(purpose) != digest:
+            raise UserError(
+                f"{stated.params.data.data_file or 'the signal model'}: its data for {purpose} is not what this "
+                "training began with; bring that back, or train anew"
+            )
 
 
 def _origin(params: Params, splits: Splits) -> registry.Filter | None:

@@ -114,7 +114,7 @@ def _train_all(
         stopping.check()
         console.say(f"\n[{number} of {len(variants)}] {name}")
         try:
-            params = params.in_experiment(parent.experiment)
+            params = params.kept(experiment=parent.experiment)
             trained[name] = train(params, recipe=recipe, name=name, stopping=stopping, console=console, parent=parent)
         except UserError as error:
             failed[name] = str(error)

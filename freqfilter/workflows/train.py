@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-
-import torch
+from pathlib import Path
 
 from freqfilter.errors import TrainingError, UserError
-from freqfilter.evaluation import gallery, limit_cache
+from freqfilter.evaluation import limit_cache
 from freqfilter.evaluation.diagnosis import Diagnosis, of_settings
-from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.finding import Finding
 from freqfilter.evaluation.leaks import KnownLimit, audit_split
 from freqfilter.evaluation.scores import Comparison
-from freqfilter.evaluation.testing import score_test_set
-from freqfilter.filters.checkpoints import write_checkpoint, write_weights
+from freqfilter.filters.checkpoints import Checkpoint, Stated, write_weights
 from freqfilter.filters.compute import memory_errors
 from freqfilter.filters.state import EpochReport, Progress, TrainingState
 from freqfilter.filters.training import train as training_steps
-from freqfilter.filters.training import validate
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
-from freqfilter.tracking import provenance, registry
-from freqfilter.tracking.metrics import TEST_MSE, best_metrics, epoch_metrics, limit_metrics, score_metrics
+from freqfilter.tracking import provenance
+from freqfilter.tracking.metrics import epoch_metrics, limit_metrics
 from freqfilter.tracking.runs import DIAGNOSIS, Run, open_run
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.description import description
-from freqfilter.workflows.evaluate import log_evaluation
+from freqfilter.workflows.finish import judge, keep_model, log_files
+from freqfilter.workflows.keeping import Keeper, resumable
 from freqfilter.workflows.ready import Ready, get_ready
 
 
@@ -45,21 +40,48 @@ class Trained:
         compared: Scores on the test set of the model and of what it is held against.
         metrics: What was logged of the best epoch and the test.
         version: Number of the registered version; None where it was not registered.
+        tracking_uri: To show; None where nothing has been sent yet.
+        folder: What waits to be sent, in that case.
     """
 
     run_id: str
     experiment: str
-    tracking_uri: str
+    tracking_uri: str | None
     progress: Progress
     compared: Comparison
     metrics: dict[str, float]
     model_name: str
     version: int | None
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A training that was interrupted.
+
+    Attributes:
+        run_id: Its run.
+        name: What that is called.
+        checkpoint: Where it goes on.
+        machine: Tags of the run, among them those of the machine that it began on.
+    """
+
+    run_id: str
+    name: str
+    checkpoint: Checkpoint
+    machine: dict[str, str]
 
 
 @memory_errors()
 def train(
-    params: Params, *, recipe: str, name: str, stopping: Stopping, console: Console, parent: Run | None = None
+    params: Params,
+    *,
+    recipe: str,
+    name: str,
+    stopping: Stopping,
+    console: Console,
+    parent: Run | None = None,
+    begun: Begun | None = None,
 ) -> Trained:
     """Train as the parameters say, and track it.
 
@@ -70,50 +92,45 @@ def train(
         stopping: Tells when to stop.
         console: Hears how it goes.
         parent: The open run that this one is a part of, if any.
+        begun: What it goes on with, if anything.
 
     Raises:
         UserError: If store, device, precision, data or origin cannot be used, memory runs out, or training diverges.
+        UndeliveredError: If the store has gone away in the meantime; the run's folder has everything.
         Stopped: If it was stopped; the run is then KILLED.
     """
-    ready = get_ready(params)
-    params, compute, splits, state = ready.params, ready.compute, ready.splits, ready.state
-    with open_run(params.tracking, name=name, stopping=stopping, parent=parent) as run:
-        params = params.in_experiment(run.experiment)
-        _log_origin(run, ready, params, recipe=recipe)
-        _introduce(console, run, state, splits)
-        val_limit = _state_limit(run, params, splits, console)
-        _train(run, state, splits, params, val_limit=val_limit, stopping=stopping, console=console)
-
-        val_limit_mse = val_limit.mse if val_limit else None
-        _log_files(run, state, params, val_limit_mse=val_limit_mse)
-
-        console.say("scoring the best weights on the test set")
-        progress = state.progress
-        compared = score_test_set(state.network, splits, params, device=compute.device)
-        audit_mse = None
-        if splits.audit:
-            audit_mse = validate(state, splits.audit.to(compute.device), params.training).mse
-        log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
-
-        stopping.finish_anyway()  # what a stop could save is seconds, and it could leave a version without its run
-        module = state.network.cpu()
-        example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
-        model_id = registry.log_model(module, params, example=example.numpy(), step=progress.best_epoch)
-        metrics = best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
-        run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
-        version = None
-        if params.tracking.register:
-            version = registry.register(
-                model_id,
-                params.tracking.model_name,
-                tags={"run_id": run.run_id, "recipe": recipe, TEST_MSE: f"{metrics[TEST_MSE]:.6g}"},
-                description=description(progress, compared.table, metrics, run_id=run.run_id),
-            )
-            run.log_tags({"model_version": str(version)})
-        words = description(progress, compared.table, metrics, model_name=params.tracking.model_name, version=version)
-        run.describe(words)
+    ready = get_ready(params, begun.checkpoint if begun else None)
+    params, splits, state = ready.params, ready.splits, ready.state
+    run_id = begun.run_id if begun else None
+    with open_run(params.tracking, name=name, stopping=stopping, parent=parent, resumed=run_id) as run:
+        params = params.kept(experiment=run.experiment)
+        if begun is None:
+            _log_origin(run, ready, params, recipe=recipe)
+        keeper = Keeper(run, state, Stated(params, recipe, splits.digests()))
+        keeper.begin()
+        with resumable(run.run_id):
+            _introduce(console, run, state, splits)
+            if begun:
+                _go_on(console, run, state, begun)
+            val_limit = _state_limit(run, params, splits, console)
+            _train(run, state, splits, params, keeper=keeper, val_limit=val_limit, stopping=stopping, console=console)
+            val_limit_mse = val_limit.mse if val_limit else None
+            log_files(run, state, params, val_limit_mse=val_limit_mse)
+            compared, metrics = judge(run, state, splits, params, val_limit_mse=val_limit_mse, console=console)
+            version = None
+            if run.online:
+                stopping.finish_anyway()  # what a stop could save is seconds
+                version = keep_model(run, state, splits, params, compared, metrics, recipe=recipe)
     return Trained(
-        run.run_id, run.experiment, ready.tracking_uri, progress, compared, metrics, params.tracking.model_name, version
+        run_id=run.run_id,
+        experiment=run.experiment,
+        tracking_uri=ready.tracking_uri,
+        progress=state.progress,
+        compared=compared,
+        metrics=metrics,
+        model_name=params.tracking.model_name,
+        version=version,
+        folder=run.folder,
     )
 
 
@@ -151,6 +168,19 @@ def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits)
     console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
+def _go_on(console: Console, run: Run, state: TrainingState, begun: Begun) -> None:
+    """Say where it goes on, and whether this machine can give the numbers that the other would have given."""
+    progress = state.progress
+    console.say(f"going on after epoch {progress.epoch - 1}" + (f", batch {progress.batch}" if progress.batch else ""))
+    here = provenance.machine_tags(state.compute)
+    for name, before in begun.machine.items():
+        if name in here and before != here[name]:
+            console.say(
+                f"{name} was {before!r} and is {here[name]!r}: from here on numbers may differ in their last digits"
+            )
+    run.log_tags({"resumed_after_epoch": str(progress.epoch - 1)} | here)
+
+
 def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> KnownLimit | None:
     """Say and log what is possible before anything is trained; the limit on the validation windows, if it is known."""
     audit = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
@@ -173,6 +203,7 @@ def _train(
     splits: Splits,
     params: Params,
     *,
+    keeper: Keeper,
     val_limit: KnownLimit | None,
     stopping: Stopping,
     console: Console,
@@ -190,7 +221,13 @@ def _train(
     val_limit_mse = val_limit.mse if val_limit else None
     for finding in of_settings(params):
         _tell(run, finding, console)
-    with _last_good_weights(run, state, console), memory_errors(), closing(steps), stopping.deferred():
+    with (
+        _last_good_weights(run, state, console),
+        memory_errors(),
+        closing(steps),
+        keeper.keeping(),
+        stopping.deferred(),
+    ):
         for report in steps:
             stopping.check()
             console.show(report, epochs=training.epochs)
@@ -198,10 +235,7 @@ def _train(
                 run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
                 for finding in diagnosis.examine(report):
                     _tell(run, finding, console)
-                if training.checkpoint_every and report.epoch % training.checkpoint_every == 0:
-                    path = run.folder / f"checkpoints/epoch_{report.epoch:04d}.pt"
-                    write_checkpoint(path, state, params)
-                    run.log_file(path)
+            keeper.after(report)
     if state.progress.stopped_early:
         console.say(
             f"stopped early: {training.early_stopping_patience} validations without improvement "
@@ -227,23 +261,3 @@ def _last_good_weights(run: Run, state: TrainingState, console: Console) -> Iter
 def _tell(run: Run, finding: Finding, console: Console) -> None:
     run.log_tags({f"{DIAGNOSIS}.{finding.name}": finding.line})
     console.say(f"{DIAGNOSIS}: {finding.line}")
-
-
-def _log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
-    """The original's files under the original's names."""
-    history = state.progress.history
-    figure = training_loss(
-        history,
-        loss=params.training.loss,
-        best_epoch=state.progress.best_epoch,
-        val_limit_mse=val_limit_mse,
-    )
-    run.log_figure(figure, gallery.LOSSES, dpi=300)
-    write_weights(run.folder / "models/best_model.pth", state.best_weights)
-    run.log_file(run.folder / "models/best_model.pth")
-    run.log_arrays(
-        "models/training_history.npz",
-        train_losses=[report.train_loss for report in history],
-        val_losses=[math.nan if report.val_loss is None else report.val_loss for report in history],
-        num_epochs=len(history),
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import realization_windows
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import StoredWindows, WindowSet
-from tests.conftest import SMALL, Typed, all_runs, artifacts, options
+from tests.conftest import SEED, SMALL, Typed, all_runs, artifacts, many, options
 
 
 def stored(windows: WindowSet) -> StoredWindows:
@@ -111,7 +110,7 @@ def test_the_alarm_asks_for_more_the_more_often_it_looks() -> None:
     assert leak(found, known, n_validations=1000) is None
 
 
-HONEST_RUNS = int(os.environ.get("FREQFILTER_HONEST_RUNS", "40"))  # `make soak` simulates a thousand
+HONEST_RUNS = many(40, 1000)
 
 
 @pytest.mark.slow
@@ -124,7 +123,7 @@ def test_honest_runs_are_hardly_ever_accused() -> None:
     targets = limit.components.unfold(1, 8, 1).transpose(0, 1)
     accused = 0
     for run in range(HONEST_RUNS):
-        windows = realization_windows(stated, 8, 10_000 + run)
+        windows = realization_windows(stated, 8, 10_000 * SEED + run)
         mixtures = windows.mixtures[0].unfold(0, 8, 1)
         best = limit.posterior(mixtures).causal
         blocks = windows.blocks(torch.arange(0, len(windows), 4))

@@ -4,13 +4,11 @@ import copy
 import math
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import torch
 
 from freqfilter.errors import TrainingError, UserError
-from freqfilter.filters.checkpoints import read_checkpoint, write_checkpoint, write_weights
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.filters.training import StepReport, train, training_step, validate
@@ -18,7 +16,7 @@ from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import Lesson, StoredWindows
-from tests.conftest import SMALL, fresh_state, network
+from tests.conftest import SMALL, fresh_state
 
 Report = StepReport | EpochReport
 EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": "bf16"}
@@ -81,60 +79,6 @@ def test_what_others_draw_from_the_global_generator_changes_nothing_and_is_not_c
     before = torch.random.get_rng_state()
     run(params)
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-PLATEAU = {"scheduler_patience": "1", "learning_rate": "0.3"}
-COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500", "targets": "posterior_mean"}
-
-
-@pytest.mark.parametrize(
-    "overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0", "learning_rate": "1"}, COSINE]
-)
-@pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
-def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(
-    stop_after: int, overrides: dict[str, str], tmp_path: Path
-) -> None:
-    params = small(**EVERYTHING_RANDOM, **overrides, epochs="6")
-    whole = run(params)
-    assert len({report.learning_rate for report in whole.progress.history}) > 1  # the scheduler has acted
-
-    path, stopped = tmp_path / "checkpoint.pt", fresh_state(params)
-    splits = Splits.from_params(params)
-    steps = train(
-        stopped,
-        training_windows=splits.epoch,
-        validation=splits.validation,
-        audit=splits.audit,
-        params=params.training,
-    )
-    with closing(steps):
-        for _ in range(stop_after):
-            next(steps)
-        write_checkpoint(path, stopped, params)
-    held, content = read_checkpoint(path)
-    assert held == params
-    resumed = fresh_state(held)
-    resumed.load_state_dict(content)
-    run(held, resumed)
-    assert figures(resumed) == figures(whole)
-    assert same_weights(resumed, whole)
-    assert resumed.progress.best_epoch == whole.progress.best_epoch
-    assert resumed.state_dict()["plateau"] == whole.state_dict()["plateau"]
-
-
-def test_a_checkpoint_holds_epoch_model_optimizer_and_both_losses(tmp_path: Path) -> None:
-    params = small(epochs="2", optimizer="muon")
-    state = run(params)
-    write_checkpoint(tmp_path / "checkpoint.pt", state, params)
-    _, content = read_checkpoint(tmp_path / "checkpoint.pt")
-    last = content["progress"]["history"][-1]
-    assert (last["epoch"], last["train_loss"], last["val_loss"]) == (
-        2,
-        state.progress.history[-1].train_loss,
-        state.progress.history[-1].val_loss,
-    )
-    assert content["network"].keys() == state.network.state_dict().keys()
-    assert sum(len(stored["state"]) for stored in content["optimizers"]) == len(list(state.network.parameters()))
 
 
 def test_training_ends_with_the_weights_of_the_best_validation() -> None:
@@ -330,47 +274,3 @@ def test_auto_is_bf16_on_a_processor_made_for_it_whose_libraries_can(
     compute = Compute.open(small(precision="auto", device="cpu").training)
     assert compute.precision == precision
     assert compute.describe().endswith(precision)
-
-
-def test_weights_are_loaded_by_pytorch_alone(tmp_path: Path) -> None:
-    state = fresh_state(small())
-    write_weights(tmp_path / "best_model.pth", state.network.state_dict())
-    other = network(n_components=4)
-    other.load_state_dict(torch.load(tmp_path / "best_model.pth", weights_only=True))
-    assert [p.name for p in tmp_path.iterdir()] == ["best_model.pth"]
-
-
-class Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.target,)
-
-
-def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> None:
-    params, path = small(), tmp_path / "checkpoint.pt"
-    write_checkpoint(path, fresh_state(params), params)
-    whole = path.read_bytes()
-
-    def refused(message: str) -> None:
-        with pytest.raises(UserError, match=message):
-            read_checkpoint(path)
-
-    for content in (b"", b"hello", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        refused("damaged, or not a checkpoint")
-    torch.save({"schema": 3, "evil": Malicious(tmp_path / "touched")}, path)
-    refused("damaged, or not a checkpoint")
-    assert not (tmp_path / "touched").exists()
-    torch.save({"weights": 1}, path)
-    refused("not a checkpoint of freqfilter")
-    for content in ({"schema": "x"}, {"schema": 3}, {"schema": 3, "params": {"training": 3}, "state": {}}):
-        torch.save(content, path)
-        refused("not a checkpoint|damaged")
-    torch.save({"schema": 4}, path)
-    refused("newer than 3")
-    torch.save({"schema": 2}, path)
-    refused("older than 3")
-    path.unlink()
-    refused("cannot be read")

@@ -23,77 +23,12 @@ from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.board import TensorBoard
 from freqfilter.tracking.runs import open_run
-from freqfilter.tracking.spool import MetricSpool
 from freqfilter.tracking.store import open_store
 from tests.conftest import SMALL, network
 
 
 def kept_in(folder: Path, **overrides: str) -> TrackingParams:
     return resolve({"experiment": "e", "run_dir": str(folder / "runs")} | overrides).tracking
-
-
-def new_run() -> str:
-    return str(MlflowClient().create_run("0").info.run_id)
-
-
-def points(run_id: str, name: str) -> list[tuple[int, float, int]]:
-    return [(p.step, p.value, p.timestamp) for p in MlflowClient().get_metric_history(run_id, name)]
-
-
-def test_metrics_arrive_once_in_order_with_the_time_at_which_they_were_measured(folder: Path) -> None:
-    run_id = new_run()
-    spool = MetricSpool(folder / "metrics.jsonl", run_id)
-    times = []
-    for step in range(1, 6):
-        times.append(time.time_ns() // 1_000_000)
-        spool.append({"val/loss": 1 / step, "nan": float("nan")}, step=step)
-        time.sleep(0.02)
-    spool.close(30)
-    found = points(run_id, "val/loss")
-    assert [(step, value) for step, value, _ in found] == [(step, 1 / step) for step in range(1, 6)]
-    assert all(abs(stamp - then) <= 15 for (_, _, stamp), then in zip(found, times, strict=True))
-    assert len(points(run_id, "nan")) == 5
-
-
-def test_an_outage_delays_metrics_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_id, tries = new_run(), []
-    send = MlflowClient.log_batch
-
-    def twice_unreachable(self: MlflowClient, *args: object, **named: object) -> object:
-        tries.append(time.monotonic())
-        if len(tries) <= 2:
-            raise MlflowException("the store is away")
-        return send(self, *args, **named)
-
-    monkeypatch.setattr(MlflowClient, "log_batch", twice_unreachable)
-    spool = MetricSpool(folder / "metrics.jsonl", run_id)
-    started = time.monotonic()
-    for step in range(3):
-        spool.append({"m": step}, step=step)
-    assert time.monotonic() - started < 0.4  # no waiting for the store
-    spool.close(30)
-    assert [step for step, _, _ in points(run_id, "m")] == [0, 1, 2]
-
-
-def test_a_store_that_stays_away_leaves_every_point_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(*_: object, **__: object) -> None:
-        raise MlflowException("the store is away")
-
-    monkeypatch.setattr(MlflowClient, "log_batch", away)
-    spool = MetricSpool(folder / "metrics.jsonl", new_run())
-    spool.append({"m": 1, "n": 2}, step=1)
-    with pytest.raises(UserError, match=r"the store is away.*metrics\.jsonl"):
-        spool.close(1)
-    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-
-
-def test_a_metric_that_the_store_will_never_take_is_said_at_once(folder: Path) -> None:
-    spool = MetricSpool(folder / "metrics.jsonl", new_run())
-    spool.append({"a name with a + in it": 1}, step=1)
-    started = time.monotonic()
-    with pytest.raises(UserError, match="has not taken all metrics"):
-        spool.close(30)
-    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
@@ -115,7 +50,7 @@ def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str,
     assert found.data.metrics == {"m": 1}
     assert run.folder.exists() == (status != "FINISHED")
     assert ("ended_because" in found.data.tags) == (status != "FINISHED")
-    assert [f.path for f in MlflowClient().list_artifacts(run.run_id)] == ["metrics.jsonl"]
+    assert MlflowClient().list_artifacts(run.run_id) == []
 
 
 def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
@@ -165,9 +100,13 @@ def test_a_board_that_cannot_be_closed_loses_no_metric(folder: Path, monkeypatch
     assert MlflowClient().get_run(run.run_id).data.metrics == {"m": 1}
 
 
-def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(folder: Path) -> None:
+def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = MlflowClient().create_run(mlflow.set_experiment("e").experiment_id)
+    MlflowClient().log_param(launched.info.run_id, "learning_rate", "1e-3")
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
     with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
-        MlflowClient().log_param(run.run_id, "learning_rate", "1e-3")
         run.log_params({"learning_rate": "0.001", "epochs": "3"})
     assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
 

@@ -29,7 +29,7 @@ def test_prepare_draws_the_data_and_writes_what_training_takes(typed: Typed, fol
     assert typed("prepare", *options(SIGNALS)) == (0, "")
     (run,) = all_runs()
     files = {name for name in artifacts(run) if not name.startswith("source/")}
-    assert files == DATA_FIGURES | {"metrics.jsonl"}
+    assert files == DATA_FIGURES
     assert run.data.tags["workflow"] == "prepare"
     assert {"recipe", "frequencies_hz", "window_length"} <= set(run.data.params)
     assert "learning_rate" not in run.data.params
@@ -125,10 +125,10 @@ def test_running_out_of_memory_is_said_by_every_job_and_keeps_what_was_trained(
 
     import freqfilter.workflows.evaluate as evaluate_module
     import freqfilter.workflows.find_learning_rate as find_module
-    import freqfilter.workflows.train as train_module
+    import freqfilter.workflows.finish as finish_module
 
     for module, name, words in (
-        (train_module, "score_test_set", ["train", *options(SMALL | {"epochs": "1"})]),
+        (finish_module, "score_test_set", ["train", *options(SMALL | {"epochs": "1"})]),
         (evaluate_module, "score_test_set", ["evaluate"]),
         (find_module, "range_test", ["find_learning_rate", *options(SMALL)]),
     ):

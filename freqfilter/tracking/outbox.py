@@ -1,0 +1,191 @@
+"""What a run has to tell its store: first into the run's own append-only file, then to the store by one sender."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from freqfilter.errors import UserError
+from freqfilter.files import cannot_be_written, sync_folder, writable_folder
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries at a store that does not answer
+READ_AT_ONCE = 1000  # lines
+METRICS = "metrics"
+
+Message = dict[str, Any]
+
+
+class UndeliveredError(UserError):
+    """The store has not taken everything; the outbox has it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"{message}; when it is back: python -m freqfilter sync")
+
+
+class Outbox:
+    """A file of messages, and the thread that delivers them in order.
+
+    Whoever appends never waits for the store: an outage delays delivery, not the run. A message is delivered at least
+    once. To deliver it twice does no harm, since it holds its own time stamps: the store's key of a metric has run,
+    name, step, time and value, and all else is replaced by the same.
+
+    Args:
+        path: The file; what an earlier process has left in it goes out first.
+        send: Delivers some messages, all of them metrics or one of another kind. None: nothing is delivered.
+    """
+
+    def __init__(self, path: Path, send: Callable[[list[Message]], None] | None) -> None:
+        self.path = path
+        self._send = send
+        self._sent_file = path.with_suffix(".sent")
+        writable_folder(path.parent)
+        _cut_torn_line(path)
+        self._file = path.open("a", encoding="utf-8")
+        sync_folder(path.parent)
+        self._sent_bytes = _read_number(self._sent_file)
+        self._problem: Exception | None = None
+        self._wake, self._hurry, self._given_up = threading.Event(), threading.Event(), threading.Event()
+        self._closing = False
+        self._idle = threading.Condition()
+        self._sender = threading.Thread(target=self._deliver, name="outbox", daemon=True)
+        if send:
+            self._sender.start()
+
+    def append(self, kind: str, **content: Any) -> None:
+        """Write a message to the file, durably, and let the sender know.
+
+        Raises:
+            UserError: If the file cannot be written.
+        """
+        try:
+            self._file.write(json.dumps({"kind": kind, **content}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
+        self._wake.set()
+
+    def waiting(self) -> list[Message]:
+        """The messages that are to go out next."""
+        return [_read(line, self.path) for line in self._unsent()]
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until everything is delivered.
+
+        Raises:
+            UndeliveredError: If that does not succeed in time; the file keeps every message.
+        """
+        if self._send is None:
+            return
+        self._hurry.set()
+        with self._idle:
+            self._idle.wait_for(lambda: self._given_up.is_set() or not self._unsent(), timeout_s)
+        self._hurry.clear()
+        if self._unsent():
+            reason = f" ({' '.join(str(self._problem).split())[:200]})" if self._problem else ""
+            raise UndeliveredError(
+                f"the tracking store has not taken everything{reason}; what is left is in {self.path}"
+            )
+
+    def close(self, timeout_s: float) -> None:
+        """Deliver what is left.
+
+        Raises:
+            UndeliveredError: If that does not succeed in time.
+        """
+        with suppress(OSError):  # what could not be written has been said
+            self._file.close()
+        try:
+            self.wait(timeout_s)
+        finally:
+            self._closing = True
+            self._wake.set()
+            self._hurry.set()
+
+    def _deliver(self) -> None:
+        pause_s = FIRST_PAUSE_S
+        while not self._closing:
+            lines = self._unsent()
+            if not lines:
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            try:
+                messages = [_read(line, self.path) for line in lines]
+                together = list(takewhile(lambda message: message["kind"] == METRICS, messages)) or messages[:1]
+                if self._send:
+                    self._send(together)
+            except Exception as error:  # the network's own exceptions come through too
+                self._problem = error
+                if isinstance(error, UserError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
+                    self._given_up.set()  # the store is there and will never take it
+                    self._tell_waiting()
+                    return
+                self._hurry.wait(pause_s)
+                if self._hurry.is_set():
+                    time.sleep(FIRST_PAUSE_S)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            else:
+                pause_s = FIRST_PAUSE_S
+                self._sent_bytes += sum(map(len, lines[: len(together)]))
+                with suppress(OSError):  # then it is sent once more
+                    self._sent_file.write_text(str(self._sent_bytes))
+                self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        with self._idle:
+            self._idle.notify_all()
+
+    def _unsent(self) -> list[bytes]:
+        with self.path.open("rb") as file:
+            file.seek(self._sent_bytes)
+            lines = [line for line, _ in zip(file, range(READ_AT_ONCE), strict=False)]
+        return [line for line in lines if line.endswith(b"\n")]  # the last one may still be being written
+
+
+def messages(path: Path) -> Iterator[Message]:
+    """All messages of a file, delivered or not, but for a last one that was never written whole.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (_read(line, path) for line in file if line.endswith(b"\n"))
+
+
+def known_metrics(path: Path) -> set[tuple[str, int]]:
+    """Names and steps of the metrics in a file."""
+    batches = (message for message in messages(path) if message["kind"] == METRICS)
+    return {(name, batch["step"]) for batch in batches for name in batch["values"]}
+
+
+def _read(line: bytes, path: Path) -> Message:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict) or "kind" not in message:
+        raise UserError(f"{path}: damaged: no message in the line {line[:60]!r}")
+    return message
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Take away what a process that died has left of its last line."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _read_number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

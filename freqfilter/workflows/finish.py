@@ -1,0 +1,94 @@
+"""What follows a training: its files, its test, its model."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from freqfilter.evaluation import gallery
+from freqfilter.evaluation.figures.training import training_loss
+from freqfilter.evaluation.scores import Comparison
+from freqfilter.evaluation.testing import score_test_set
+from freqfilter.filters.checkpoints import write_weights
+from freqfilter.filters.state import TrainingState
+from freqfilter.filters.training import validate
+from freqfilter.params import Params
+from freqfilter.signals.splits import Splits
+from freqfilter.tracking import registry
+from freqfilter.tracking.metrics import TEST_MSE, best_metrics, score_metrics
+from freqfilter.tracking.runs import Run, delivering
+from freqfilter.workflows.console import Console
+from freqfilter.workflows.description import description
+from freqfilter.workflows.evaluate import log_evaluation
+
+
+def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
+    """The original's files under the original's names."""
+    history = state.progress.history
+    figure = training_loss(
+        history,
+        loss=params.training.loss,
+        best_epoch=state.progress.best_epoch,
+        val_limit_mse=val_limit_mse,
+    )
+    run.log_figure(figure, gallery.LOSSES, dpi=300)
+    write_weights(run.folder / "models/best_model.pth", state.best_weights)
+    run.log_file(run.folder / "models/best_model.pth")
+    run.log_arrays(
+        "models/training_history.npz",
+        train_losses=[report.train_loss for report in history],
+        val_losses=[math.nan if report.val_loss is None else report.val_loss for report in history],
+        num_epochs=len(history),
+    )
+
+
+def judge(
+    run: Run, state: TrainingState, splits: Splits, params: Params, *, val_limit_mse: float | None, console: Console
+) -> tuple[Comparison, dict[str, float]]:
+    """Score the best weights on the test set, which is touched here alone; the scores, and the run's last metrics."""
+    console.say("scoring the best weights on the test set")
+    compute = state.compute
+    compared = score_test_set(state.network, splits, params, device=compute.device)
+    audit_mse = None
+    if splits.audit:
+        audit_mse = validate(state, splits.audit.to(compute.device), params.training).mse
+    log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
+    return compared, best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
+
+
+def keep_model(
+    run: Run,
+    state: TrainingState,
+    splits: Splits,
+    params: Params,
+    compared: Comparison,
+    metrics: dict[str, float],
+    *,
+    recipe: str,
+) -> int | None:
+    """Log the model, and register it where that is asked for; its version's number."""
+    progress, tracking = state.progress, params.tracking
+    run.deliver()
+    example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
+    with delivering("the model"):
+        model_id = registry.keep_model(
+            run.run_id,
+            state.network.cpu(),
+            params,
+            example=example.numpy(),
+            step=progress.best_epoch,
+            folder=run.folder,
+        )
+        run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
+        version = None
+        if tracking.register:
+            version = registry.register(
+                model_id,
+                tracking.model_name,
+                tags={"run_id": run.run_id, "recipe": recipe, TEST_MSE: f"{metrics[TEST_MSE]:.6g}"},
+                description=description(progress, compared.table, metrics, run_id=run.run_id),
+            )
+            run.log_tags({"model_version": str(version)})
+    run.describe(description(progress, compared.table, metrics, model_name=tracking.model_name, version=version))
+    return version
