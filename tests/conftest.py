@@ -174,31 +174,66 @@ def mlflow_run(folder: Path) -> Program:
     return start
 
 
-@pytest.fixture
-def tracking_server(folder: Path) -> Iterator[str]:
-    """A real `mlflow server` on the loopback address, with a store of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"], "--artifacts-destination", str(folder / "kept")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder.parent / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [*command, *store], env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
+class Server:
+    """A real `mlflow server` on the loopback address, with a store of its own, that can be ended and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = folder.parent / "server.log"
+        words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        store = ["--backend-store-uri", f"sqlite:///{folder.parent / 'store' / 'mlflow.db'}"]
+        self._command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            *words,
+            *store,
+            "--artifacts-destination",
+            str(folder / "kept"),
+        ]
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment.pop("MLFLOW_TRACKING_URI", None)
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                self._command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True
+            )
         deadline = time.monotonic() + 90
         while True:
             try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()  # noqa: S310 (our own server)
-                break
+                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()  # noqa: S310 (our own server)
+                return
             except OSError:
-                assert server.poll() is None, (folder.parent / "server.log").read_text()
+                assert self._process.poll() is None, self._log.read_text()
                 assert time.monotonic() < deadline, "the server does not answer"
                 time.sleep(0.3)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        assert self._process
+        os.killpg(self._process.pid, number)
+
+    def kill(self) -> None:
+        if self._process:
+            self.send(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[Server]:
+    """A server that has not been started."""
+    made = Server(folder)
+    yield made
+    made.kill()
+
+
+@pytest.fixture
+def tracking_server(server: Server) -> str:
+    """A server that answers."""
+    server.start()
+    return server.url

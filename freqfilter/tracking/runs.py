@@ -1,46 +1,28 @@
-"""A tracked run: what it is made of, and the status in which it truly ended."""
+"""A tracked run: what it says of itself."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 from matplotlib.figure import Figure
-from mlflow import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
-from freqfilter.errors import TrainingError
 from freqfilter.files import replacing, writable_folder
-from freqfilter.filters.compute import memory_errors
-from freqfilter.launch import launched_by_mlflow, launcher, running
 from freqfilter.params import TrackingParams
 from freqfilter.signals.windows import WindowSet
-from freqfilter.stopping import Stopped, Stopping
-from freqfilter.tracking.afterwards import set_status_after
-from freqfilter.tracking.board import TensorBoard, check_board
-from freqfilter.tracking.outbox import METRICS, Outbox, UndeliveredError, known_metrics
-from freqfilter.tracking.processes import Worker
+from freqfilter.tracking.board import TensorBoard
+from freqfilter.tracking.outbox import METRICS, Outbox, known_metrics
 from freqfilter.tracking.provenance import LARGEST_PATCH, Source
 from freqfilter.tracking.sending import described, now_ms, sender
-from freqfilter.tracking.store import STORE_ERRORS, translated
 
 DELIVERY_TIMEOUT_S = 60.0
-LAST_WORDS_TIMEOUT_S = 10.0  # of a run that was stopped or failed
 OUTBOX = "outbox.jsonl"
 DIAGNOSIS = "diagnosis"  # what the tags of a diagnosis begin with
-ENDED_BECAUSE = "ended_because"
-GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
-# What MLflow's UI shows of an experiment: runs and models, not prompts and traces.
-EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
 
 @dataclass(frozen=True)
@@ -97,6 +79,14 @@ class Run:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self._outbox.append("tags", values=dict(tags))
+
+    def remove_tag(self, name: str) -> None:
+        """Take a tag away, if it is there."""
+        self._outbox.append("no_tag", name=name)
+
+    def introduce(self, name: str) -> None:
+        """Say, in the folder of a run that no store has, what one is to make of it."""
+        self._outbox.append("run", run_id=self.run_id, experiment=self.experiment, name=name, time_ms=now_ms())
 
     def describe(self, markdown: str) -> None:
         """Set the description that the run's page shows."""
@@ -163,155 +153,12 @@ class Run:
         if 0 < len(source.patch) <= LARGEST_PATCH:
             self.log_bytes(source.patch, "source/uncommitted.patch")
 
-    def _close(self, status: str, timeout_s: float) -> None:
+    def close(self, status: str | None, timeout_s: float) -> None:
+        """Deliver what is left; ``status`` is how the run has ended, None where it waits to be delivered."""
         try:
             if self._board:
                 self._board.close()
         finally:
-            self._outbox.append("end", status=status, time_ms=now_ms())
+            if status:
+                self._outbox.append("end", status=status, time_ms=now_ms())
             self._outbox.close(timeout_s)
-
-
-@contextmanager
-def open_run(
-    tracking: TrackingParams,
-    *,
-    name: str,
-    stopping: Stopping,
-    parent: Run | None = None,
-    resumed: str | None = None,
-) -> Iterator[Run]:
-    """A run of its own, the one that ``mlflow run`` has made, or one to go on with.
-
-    It ends FINISHED, FAILED or KILLED as it did. A run that did not finish keeps its folder, and says why it ended in
-    the tag ``ended_because``; if a diagnosis has ended it, in ``diagnosis.<name>`` too.
-
-    Args:
-        tracking: Where runs are kept. An experiment is for a run of its own; the other is where MLflow put it.
-        name: What the run is called unless a person has named it: MLflow's own names say nothing.
-        stopping: Hears of the launcher, to end with it.
-        parent: The open run that this one is a part of, if any.
-        resumed: Id of the run to go on with, if any.
-
-    Raises:
-        UserError: If MLflow refuses the run, a folder cannot be written, or memory runs out in the block.
-        UndeliveredError: If the store does not take everything; the run's folder has it.
-    """
-    check_folders(tracking)  # before there is a run, which could only fail
-    process = launcher()  # opening the run takes the sign of it away
-    if parent is None:
-        stopping.end_with(process)
-    run: Run | None = None
-    ending = _Ending(process, stopping)
-    try:
-        if tracking.tracking == "offline":
-            run = _open_offline(tracking, name=name, resumed=resumed)
-        else:
-            with translated("no run can be opened"):
-                run = _open_online(tracking, name=name, nested=parent is not None, resumed=resumed, ending=ending)
-        with memory_errors():
-            yield run
-        run._close("FINISHED", DELIVERY_TIMEOUT_S)
-        ending.end("FINISHED")
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
-        if run:
-            # The store, or the disk, may be what failed: that must not hide the error.
-            with suppress(Exception):
-                run.log_tags(_reasons(error))
-            with suppress(Exception):
-                run._close(status, LAST_WORDS_TIMEOUT_S)
-        if not isinstance(error, UndeliveredError):  # such a run has not ended: it waits to be delivered
-            ending.end(status)
-        raise
-    if run.online:
-        shutil.rmtree(run.folder, ignore_errors=True)
-
-
-class _Ending:
-    """How a run of MLflow's ends; nothing where it has not begun."""
-
-    def __init__(self, process: Any, stopping: Stopping) -> None:
-        self._process = process
-        self._stopping = stopping
-        self.run_id: str | None = None
-
-    def end(self, status: str) -> None:
-        """End the run; a launcher, if any, will get its status wrong when it hears of a stop.
-
-        Raises:
-            UndeliveredError: If it has finished and the store does not take that.
-        """
-        if self.run_id is None:
-            return
-        if status == "FINISHED":
-            with delivering(f"the end of run {self.run_id}"):
-                mlflow.end_run(status)
-        else:
-            with suppress(*STORE_ERRORS):
-                mlflow.end_run(status)
-        if self._stopping.stopped and self._process and running(self._process):
-            set_status_after(self._process, self.run_id, status)
-
-
-def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: str | None, ending: _Ending) -> Run:
-    launched = launched_by_mlflow()
-    if not launched and not resumed:
-        mlflow.set_experiment(tracking.experiment)
-    active = mlflow.start_run(run_id=resumed, nested=nested, tags=Worker.this(tracking.run_dir).tag)
-    run_id = ending.run_id = active.info.run_id
-    client = MlflowClient()
-    experiment = client.get_experiment(active.info.experiment_id)
-    if EXPERIMENT_KIND[0] not in experiment.tags:
-        client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
-    if GENERATED_NAME.fullmatch(active.info.run_name):
-        client.set_tag(run_id, MLFLOW_RUN_NAME, name)
-    else:
-        name = active.info.run_name
-    data, known = client.get_run(run_id).data, set()
-    for metric in data.metrics if resumed else ():
-        known |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
-    run = Run(run_id, Opened(experiment.name, name, data.params, frozenset(known)), tracking=tracking)
-    for old in [tag for tag in data.tags if resumed and tag == ENDED_BECAUSE]:
-        run._outbox.append("no_tag", name=old)
-    return run
-
-
-def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -> Run:
-    run = Run(resumed or uuid.uuid4().hex, Opened(tracking.experiment, name), tracking=tracking)
-    if not resumed:
-        run._outbox.append("run", run_id=run.run_id, experiment=tracking.experiment, name=name, time_ms=now_ms())
-    run.log_tags(Worker.this(tracking.run_dir).tag)
-    return run
-
-
-@contextmanager
-def delivering(what: str) -> Iterator[None]:
-    """A block that tells the store of ``what``, and finds that it is gone.
-
-    Raises:
-        UndeliveredError: If so.
-    """
-    try:
-        yield
-    except STORE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UndeliveredError(f"the tracking store has not taken {what} ({reason})") from error
-
-
-def check_folders(tracking: TrackingParams) -> None:
-    """See that a run will be able to write what it writes beside the store.
-
-    Raises:
-        UserError: If not.
-    """
-    if tracking.tensorboard_dir:
-        check_board(Path(tracking.tensorboard_dir))
-    writable_folder(Path(tracking.run_dir))
-
-
-def _reasons(error: BaseException) -> dict[str, str]:
-    reasons = {ENDED_BECAUSE: f"{type(error).__name__}: {error}"[:5000]}
-    if isinstance(error, TrainingError):
-        reasons[f"{DIAGNOSIS}.{error.diagnosis}"] = str(error)
-    return reasons

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import random
+import ssl
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,16 +19,15 @@ import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 
 from freqfilter.errors import UserError
-from freqfilter.tracking.environment import environment
 
 SQLITE = "sqlite:///"
-STORE_ERRORS = (MlflowException, SQLAlchemyError, OSError)  # requests' are OSErrors
+STORE_ERRORS = (MlflowException, OSError)  # requests' are OSErrors
 # What asking again does not change.
 FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 PATIENCE_S = 60.0
+ANSWER_TIMEOUT_S = 10.0
 
 Answer = TypeVar("Answer")
 
@@ -50,12 +53,14 @@ def open_store() -> str:
             "the folder mlruns here is an old file store, which MLflow no longer takes: move it away, or run "
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
+    if uri.startswith("http"):
+        _see_that_it_answers(uri)
     path = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     try:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{path}.lock") if path else nullcontext()
-        with lock, environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1"):  # not four minutes of retries
+        with lock:
             MlflowClient().search_experiments(max_results=1)
     except OSError as error:
         raise UserError(f"tracking store {_shown(uri)}: {error.strerror or error}") from None
@@ -63,6 +68,21 @@ def open_store() -> str:
         reason = " ".join(str(error).replace(uri, _shown(uri)).split())
         raise UserError(f"tracking store {_shown(uri)} cannot be used: {reason[:200]}") from error
     return _shown(uri)
+
+
+def _see_that_it_answers(uri: str) -> None:
+    """Ask a server for anything at all; MLflow itself would wait for minutes."""
+    try:
+        urllib.request.urlopen(f"{_shown(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(getattr(error, "reason", error), ssl.SSLError):  # it is there; MLflow knows whom to trust
+            return
+        raise UserError(
+            f"tracking store {_shown(uri)} does not answer: start it, or train with --tracking offline and "
+            "deliver later with `python -m freqfilter sync`"
+        ) from None
 
 
 @contextmanager

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
 
+from freqfilter.files import cannot_be_written
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.processes import Worker
 from freqfilter.tracking.runs import OUTBOX
-from freqfilter.tracking.store import STORE_ERRORS, translated
+from freqfilter.tracking.store import translated
+
+OFFLINE_ID = "offline_id"  # the tag of a run that was offline: what it was called there
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def kept_run(folder: Path) -> RunRecord:
                 meant_for = message["experiment"] if message["run_id"] == folder.name else None
             case "tags":
                 tags |= message["values"]
+            case "no_tag":
+                tags.pop(message["name"], None)
             case "end":
                 status = message["status"]
     return RunRecord(folder.name, name, status, started_ms, tags, folder, meant_for)
@@ -121,10 +129,52 @@ def download(run_id: str, artifact: str, folder: Path) -> None:
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
 
 
-def end_run(run_id: str, status: str) -> bool:
-    """Set the status of a run that nobody works on; whether the store took it."""
-    try:
+def end_run(run_id: str, status: str) -> None:
+    """Set the status of a run that nobody works on.
+
+    Raises:
+        UserError: If the store does not take it.
+    """
+    with translated(f"run {run_id}"):
         MlflowClient().set_terminated(run_id, status)
-    except STORE_ERRORS:
-        return False
-    return True
+
+
+def adopt(kept: RunRecord) -> RunRecord:
+    """Make a run of the store for one that was offline, and give its folder the name of that.
+
+    Args:
+        kept: As its folder says.
+
+    Raises:
+        UserError: If the store or the folder refuses it.
+    """
+    if kept.folder is None or kept.meant_for is None:
+        raise ValueError(f"run {kept.run_id} has a store already")
+    client = MlflowClient()
+    with translated(f"run {kept.run_id}"):
+        experiment_id = _experiment_id(client, kept.meant_for)
+        # It may have been interrupted between the two.
+        made = client.search_runs([experiment_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
+        run = (
+            made[0]
+            if made
+            else client.create_run(
+                experiment_id,
+                start_time=kept.started_ms,
+                tags=resolve_tags({OFFLINE_ID: kept.run_id}),
+                run_name=kept.name,
+            )
+        )
+    folder = kept.folder.with_name(run.info.run_id)
+    try:
+        kept.folder.rename(folder)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
+    return replace(kept, run_id=run.info.run_id, folder=folder, meant_for=None)
+
+
+def _experiment_id(client: MlflowClient, name: str) -> str:
+    """Id of an experiment, which is made where it is missing."""
+    with suppress(MlflowException):  # it is there, or another process was faster
+        return str(client.create_experiment(name))
+    return str(client.get_experiment_by_name(name).experiment_id)

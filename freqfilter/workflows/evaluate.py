@@ -20,7 +20,8 @@ from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.metrics import fresh_metrics, score_metrics
-from freqfilter.tracking.runs import Run, open_run
+from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import on_fresh, over_limit, scores_table

@@ -15,7 +15,7 @@ from freqfilter.params import Params
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metrics
-from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.kept import Kept

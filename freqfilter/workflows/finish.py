@@ -17,7 +17,8 @@ from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
 from freqfilter.tracking.metrics import TEST_MSE, best_metrics, score_metrics
-from freqfilter.tracking.runs import Run, delivering
+from freqfilter.tracking.opening import delivering
+from freqfilter.tracking.runs import Run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
 from freqfilter.workflows.evaluate import log_evaluation

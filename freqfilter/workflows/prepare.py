@@ -12,7 +12,7 @@ from freqfilter.signals.realizations import beginning_windows
 from freqfilter.signals.splits import BEGINNING_SAMPLES, Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
-from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 

@@ -11,7 +11,7 @@ from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
-from freqfilter.tracking.runs import check_folders
+from freqfilter.tracking.opening import check_folders
 from freqfilter.tracking.store import open_store
 
 

@@ -13,7 +13,9 @@ from freqfilter.params import Params
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, spread_metrics
-from freqfilter.tracking.runs import Run, open_run
+from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.outbox import UndeliveredError
+from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import runs_table
@@ -116,6 +118,8 @@ def _train_all(
         try:
             params = params.kept(experiment=parent.experiment)
             trained[name] = train(params, recipe=recipe, name=name, stopping=stopping, console=console, parent=parent)
+        except UndeliveredError:  # the store has gone: so will the others' be
+            raise
         except UserError as error:
             failed[name] = str(error)
             console.say(f"{name} failed: {error}")

@@ -24,7 +24,8 @@ from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import epoch_metrics, limit_metrics
-from freqfilter.tracking.runs import DIAGNOSIS, Run, open_run
+from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.runs import DIAGNOSIS, Run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.finish import judge, keep_model, log_files
 from freqfilter.workflows.keeping import Keeper, resumable

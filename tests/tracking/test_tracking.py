@@ -22,7 +22,7 @@ from freqfilter.params import TrackingParams, resolve, restore
 from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.board import TensorBoard
-from freqfilter.tracking.runs import open_run
+from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from tests.conftest import SMALL, network
 
@@ -315,8 +315,8 @@ def test_a_new_store_is_made_and_an_old_one_found(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://127.0.0.1:9", "tracking store http://127.0.0.1:9 cannot be used"),
-        ("http://me:secret@127.0.0.1:9", "tracking store http://127.0.0.1:9 cannot be used"),
+        ("http://127.0.0.1:9", "tracking store http://127.0.0.1:9 does not answer"),
+        ("http://me:secret@127.0.0.1:9", "tracking store http://127.0.0.1:9 does not answer"),
         ("sqlite:////proc/nowhere/mlflow.db", "tracking store"),
         ("gopher://x", "tracking store"),
     ],

@@ -1,0 +1,121 @@
+"""Commands that look at data, limits and models."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from freqfilter.commands.group import cli
+from freqfilter.errors import UserError
+from freqfilter.options import (
+    given_words,
+    need_store,
+    parameter_options,
+    recipe_option,
+    run_name,
+    typing_folder,
+)
+from freqfilter.params.resolve import resolve, user_path
+from freqfilter.stopping import Stopping
+
+if TYPE_CHECKING:
+    pass
+
+
+@cli.command()
+@recipe_option
+@click.option("--output", default="data/training_data.npz", show_default=True, help="the file to write")
+@parameter_options(sections=("signals", "data", "tracking"))
+@click.pass_obj
+def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -> None:
+    """Draw the data, and write its windows as a file that data_file takes."""
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.prepare import prepare as run_prepare
+
+    given = given_words(typed)
+    folder = typing_folder({"recipe": recipe, "output": output} | given)
+    params = resolve({"noise": "fixed"} | given, recipe=recipe, folder=folder)
+    if params.data.data_file is not None:
+        raise UserError("data_file: it is a file of windows already; prepare draws and writes those of a signal model")
+    if params.data.noise != "fixed":
+        raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
+    need_store(params)
+    name = f"prepare {run_name(recipe, given)}"
+    where = run_prepare(
+        params,
+        output=user_path(output, folder),
+        recipe=recipe,
+        name=name,
+        stopping=watch,
+        console=Terminal(),
+    )
+    click.echo(where_to_look(where))
+
+
+@cli.command()
+@recipe_option
+@click.option("--noise_seed", type=click.IntRange(0, 2**32 - 1), help="all windows of this realization, not the mean")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs; draw nothing unless asked to")
+@click.option("--picture", metavar="FILE", help="the picture to draw  [default: limit.png; none with --json]")
+@parameter_options()
+def limit(recipe: str, noise_seed: int | None, as_json: bool, picture: str | None, **typed: str | None) -> None:
+    """State the least error that any filter can expect of the signal model."""
+    given = given_words(typed)
+    paths = {"picture": picture} if picture else {}
+    folder = typing_folder({"recipe": recipe} | paths | given)
+    params = resolve(given, recipe=recipe, folder=folder)
+    if params.data.data_file is not None:
+        raise UserError("data_file: a file has no signal model, so that nobody knows its limit; drop it")
+    from freqfilter.terminal import Quiet, Terminal
+    from freqfilter.workflows.limit import limit as run_limit
+
+    name = picture or (None if as_json else "limit.png")
+    found = run_limit(
+        params,
+        noise_seed=noise_seed,
+        picture=user_path(name, folder) if name else None,
+        console=Quiet() if as_json else Terminal(),
+    )
+    click.echo(json.dumps(found.to_dict()) if as_json else f"\n{found.table()}\n")
+    if not as_json:
+        click.echo(found.remarks())
+
+
+@cli.command()
+@click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
+@click.option("--run_id", metavar="ID", help="the run whose model is scored, in place of a version")
+@click.option(
+    "--realizations",
+    type=click.IntRange(0, 1000),
+    default=0,
+    show_default=True,
+    help="score on so many fresh noise realizations too: their mean, its interval, and the limit on the same windows",
+)
+@parameter_options(sections=("tracking",))
+@click.pass_obj
+def evaluate(
+    watch: Stopping, /, version: str | None, run_id: str | None, realizations: int, **typed: str | None
+) -> None:
+    """Score a registered version, or a run's model, on its test set."""
+    given = given_words(typed)
+    if version and run_id:
+        raise UserError("version and run_id: both name a model; give one")
+    params = resolve(given, folder=typing_folder(given))
+    need_store(params)
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.evaluate import evaluate as run_evaluate
+
+    done = run_evaluate(
+        params.tracking,
+        version=version,
+        run_id=run_id,
+        realizations=realizations,
+        stopping=watch,
+        console=Terminal(),
+    )
+    click.echo(f"\n{done.uri}, run {done.run_id}")
+    click.echo(where_to_look(done.tracking_uri))

@@ -1,0 +1,146 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import click
+
+from freqfilter.commands.going_on import resume_one, train_one
+from freqfilter.commands.group import cli
+from freqfilter.errors import UserError
+from freqfilter.launch import launched_run
+from freqfilter.options import (
+    given_words,
+    need_store,
+    parameter_options,
+    recipe_option,
+    run_name,
+    seeds_option,
+    typing_folder,
+)
+from freqfilter.params.resolve import resolve
+from freqfilter.params.variants import from_seeds, one_at_a_time
+from freqfilter.stopping import Stopping
+
+if TYPE_CHECKING:
+    from freqfilter.params import Params
+
+
+@cli.command()
+@recipe_option
+@seeds_option
+@parameter_options()
+@click.pass_obj
+def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | None) -> None:
+    """Train the filter: one tracked, registered run."""
+    _train(watch, recipe, seeds, typed)
+
+
+@cli.command()
+@seeds_option
+@parameter_options()
+@click.pass_obj
+def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None:
+    """Train as the original script does."""
+    _train(watch, "original", seeds, typed)
+
+
+@cli.command()
+@recipe_option
+@click.option(
+    "--values", required=True, metavar="MAPPING", help='what to try, such as "{hidden_size: [64, 256], cell: gru}"'
+)
+@parameter_options()
+@click.pass_obj
+def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> None:
+    """Train once as the other parameters say, and once for each value in place of one of them.
+
+    Nothing is registered unless register=true is given.
+    """
+    given = given_words(typed)
+    folder = typing_folder({"recipe": recipe} | given)
+    variants = one_at_a_time(values, {"register": "false"} | given, recipe=recipe, folder=folder)
+    _train_several(watch, variants, "vary", {"values": values}, recipe, given)
+
+
+@cli.command("find_learning_rate")
+@recipe_option
+@click.option("--lowest", type=float, default=1e-6, show_default=True, help="learning rate of the first step")
+@click.option("--highest", type=float, default=1.0, show_default=True, help="learning rate of the last step")
+@click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="steps of the test")
+@parameter_options()
+@click.pass_obj
+def find_learning_rate(
+    watch: Stopping, /, recipe: str, lowest: float, highest: float, n_steps: int, **typed: str | None
+) -> None:
+    """Find a learning rate: a hundred steps at growing rates, the loss as a curve, a suggestion."""
+    if not (0 < lowest < highest < math.inf):
+        raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
+    given = given_words(typed)
+    params = resolve(given, recipe=recipe, folder=typing_folder({"recipe": recipe} | given))
+    need_store(params)
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.find_learning_rate import find_learning_rate as run_range_test
+
+    name, console = f"find_learning_rate {run_name(recipe, given)}", Terminal()
+    try:
+        found = run_range_test(
+            params,
+            lowest=lowest,
+            highest=highest,
+            n_steps=n_steps,
+            recipe=recipe,
+            name=name,
+            stopping=watch,
+            console=console,
+        )
+    finally:
+        console.close()
+    click.echo(f"run {found.run_id} in experiment {found.experiment}")
+    click.echo(where_to_look(found.tracking_uri))
+
+
+def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str | None]) -> None:
+    given = given_words(typed)
+    folder = typing_folder({"recipe": recipe} | given)
+    if seeds is not None:
+        variants = from_seeds(seeds, given, recipe=recipe, folder=folder)
+        _train_several(watch, variants, "seeds", {"seeds": seeds}, recipe, given)
+        return
+    params = resolve(given, recipe=recipe, folder=folder)
+    if run_id := launched_run():
+        need_store(params)
+        from freqfilter.workflows.resume import was_begun
+
+        if was_begun(run_id):
+            resume_one(watch, run_id, recipe, given, abandoned=False)
+            return
+    train_one(watch, params, recipe=recipe, name=run_name(recipe, given))
+
+
+def _train_several(
+    watch: Stopping,
+    variants: dict[str, Params],
+    workflow: str,
+    asked: dict[str, str],
+    recipe: str,
+    given: dict[str, str],
+) -> None:
+    for params in variants.values():
+        need_store(params)
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.several import train_several
+
+    name, console = run_name(recipe, asked | given), Terminal()
+    try:
+        done = train_several(
+            variants, workflow=workflow, asked=asked, recipe=recipe, name=name, stopping=watch, console=console
+        )
+    finally:
+        console.close()
+    click.echo(f"run {done.run_id} in experiment {done.experiment}, with a run of its own for each line")
+    click.echo(where_to_look(done.tracking_uri))

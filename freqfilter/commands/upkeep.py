@@ -1,0 +1,64 @@
+"""Commands that go on with what was interrupted, and keep the store in order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from freqfilter.commands.going_on import resume_one
+from freqfilter.commands.group import cli
+from freqfilter.options import (
+    given_words,
+    parameter_options,
+    recipe_option,
+    typing_folder,
+)
+from freqfilter.params.resolve import resolve
+from freqfilter.stopping import Stopping
+
+if TYPE_CHECKING:
+    pass
+
+
+@cli.command()
+@click.argument("run_id", metavar="RUN_ID|auto")
+@click.option("--abandoned", is_flag=True, help="nobody works on it, whatever it says of another machine")
+@recipe_option
+@parameter_options()
+@click.pass_obj
+def resume(watch: Stopping, /, run_id: str, abandoned: bool, recipe: str, **typed: str | None) -> None:
+    """Go on with a training that was interrupted, in the same run.
+
+    RUN_ID is that of the run; auto is the newest unfinished one of the parameters given. Its own parameters hold.
+    """
+    given = given_words(typed)
+    resume_one(watch, run_id, recipe, given, abandoned=abandoned)
+
+
+@cli.command()
+@click.option("--run_dir", metavar="FOLDER", help="where runs keep their files  [default: the parameter's]")
+@click.pass_obj
+def sync(watch: Stopping, run_dir: str | None) -> None:
+    """Deliver what waits for the tracking store: runs that were offline, or whose store went away."""
+    given = {"run_dir": run_dir} if run_dir else {}
+    params = resolve(given, folder=typing_folder(given))
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.sync import sync as run_sync
+
+    console = Terminal()
+    try:
+        where = run_sync(Path(params.tracking.run_dir), stopping=watch, console=console)
+    finally:
+        console.close()
+    click.echo(where_to_look(where))
+
+
+@cli.command("init_store")
+def init_store() -> None:
+    """Make the tracking store ready, before many runs start at once."""
+    from freqfilter.tracking.store import open_store
+
+    click.echo(f"tracking store: {open_store()}")

@@ -1,0 +1,85 @@
+"""Deliver what runs have kept while their store was away, or not asked for, and finish those whose training is over."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from freqfilter.errors import UserError
+from freqfilter.filters.checkpoints import Checkpoints
+from freqfilter.stopping import Stopping
+from freqfilter.tracking.outbox import Outbox, UndeliveredError
+from freqfilter.tracking.runs import OUTBOX
+from freqfilter.tracking.sending import sender
+from freqfilter.tracking.store import open_store
+from freqfilter.tracking.stored import RunRecord, adopt, end_run, kept_runs, stored_run
+from freqfilter.workflows.console import Console
+from freqfilter.workflows.keeping import CHECKPOINTS, way_on
+from freqfilter.workflows.resume import begun
+from freqfilter.workflows.train import train
+
+BACKLOG_TIMEOUT_S = 3600.0  # a week without the store is delivered in minutes
+
+
+def sync(run_dir: Path, *, stopping: Stopping, console: Console) -> str:
+    """Bring the store up to what the folders of runs hold.
+
+    Args:
+        run_dir: Where they are.
+        stopping: Tells when to stop.
+        console: Hears what became of each.
+
+    Returns:
+        The tracking URI to show.
+
+    Raises:
+        UserError: If the store cannot be used or some run could not be delivered; the others have been.
+    """
+    tracking_uri, failed = open_store(), []
+    runs = list(kept_runs(run_dir))
+    for run in reversed(runs):  # as they were made
+        stopping.check()
+        try:
+            _sync_one(run, run_dir, stopping=stopping, console=console)
+        except UndeliveredError:  # the store has gone
+            raise
+        except UserError as error:
+            failed.append(f"run {run.run_id}: {error}")
+            console.say(failed[-1])
+    if failed:
+        raise UserError(f"{len(failed)} of {len(runs)} runs could not be delivered, the first of them {failed[0]}")
+    if not runs:
+        console.say(f"nothing waits in {run_dir}")
+    return tracking_uri
+
+
+def _sync_one(kept: RunRecord, run_dir: Path, *, stopping: Stopping, console: Console) -> None:
+    in_store = stored_run(kept.run_id) if kept.meant_for is None else None
+    worker = (in_store or kept).worker
+    if worker and (worker.is_alive or (worker.is_alive is None and (in_store or kept).status == "RUNNING")):
+        console.say(f"run {kept.run_id} is at work on {worker.host}: left alone")
+        return
+    if in_store is None:
+        kept = adopt(kept)
+        console.say(f"run {kept.run_id} is now in the store")
+    folder = run_dir / kept.run_id
+    Outbox(folder / OUTBOX, sender(kept.run_id, folder)).close(BACKLOG_TIMEOUT_S)
+    if "FINISHED" in (kept.status, in_store.status if in_store else ""):
+        end_run(kept.run_id, "FINISHED")
+        shutil.rmtree(folder)
+        console.say(f"run {kept.run_id} is delivered: FINISHED")
+        return
+    checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(console.say)
+    if checkpoint and checkpoint.ended:
+        found = begun(stored_run(kept.run_id), run_dir, console)
+        stated = found.checkpoint.stated
+        done = train(
+            stated.params, recipe=stated.recipe, name=found.name, stopping=stopping, console=console, begun=found
+        )
+        registered = f", registered: {done.model_name} version {done.version}" if done.version else ""
+        console.say(f"run {done.run_id} is delivered: FINISHED{registered}")
+        return
+    status = "KILLED" if kept.status == "RUNNING" else kept.status
+    end_run(kept.run_id, status)
+    remedy = f"; to go on: {way_on(kept.run_id)}" if checkpoint else ""
+    console.say(f"run {kept.run_id} is delivered as far as it came: {status}{remedy}")

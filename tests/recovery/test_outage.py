@@ -1,0 +1,170 @@
+"""A tracking server that is down, vanishes, hangs or comes back costs no training and no point."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import SMALL, Program, Server, all_runs, options
+from tests.recovery.comparing import RICH, Outcome, end_by, history, wait_for_line
+
+pytestmark = pytest.mark.slow
+
+EPOCHS = 150
+LONG = SMALL | {"epochs": str(EPOCHS), "checkpoint_every": "50"}
+# The program with less patience at its end than it has for its users.
+HASTY = (
+    "import freqfilter.tracking.runs as r, freqfilter.tracking.opening as o, freqfilter.tracking.store as s\n"
+    "r.DELIVERY_TIMEOUT_S = o.DELIVERY_TIMEOUT_S = s.PATIENCE_S = 2\n"
+    "from freqfilter.cli import main; main()"
+)
+
+
+@pytest.fixture
+def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    return server
+
+
+def hear(process: subprocess.Popen[str], n_epochs: int) -> None:
+    """Read until so many more epochs have passed."""
+    assert process.stdout
+    heard = 0
+    for line in process.stdout:
+        heard += "  left " in line
+        if heard == n_epochs:
+            return
+    raise AssertionError("it ended too early")
+
+
+def assert_complete(run_id: str) -> None:
+    run = MlflowClient().get_run(run_id)
+    assert run.info.status == "FINISHED"
+    for name in ("train/loss", "val/mse", "audit/mse", "train/epoch_seconds"):
+        assert [step for step, _ in history(run, name)] == list(range(1, EPOCHS + 1)), name
+
+
+def test_a_server_that_is_down_is_said_in_one_line_and_nothing_is_made(
+    at_server: Server, folder: Path, freqfilter: Program
+) -> None:
+    done = freqfilter("train", *options(SMALL))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"tracking store {at_server.url} does not answer" in done.stderr
+    assert "--tracking offline" in done.stderr
+    assert done.stdout == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_a_server_that_hangs_is_said_in_one_line(at_server: Server, freqfilter: Program) -> None:
+    at_server.start()
+    at_server.send(signal.SIGSTOP)
+    started = time.monotonic()
+    done = freqfilter("train", *options(SMALL))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "does not answer" in done.stderr
+    assert time.monotonic() - started < 120  # MLflow alone would take many minutes
+
+
+@pytest.mark.parametrize("outage", ["killed", "paused"])
+def test_training_goes_on_through_an_outage_and_each_point_arrives_once(
+    outage: str, at_server: Server, folder: Path
+) -> None:
+    at_server.start()
+    process = wait_for_line("epoch   5/", [sys.executable, "-m", "freqfilter", "train", *options(LONG)], folder)
+    if outage == "killed":
+        at_server.kill()
+    else:
+        at_server.send(signal.SIGSTOP)
+    hear(process, 60)
+    if outage == "killed":
+        at_server.start()
+    else:
+        at_server.send(signal.SIGCONT)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    (run,) = all_runs()
+    assert_complete(run.info.run_id)
+    assert len(MlflowClient().search_model_versions()) == 1
+    assert list((folder / "runs").iterdir()) == []
+
+
+def test_a_server_that_is_gone_at_the_end_gets_everything_later(
+    at_server: Server, folder: Path, freqfilter: Program, whole: Outcome
+) -> None:
+    at_server.start()
+    process = wait_for_line("epoch  2/12", [sys.executable, "-c", HASTY, "train", *options(RICH)], folder)
+    at_server.kill()
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2
+    (folder_of_run,) = (folder / "runs").iterdir()
+    last = output.splitlines()[-1]
+    assert "the tracking store has not taken" in last
+    assert "python -m freqfilter sync" in last
+    assert "Traceback" not in output
+
+    assert "does not answer" in freqfilter("sync").stderr
+    at_server.start()
+    assert MlflowClient().get_run(folder_of_run.name).info.status == "RUNNING"
+    done = freqfilter("sync")
+    assert done.returncode == 0, done.stderr
+    assert f"run {folder_of_run.name} is delivered: FINISHED, registered: frequency-filter version 1" in done.stdout
+    whole.assert_same(MlflowClient().get_run(folder_of_run.name))
+    assert list((folder / "runs").iterdir()) == []
+    assert "nothing waits" in freqfilter("sync").stdout
+
+
+def test_offline_runs_are_delivered_as_if_they_had_been_online(
+    folder: Path, freqfilter: Program, whole: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody is there
+    offline = ["--tracking", "offline"]
+    done = freqfilter("train", *options(RICH), *offline)
+    assert done.returncode == 0, done.stderr
+    assert "python -m freqfilter sync" in done.stdout
+    end_by(
+        wait_for_line("epoch  4/12", [sys.executable, "-m", "freqfilter", "train", *options(RICH), *offline], folder),
+        signal.SIGKILL,
+    )
+    done = freqfilter("resume", "auto", *options(RICH), *offline)
+    assert done.returncode == 0, done.stderr
+    assert "going on after epoch" in done.stdout
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert all_runs() == []
+    done = freqfilter("sync")
+    assert done.returncode == 0, done.stderr
+    runs = all_runs()
+    assert len(runs) == 2
+    for run in runs:
+        assert run.data.params["tracking"] == "offline"
+        run.data.params["tracking"] = "online"
+        whole.assert_same(run)
+    names = [run.info.run_name for run in runs]
+    assert names[0].startswith("default ")
+    assert list((folder / "runs").iterdir()) == []
+
+
+def test_an_offline_run_that_was_interrupted_is_delivered_as_far_as_it_came_and_goes_on(
+    folder: Path, freqfilter: Program, whole: Outcome
+) -> None:
+    command = [sys.executable, "-m", "freqfilter", "train", *options(RICH), "--tracking", "offline"]
+    end_by(wait_for_line("epoch  4/12", command, folder), signal.SIGTERM)
+    done = freqfilter("sync")
+    assert done.returncode == 0, done.stderr
+    (run,) = all_runs()
+    assert run.info.status == "KILLED"
+    assert f"to go on: python -m freqfilter resume {run.info.run_id}" in done.stdout
+    done = freqfilter("resume", run.info.run_id)
+    assert done.returncode == 0, done.stderr
+    run = MlflowClient().get_run(run.info.run_id)
+    run.data.params["tracking"] = "online"
+    whole.assert_same(run)
