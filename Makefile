@@ -1,4 +1,5 @@
 # Every target that a person, pre-commit or CI needs. `make` alone lists them.
+SHELL := bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -11,6 +12,8 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PATH := $(BIN):$(PATH)
 
 EXPERIMENT ?= freqfilter
+MINUTES ?= 0
+SEED ?=
 ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
@@ -80,8 +83,13 @@ endif
 test: $(VENV)/installed_dev  ## run the tests, two at a time
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-soak: $(VENV)/installed_dev  ## the tests with large random counts, half an hour
-	@FREQFILTER_HONEST_RUNS=1000 $(BIN)/python -m pytest -k honest $(ARGS)
+soak: $(VENV)/installed_dev  ## the random tests with large counts, an hour; again until MINUTES are over, from new seeds
+	@ends=$$(( $$(date +%s) + 60 * $(MINUTES) )); seed=$(or $(SEED),$$RANDOM$$RANDOM); \
+	while echo "SEED=$$seed"; do \
+	  FREQFILTER_SOAK=1 FREQFILTER_SEED=$$seed $(BIN)/python -m pytest --numprocesses 2 --dist load \
+	    --hypothesis-seed=$$seed -m soak $(ARGS) || exit 1; \
+	  [ $$(date +%s) -lt $$ends ] || break; seed=$$RANDOM$$RANDOM; \
+	done
 
 lint: $(VENV)/installed_dev  ## formatter, linter and type checker
 	@$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ from freqfilter.evaluation import limit_cache
 from freqfilter.evaluation.figures.style import BLUE, ORANGE, dress, new_figure
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
-from freqfilter.tracking.registry import load_run
+from freqfilter.tracking.loading import load_run
 
 PICTURE = Path(__file__).parent / "pictures" / "story.png"
 RECIPES = {"original": ORANGE, "default": BLUE}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from freqfilter.tracking.registry import Filter
+    from freqfilter.tracking.loading import Filter
 
 __version__ = "0.1.0"
 __all__ = ["load"]
@@ -29,6 +29,6 @@ def load(name: str, *, version: int | str = "latest") -> Filter:
     Raises:
         UserError: If the registry has no such model or version, or its files are not a filter of ours.
     """
-    from freqfilter.tracking.registry import load_version
+    from freqfilter.tracking.loading import load_version
 
     return load_version(name, version)

@@ -1,8 +1,24 @@
 """The errors that a user can cause."""
 
+import re
+
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+
+
+def without_credentials(text: str) -> str:
+    """The text with no user's name and password in any address that it holds.
+
+    >>> without_credentials("postgresql://me:secret@host/db")
+    'postgresql://host/db'
+    """
+    return CREDENTIALS.sub("", text)
+
 
 class UserError(Exception):
-    """What is wrong, where, and what to do, in one line; shown without a traceback."""
+    """What is wrong, where, and what to do, in one line; shown without a traceback, and without credentials."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_credentials(message))
 
 
 class TrainingError(UserError):

@@ -19,6 +19,9 @@ from freqfilter.params.resolve import resolve
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
+    from freqfilter.params import Params
+
+if TYPE_CHECKING:
     pass
 
 
@@ -42,8 +45,7 @@ def resume(watch: Stopping, /, run_id: str, abandoned: bool, recipe: str, **type
 @click.pass_obj
 def sync(watch: Stopping, run_dir: str | None) -> None:
     """Deliver what waits for the tracking store: runs that were offline, or whose store went away."""
-    given = {"run_dir": run_dir} if run_dir else {}
-    params = resolve(given, folder=typing_folder(given))
+    params = _kept_in(run_dir)
     from freqfilter.last_words import where_to_look
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.sync import sync as run_sync
@@ -62,3 +64,19 @@ def init_store() -> None:
     from freqfilter.tracking.store import open_store
 
     click.echo(f"tracking store: {open_store()}")
+
+
+@cli.command()
+@click.option("--run_dir", metavar="FOLDER", help="where runs keep their files  [default: the parameter's]")
+def doctor(run_dir: str | None) -> None:
+    """See that everything is in order, and close the runs that nobody works on any more."""
+    params = _kept_in(run_dir)
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.doctor import examine
+
+    examine(params, console=Terminal())
+
+
+def _kept_in(run_dir: str | None) -> Params:
+    given = {"run_dir": run_dir} if run_dir else {}
+    return resolve(given, folder=typing_folder(given))

@@ -14,7 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
-from freqfilter.errors import TrainingError
+from freqfilter.errors import TrainingError, without_credentials
 from freqfilter.files import writable_folder
 from freqfilter.filters.compute import memory_errors
 from freqfilter.launch import launched_by_mlflow, launcher, running
@@ -135,6 +135,9 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
     else:
         name = active.info.run_name
     data, known = client.get_run(run_id).data, set()
+    for tag, value in data.tags.items():  # `mlflow run` keeps the address that it has the project from
+        if (clean := without_credentials(value)) != value:
+            client.set_tag(run_id, tag, clean)
     for metric in data.metrics if resumed else ():
         known |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
     run = Run(run_id, Opened(experiment.name, name, data.params, frozenset(known)), tracking=tracking)
@@ -179,7 +182,7 @@ def check_folders(tracking: TrackingParams) -> None:
 
 
 def _reasons(error: BaseException) -> dict[str, str]:
-    reasons = {ENDED_BECAUSE: f"{type(error).__name__}: {error}"[:5000]}
+    reasons = {ENDED_BECAUSE: without_credentials(f"{type(error).__name__}: {error}")[:5000]}
     if isinstance(error, TrainingError):
         reasons[f"{DIAGNOSIS}.{error.diagnosis}"] = str(error)
     return reasons

@@ -162,19 +162,37 @@ def messages(path: Path) -> Iterator[Message]:
 
 
 def known_metrics(path: Path) -> set[tuple[str, int]]:
-    """Names and steps of the metrics in a file."""
+    """Names and steps of the metrics in a file.
+
+    Raises:
+        UserError: If the file is damaged.
+    """
     batches = (message for message in messages(path) if message["kind"] == METRICS)
     return {(name, batch["step"]) for batch in batches for name in batch["values"]}
+
+
+# What a message of each kind holds.
+CONTENT: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "run": {"run_id": str, "experiment": str, "name": str, "time_ms": int},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "no_tag": {"name": str},
+    METRICS: {"values": dict, "step": int, "time_ms": int, "model_id": (str, type(None))},
+    "data": {"dataset": dict, "context": str},
+    "file": {"path": str},
+    "end": {"status": str},
+}
 
 
 def _read(line: bytes, path: Path) -> Message:
     try:
         message = json.loads(line)
-    except ValueError:
-        message = None
-    if not isinstance(message, dict) or "kind" not in message:
-        raise UserError(f"{path}: damaged: no message in the line {line[:60]!r}")
-    return message
+        content = CONTENT[message["kind"]]
+        if all(isinstance(message[name], kind) for name, kind in content.items()):
+            return dict(message)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise UserError(f"{path}: damaged: no message in the line {line[:60]!r}")
 
 
 def _cut_torn_line(path: Path) -> None:

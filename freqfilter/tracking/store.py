@@ -20,7 +20,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from freqfilter.errors import UserError
+from freqfilter.errors import UserError, without_credentials
 
 SQLITE = "sqlite:///"
 STORE_ERRORS = (MlflowException, OSError)  # requests' are OSErrors
@@ -47,6 +47,7 @@ def open_store() -> str:
     """
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is said in a line
     uri: str = mlflow.get_tracking_uri()
     if not os.environ.get("MLFLOW_TRACKING_URI") and not uri.startswith(SQLITE):
         raise UserError(
@@ -63,25 +64,25 @@ def open_store() -> str:
         with lock:
             MlflowClient().search_experiments(max_results=1)
     except OSError as error:
-        raise UserError(f"tracking store {_shown(uri)}: {error.strerror or error}") from None
+        raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow lets its database's and network's own exceptions through
-        reason = " ".join(str(error).replace(uri, _shown(uri)).split())
-        raise UserError(f"tracking store {_shown(uri)} cannot be used: {reason[:200]}") from error
-    return _shown(uri)
+        reason = " ".join(without_credentials(str(error)).split())
+        raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {reason[:200]}") from error
+    return without_credentials(uri)
 
 
 def _see_that_it_answers(uri: str) -> None:
     """Ask a server for anything at all; MLflow itself would wait for minutes."""
     try:
-        urllib.request.urlopen(f"{_shown(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
+        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
     except urllib.error.HTTPError:
         return
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", error), ssl.SSLError):  # it is there; MLflow knows whom to trust
             return
         raise UserError(
-            f"tracking store {_shown(uri)} does not answer: start it, or train with --tracking offline and "
-            "deliver later with `python -m freqfilter sync`"
+            f"tracking store {uri} does not answer: start it, or train with --tracking offline and deliver later with "
+            "`python -m freqfilter sync`"
         ) from None
 
 
@@ -111,9 +112,3 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
             if getattr(error, "error_code", None) in FINAL_ERRORS or time.monotonic() > deadline:
                 raise
         time.sleep(random.uniform(0.2, 2.0))  # others may be asking too
-
-
-def _shown(uri: str) -> str:
-    """The URI without a user's name and password."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -18,7 +18,7 @@ from freqfilter.filters.network import estimate
 from freqfilter.params import Params, SignalParams, TrackingParams
 from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
-from freqfilter.tracking import provenance, registry
+from freqfilter.tracking import loading, provenance
 from freqfilter.tracking.metrics import fresh_metrics, score_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import Run
@@ -62,7 +62,7 @@ def evaluate(
     """
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
-    model = registry.load_run(run_id) if run_id else registry.load_version(**chosen)
+    model = loading.load_run(run_id) if run_id else loading.load_version(**chosen)
     params = model.params
     noise_seeds = fresh_seeds(params, realizations) if realizations else []
     # The model is judged as its users get it: in float32, on what this machine has.

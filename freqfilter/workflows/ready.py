@@ -10,7 +10,7 @@ from freqfilter.filters.compute import Compute
 from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
-from freqfilter.tracking import registry
+from freqfilter.tracking.loading import Filter, load_origin
 from freqfilter.tracking.opening import check_folders
 from freqfilter.tracking.store import open_store
 
@@ -29,7 +29,7 @@ class Ready:
     compute: Compute
     splits: Splits
     tracking_uri: str | None
-    origin: registry.Filter | None
+    origin: Filter | None
     state: TrainingState
 
 
@@ -54,7 +54,10 @@ def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
         state.start_from(origin.module.state_dict())
     if checkpoint:
         _compare(splits.digests(), checkpoint.stated)
-        state.load_state_dict(checkpoint.state)
+        try:
+            state.load_state_dict(checkpoint.state)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError("the checkpoint is not of the network that its parameters state: start anew") from error
     return Ready(params, compute, splits, tracking_uri, origin, state)
 
 
@@ -67,12 +70,12 @@ def _compare(found: dict[str, str], stated: Stated) -> None:
             )
 
 
-def _origin(params: Params, splits: Splits) -> registry.Filter | None:
+def _origin(params: Params, splits: Splits) -> Filter | None:
     """The filter whose weights training goes on from, if any; its network has to be the one asked for."""
     start_from = params.training.start_from
     if start_from is None:
         return None
-    origin = registry.load_origin(start_from)
+    origin = load_origin(start_from)
     asked = {"n_components": splits.validation.n_components} | params.model.model_dump()
     for name, theirs in origin.facts["network"].items():
         if name != "dropout" and theirs != asked[name]:  # dropout has no weights

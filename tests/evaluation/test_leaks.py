@@ -114,6 +114,7 @@ HONEST_RUNS = many(40, 1000)
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_honest_runs_are_hardly_ever_accused() -> None:
     """Filters that approach the limit over thirty validations, each run on noise of its own, with nothing leaked."""
     stated = SignalModel.from_params(

@@ -126,6 +126,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> N
     refused("cannot be read")
 
 
+@pytest.mark.soak
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(max_examples=many(30, 1000), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_bit_that_has_flipped_is_noticed_or_changes_nothing(where: float, bit: int, whole_checkpoint: Path) -> None:

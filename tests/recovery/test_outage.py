@@ -73,6 +73,7 @@ def test_a_server_that_hangs_is_said_in_one_line(at_server: Server, freqfilter: 
     assert time.monotonic() - started < 120  # MLflow alone would take many minutes
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("outage", ["killed", "paused"])
 def test_training_goes_on_through_an_outage_and_each_point_arrives_once(
     outage: str, at_server: Server, folder: Path

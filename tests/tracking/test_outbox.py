@@ -123,13 +123,14 @@ def test_a_line_that_was_torn_by_a_kill_is_cut_and_one_that_is_damaged_is_said(t
     outbox.append("end", status="KILLED")
     outbox.close(1)
     assert [message["kind"] for message in messages(path)] == ["tags", "end"]
-    path.write_text('{"kind": "tags"}\nnonsense\n')
+    path.write_text('{"kind": "no_tag", "name": "x"}\nnonsense\n')
     with pytest.raises(UserError, match=r"damaged.*nonsense"):
         list(messages(path))
     with pytest.raises(UndeliveredError, match="damaged"):
         Outbox(path, lambda _: None).close(10)
 
 
+@pytest.mark.soak
 @given(
     kinds=st.lists(st.sampled_from(["metrics", "tags", "file"]), max_size=40),
     failing=st.sets(st.integers(0, 40), max_size=6),
@@ -153,7 +154,8 @@ def test_whatever_fails_and_whenever_it_is_opened_again_each_message_arrives_in_
             if n in reopened:
                 outbox.close(10)
                 outbox = Outbox(path, send)
-            outbox.append(kind, n=n)
+            content = {"metrics": {"values": {}, "step": 1, "time_ms": 1, "model_id": None}, "tags": {"values": {}}}
+            outbox.append(kind, n=n, **content.get(kind, {"path": "a"}))
         outbox.close(10)
     assert arrived == list(range(len(kinds)))
 

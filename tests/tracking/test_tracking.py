@@ -20,7 +20,7 @@ from freqfilter.errors import UserError
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.params import TrackingParams, resolve, restore
 from freqfilter.stopping import Stopped, Stopping
-from freqfilter.tracking import provenance, registry
+from freqfilter.tracking import loading, provenance, registry
 from freqfilter.tracking.board import TensorBoard
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
@@ -213,7 +213,7 @@ def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
     (newer / "MLmodel").write_text((newer / "MLmodel").read_text().replace("schema: 1", "schema: 2"))
     for path, message in [(files, "damaged"), (newer, "schema 2 is newer than 1")]:
         with pytest.raises(UserError, match=message):
-            registry.load_uri(str(path))
+            loading.load_uri(str(path))
     for name, version, message in [
         ("frequency-filter", 99, "99"),
         ("absent", 1, "absent"),
@@ -290,7 +290,7 @@ def test_a_model_that_does_not_come_out_as_it_went_in_is_not_registered(
     "path", sorted((Path(__file__).parents[1] / "data").glob("model_schema_*")), ids=lambda p: p.name
 )
 def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) -> None:
-    found = registry.load_uri(str(path))
+    found = loading.load_uri(str(path))
     expected = np.load(path / "expected.npz")
     np.testing.assert_allclose(found.predict(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
     assert found.params.signals.frequencies_hz == (1, 3, 5, 7)

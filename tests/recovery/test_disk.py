@@ -1,0 +1,121 @@
+"""A disk that runs full, or may no longer be written to: one clear line, and what was good stays good."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from freqfilter.filters.checkpoints import Checkpoints
+from tests.conftest import SEED, Program, all_runs, many, options
+from tests.recovery.comparing import RICH, Outcome, wait_for_line
+from tests.recovery.test_outage import HASTY
+
+pytestmark = pytest.mark.slow
+
+SIZE = 6_000_000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few megabytes."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("no right to mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path, *, but: int) -> Path:
+    """Take all space except so many bytes."""
+    filler, space = disk / "filler", os.statvfs(disk)
+    left = space.f_bavail * space.f_frsize - but
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while left > 0:
+            left -= file.write(b"\0" * min(left, 4096))
+    return filler
+
+
+FREE_KB = [40, 120, 400, *(random.Random(SEED + n).randrange(20, 1200) for n in range(many(0, 20)))]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("free_kb", FREE_KB)
+def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_when_there_is_room(
+    free_kb: int, small_disk: Path, folder: Path, freqfilter: Program, whole: Outcome
+) -> None:
+    filler = fill(small_disk, but=free_kb * 1000)
+    where = ["--run_dir", str(small_disk / "runs"), "--checkpoint_minutes", "0.001", "--checkpoints_kept", "1000"]
+    done = freqfilter("train", *options(RICH), *where)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+    assert str(small_disk / "runs") in done.stderr
+    run = all_runs()[-1]
+    assert run.info.status == "FAILED"
+    kept = small_disk / "runs" / run.info.run_id / "checkpoints"
+    said: list[str] = []
+    assert (Checkpoints(kept, kept=1).newest(said.append) is not None) == bool(list(kept.glob("*.pt")))
+    assert said == []
+    assert list(small_disk.rglob("*.part")) == []
+
+    filler.unlink()
+    if list(kept.glob("*.pt")):
+        assert f"go on: python -m freqfilter resume {run.info.run_id}" in done.stderr or free_kb < 100
+        again = freqfilter("resume", run.info.run_id, "--run_dir", str(small_disk / "runs"))
+    else:
+        again = freqfilter("train", *options(RICH))
+    assert again.returncode == 0, again.stderr
+    whole.assert_same(all_runs()[-1])
+
+
+def test_a_store_on_a_full_disk_gets_everything_when_there_is_room(
+    small_disk: Path, folder: Path, freqfilter: Program, whole: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = small_disk / "mlflow.db"
+    store.write_bytes((folder.parent / "store" / "mlflow.db").read_bytes())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    process = wait_for_line("epoch  2/12", [sys.executable, "-c", HASTY, "train", *options(RICH)], folder)
+    filler = fill(small_disk, but=0)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 2, output
+    assert "Traceback" not in output
+    assert "python -m freqfilter sync" in output.splitlines()[-1]
+    filler.unlink()
+    done = freqfilter("sync")
+    assert done.returncode == 0, done.stderr
+    whole.assert_same(all_runs()[-1])
+
+
+def test_a_disk_that_may_only_be_read_is_said_before_there_is_a_run(
+    small_disk: Path, folder: Path, freqfilter: Program
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = freqfilter("train", *options(RICH), "--run_dir", str(small_disk / "runs"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{small_disk}/runs: this folder cannot be made: Read-only file system" in done.stderr
+    assert all_runs() == []
+
+
+def test_a_file_that_does_not_fit_leaves_the_one_that_was_there(
+    small_disk: Path, folder: Path, freqfilter: Program
+) -> None:
+    output = small_disk / "data.npz"
+    output.write_text("precious")
+    filler = fill(small_disk, but=100_000)
+    done = freqfilter("prepare", "--output", str(output), "--n_samples", "2000", "--duration_s", "2")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "No space left on device" in done.stderr
+    assert output.read_text() == "precious"
+    assert {path.name for path in small_disk.iterdir()} == {"data.npz", filler.name}
+    assert MlflowClient().search_runs(["0"]) == []

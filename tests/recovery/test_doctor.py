@@ -1,0 +1,79 @@
+"""What interrupted runs leave is found, told apart and set right."""
+
+from __future__ import annotations
+
+import getpass
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from freqfilter.files import HOST
+from tests.conftest import ROOT, Program, Typed, all_runs, options
+from tests.recovery.comparing import RICH, end_by, wait_for_line
+
+pytestmark = pytest.mark.slow
+
+LAUNCHED = {"mlflow.source.type": "PROJECT", "mlflow.source.name": f"file://{ROOT}", "mlflow.user": getpass.getuser()}
+ENDLESS = RICH | {"epochs": "100000"}
+
+
+def test_runs_of_dead_processes_and_of_failed_launches_are_closed_and_no_others(
+    folder: Path, freqfilter: Program, mlflow_run: Program
+) -> None:
+    command = [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)]
+    end_by(wait_for_line("epoch      2/", command, folder), signal.SIGKILL)
+    dead = all_runs()[0].info.run_id
+    at_work = wait_for_line("epoch      2/", command, folder)
+    try:
+        working = all_runs()[-1].info.run_id
+        assert mlflow_run("--env-manager", "conda").returncode != 0
+        (orphan,) = (run.info.run_id for run in all_runs() if run.info.run_id not in (dead, working))
+        client = MlflowClient()
+        anothers = client.create_run("0", tags=LAUNCHED | {"mlflow.source.name": "file:///another/project"})
+        by_hand = client.create_run("0")
+        stale = folder / "runs" / dead / "checkpoints" / f".epoch_0001.pt.{HOST}.999999999.x.part"
+        stale.touch()
+        done = freqfilter("doctor")
+        assert done.returncode == 0, done.stderr
+        assert not stale.exists()
+        status = {run.info.run_id: run.info.status for run in all_runs()}
+        assert status == {
+            dead: "KILLED",
+            working: "RUNNING",
+            orphan: "FAILED",
+            anothers.info.run_id: "RUNNING",
+            by_hand.info.run_id: "RUNNING",
+        }
+        lines = [line for line in done.stdout.splitlines() if " run " in line]
+        assert f"to go on: python -m freqfilter resume {dead}" in next(line for line in lines if dead in line)
+        assert next(line for line in lines if orphan in line).startswith("mended")
+        assert "is at work" in next(line for line in lines if working in line)
+        assert "mended" not in freqfilter("doctor").stdout
+    finally:
+        end_by(at_work, signal.SIGKILL)
+
+
+def test_a_launch_that_may_still_be_at_it_is_left_alone(
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MlflowClient().create_run("0", tags=LAUNCHED)
+    monkeypatch.setattr("freqfilter.tracking.unended._launchers", lambda: [time.time() - 60])
+    assert typed("doctor") == (0, "")
+    assert [run.info.status for run in all_runs()] == ["RUNNING"]
+    monkeypatch.setattr("freqfilter.tracking.unended._launchers", lambda: [time.time() + 60])
+    assert typed("doctor") == (0, "")
+    assert [run.info.status for run in all_runs()] == ["FAILED"]
+
+
+def test_what_only_a_user_can_mend_is_said_and_ends_with_an_error(
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr("freqfilter.workflows.doctor.version", lambda name: "0.0.1")
+    code, line = typed("doctor", "--run_dir", "/proc/x")
+    assert code == 2
+    assert line.startswith("freqfilter: 3 things need you, the first of them: installation: click 0.0.1 where ")

@@ -1,0 +1,69 @@
+"""What is secret stays so: nothing from an address or the environment reaches a run, its files or a log."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.conftest import ROOT, SMALL, Program, Server, all_runs, options
+
+pytestmark = pytest.mark.slow
+
+PASSWORD, TOKEN = "hunter2%40work", "token-of-my-employer"
+
+
+def places_with(words: tuple[str, ...], folder: Path) -> list[Path]:
+    """Files that hold one of the words, the store's database and its artifacts among them."""
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file() and any(word.encode() in path.read_bytes() for word in words):
+            found.append(path)
+    return found
+
+
+def test_a_password_and_a_token_reach_nothing(
+    server: Server, folder: Path, freqfilter: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("http://", f"http://me:{PASSWORD}@"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", TOKEN)
+    monkeypatch.setenv("FREQFILTER_TOKEN", TOKEN)
+    words = (PASSWORD, "hunter2@work", TOKEN, "AWS_SECRET")
+    for start_from in ("null", "models:/nothing/1"):
+        done = freqfilter("train", *options(SMALL | {"start_from": start_from}))
+        assert done.returncode == (0 if start_from == "null" else 2), done.stderr
+        assert not any(word in done.stdout + done.stderr for word in words)
+    server.kill()
+    done = freqfilter("train", *options(SMALL))
+    assert "does not answer" in done.stderr
+    assert not any(word in done.stdout + done.stderr for word in words)
+    assert places_with(words, folder.parent) == []
+
+
+def test_the_address_of_a_project_loses_its_password(folder: Path, freqfilter: Program) -> None:
+    client = MlflowClient()
+    tags = {"mlflow.source.name": "https://me:hunter2@example.org/p.git", "mlflow.source.type": "PROJECT"}
+    run = client.create_run("0", tags=tags)
+    command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
+    launched = os.environ | {"MLFLOW_RUN_ID": run.info.run_id}
+    done = subprocess.run(command, cwd=folder, env=launched, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (found,) = all_runs()
+    assert found.data.tags["mlflow.source.name"] == "https://example.org/p.git"
+
+
+def test_telemetry_is_off_in_every_process_unless_the_user_turns_it_on(folder: Path) -> None:
+    ask = "import os, freqfilter.tracking; print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    for given, expected in ({}, "true"), ({"MLFLOW_DISABLE_TELEMETRY": "false"}, "false"):
+        done = subprocess.run(
+            [sys.executable, "-c", ask], env=os.environ | given, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected
+    makefile = (ROOT / "Makefile").read_text()
+    assert "export MLFLOW_DISABLE_TELEMETRY ?= true" in makefile
+    assert "--host 127.0.0.1" in makefile

@@ -1,0 +1,130 @@
+"""What is loaded is what was registered, and nothing that it holds is unpickled."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+
+import freqfilter
+from freqfilter.errors import UserError
+from freqfilter.params import resolve
+from freqfilter.stopping import Stopping
+from freqfilter.tracking import registry
+from freqfilter.tracking.loading import MODEL_DIGEST
+from freqfilter.tracking.opening import open_run
+from tests.conftest import SMALL, network
+
+
+class Malicious:
+    """What writes a file when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+@pytest.fixture
+def version(folder: Path) -> int:
+    tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
+    with open_run(tracking, name="a name", stopping=Stopping()) as run:
+        model_id = registry.keep_model(
+            run.run_id,
+            network(n_components=4).eval(),
+            resolve(SMALL),
+            example=np.zeros((2, 20, 5), dtype=np.float32),
+            step=1,
+            folder=run.folder,
+        )
+        return registry.register(model_id, "frequency-filter", tags={}, description="words")
+
+
+def files(version: int) -> Path:
+    """Where the store really keeps the files of a version."""
+    source = MlflowClient().get_model_version("frequency-filter", str(version)).source
+    return Path(
+        MlflowClient().get_logged_model(source.removeprefix("models:/")).artifact_location.removeprefix("file://")
+    )
+
+
+def uris(version: int) -> list[str]:
+    MlflowClient().set_registered_model_alias("frequency-filter", "best", str(version))
+    source = MlflowClient().get_model_version("frequency-filter", str(version)).source
+    return [
+        f"models:/frequency-filter/{version}",
+        "models:/frequency-filter/latest",
+        "models:/frequency-filter@best",
+        source,
+    ]
+
+
+def change_code(where: Path, touched: Path) -> None:
+    code = where / "artifacts" / "network.py"
+    code.write_text(code.read_text() + f"\nimport pathlib; pathlib.Path({str(touched)!r}).touch()\n")
+
+
+def pickle_weights(where: Path, touched: Path) -> None:
+    torch.save({"output.weight": Malicious(touched)}, where / "artifacts" / "weights.pt")
+
+
+def flip_a_weight(where: Path, touched: Path) -> None:
+    weights = where / "artifacts" / "weights.pt"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+
+
+def add_a_file(where: Path, touched: Path) -> None:
+    (where / "code").mkdir()
+    (where / "code" / "torch.py").write_text(f"import pathlib; pathlib.Path({str(touched)!r}).touch()")
+
+
+def swap_the_model(where: Path, touched: Path) -> None:
+    (where / "python_model.pkl").write_bytes(pickle.dumps(Malicious(touched)))
+    stated = where / "MLmodel"
+    stated.write_text(stated.read_text().replace("model_code_path", "python_model: python_model.pkl\n    old_path"))
+
+
+@pytest.mark.parametrize("change", [change_code, pickle_weights, flip_a_weight, add_a_file, swap_the_model])
+def test_files_that_are_not_those_that_were_registered_are_refused_before_they_are_opened(
+    change: Callable[[Path, Path], None], version: int, folder: Path
+) -> None:
+    touched = folder / "touched"
+    for uri in uris(version):
+        assert freqfilter.tracking.loading.load_uri(uri).facts["window_length"] == 20
+    change(files(version), touched)
+    for uri in uris(version):
+        with pytest.raises(UserError, match="not those that were registered") as refused:
+            freqfilter.tracking.loading.load_uri(uri)
+        assert "\n" not in str(refused.value)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize("change", [pickle_weights, swap_the_model])
+def test_nothing_is_unpickled_also_where_nobody_has_noted_a_digest(
+    change: Callable[[Path, Path], None], version: int, folder: Path
+) -> None:
+    touched, where = folder / "touched", files(version)
+    change(where, touched)
+    with pytest.raises(UserError):
+        freqfilter.tracking.loading.load_uri(str(where))
+    assert not touched.exists()
+    assert os.environ.get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") is None
+
+
+def test_version_and_logged_model_have_the_digest(version: int) -> None:
+    found = MlflowClient().get_model_version("frequency-filter", str(version))
+    logged = MlflowClient().get_logged_model(found.source.removeprefix("models:/"))
+    assert len(found.tags[MODEL_DIGEST]) == 64
+    assert logged.tags[MODEL_DIGEST] == found.tags[MODEL_DIGEST]
+    mlflow.pyfunc.load_model(found.source)  # what MLflow does with the files leaves them as they are
+    assert freqfilter.load("frequency-filter", version=version)
