@@ -8,22 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-PIPE = int(sys.argv[1])
-del sys.argv[1]
-
 
 def announce(phase: str, what: str) -> None:
-    os.write(PIPE, f"{phase} {what} {time.monotonic()}\n".encode())
-
-
-announce("start", "begin")
-
-import freqfilter.filters.training as training  # noqa: E402
-import freqfilter.tracking.opening as opening  # noqa: E402
-import freqfilter.tracking.runs as runs  # noqa: E402
-import freqfilter.workflows.train as workflow  # noqa: E402
-from freqfilter.cli import main  # noqa: E402
-from freqfilter.workflows.keeping import Keeper  # noqa: E402
+    os.write(int(os.environ["ANNOUNCE_TO"]), f"{phase} {what} {time.monotonic()}\n".encode())
 
 
 def during(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,7 +24,7 @@ def during(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def epochs(call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+def during_epochs(call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     def wrapped(*args: Any, **named: Any) -> Iterator[Any]:
         announce("epoch", "begin")
         yield from call(*args, **named)
@@ -46,16 +33,24 @@ def epochs(call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
     return wrapped
 
 
-def sending(make: Callable[..., Callable[[Any], None]]) -> Callable[..., Callable[[Any], None]]:
-    return lambda *args: during("logging", make(*args))
+def main() -> None:
+    os.environ["ANNOUNCE_TO"] = sys.argv.pop(1)
+    announce("start", "begin")
+    from freqfilter import cli
+    from freqfilter.filters import training
+    from freqfilter.tracking import opening, runs
+    from freqfilter.workflows import train
+    from freqfilter.workflows.keeping import Keeper
+
+    training._epoch = during_epochs(training._epoch)
+    Keeper.write = during("checkpoint", Keeper.write)  # type: ignore[method-assign]
+    make_sender = runs.sender
+    runs.sender = lambda *args: during("logging", make_sender(*args))
+    train.judge = during("evaluation", train.judge)
+    train.keep_model = during("registration", train.keep_model)
+    opening.shutil.rmtree = during("ending", opening.shutil.rmtree)  # type: ignore[assignment]
+    cli.main()
 
 
-training._epoch = epochs(training._epoch)  # type: ignore[assignment]
-
-Keeper.write = during("checkpoint", Keeper.write)  # type: ignore[method-assign]
-runs.sender = sending(runs.sender)
-workflow.judge = during("evaluation", workflow.judge)
-workflow.keep_model = during("registration", workflow.keep_model)
-opening.shutil.rmtree = during("ending", opening.shutil.rmtree)
-
-main()
+if __name__ == "__main__":
+    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import SMALL, Program, Server, all_runs, options
+from tests.conftest import SEED, SMALL, Program, Server, all_runs, many, options
 from tests.recovery.comparing import RICH, Outcome, end_by, history, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -74,21 +75,25 @@ def test_a_server_that_hangs_is_said_in_one_line(at_server: Server, freqfilter: 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("outage", ["killed", "paused"])
-def test_training_goes_on_through_an_outage_and_each_point_arrives_once(
-    outage: str, at_server: Server, folder: Path
+@pytest.mark.parametrize("number", range(many(3, 20)))
+def test_training_goes_on_through_outages_and_each_point_arrives_once(
+    number: int, at_server: Server, folder: Path
 ) -> None:
+    chance = random.Random(f"{SEED} outages {number}")
+    outages = [("killed", "paused")[(number + n) % 2] for n in range(chance.randint(1, 2))]
     at_server.start()
     process = wait_for_line("epoch   5/", [sys.executable, "-m", "freqfilter", "train", *options(LONG)], folder)
-    if outage == "killed":
-        at_server.kill()
-    else:
-        at_server.send(signal.SIGSTOP)
-    hear(process, 60)
-    if outage == "killed":
-        at_server.start()
-    else:
-        at_server.send(signal.SIGCONT)
+    for outage in outages:
+        hear(process, chance.randint(1, 20))
+        if outage == "killed":
+            at_server.kill()
+        else:
+            at_server.send(signal.SIGSTOP)
+        hear(process, chance.randint(1, 40))  # training goes on meanwhile
+        if outage == "killed":
+            at_server.start()
+        else:
+            at_server.send(signal.SIGCONT)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
     (run,) = all_runs()
