@@ -18,7 +18,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story bench ui test soak lint format lock clean
+.PHONY: help install train original alternatives story bench ui serve test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)
 else
 	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(MLFLOW_TRACKING_URI)
 endif
+
+serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="--version 3" another version
+	@$(BIN)/python -m freqfilter serve $(ARGS)
 
 test: $(VENV)/installed_dev  ## run the tests, two at a time
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)

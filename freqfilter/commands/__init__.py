@@ -3,7 +3,7 @@
 What the heavy imports cost is paid by the jobs that need them, not by ``--help``: they stand inside the commands.
 """
 
-from freqfilter.commands import looking, training, upkeep
+from freqfilter.commands import champions, looking, training, upkeep
 from freqfilter.commands.group import cli
 
-__all__ = ["cli", "looking", "training", "upkeep"]
+__all__ = ["champions", "cli", "looking", "training", "upkeep"]

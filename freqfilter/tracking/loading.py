@@ -7,22 +7,21 @@ import pickle
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from freqfilter.errors import UserError
-from freqfilter.filters.network import FrequencyFilterLSTM
-from freqfilter.params import Params, restore
+from freqfilter.filters.loaded import Filter
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.store import translated
 
 SCHEMA = 1  # of facts.json; a change that old readers cannot follow raises it
+GOLDEN = "artifacts/golden.npz"  # among a version's files
 MODEL_DIGEST = "model_sha256"  # the tag of a logged model, and of a version
 SAFE = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
@@ -33,68 +32,14 @@ DAMAGED = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError,
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-class Filter:
-    """A registered filter.
-
-    Attributes:
-        uri: Where it was loaded from.
-        model_id: MLflow's id of the logged model.
-        module: The network, in evaluation mode.
-        facts: What is known of it: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``params``, ….
-    """
-
-    def __init__(self, uri: str, model_id: str | None, model: Any) -> None:
-        self.uri = uri
-        self.model_id = model_id
-        self.module: FrequencyFilterLSTM = model.module
-        self.facts: dict[str, Any] = model.facts
-        self._model = model
-
-    @property
-    def params(self) -> Params:
-        """The parameters of its training run."""
-        return restore(self.facts["params"])
-
-    @property
-    def pinned_uri(self) -> str:
-        """Where the very same model will be found, also when an alias or the newest version is another."""
-        return f"models:/{self.model_id}" if self.model_id else self.uri
-
-    @property
-    def run_id(self) -> str:
-        """The run that trained it; empty where the store does not know."""
-        if self.model_id is None:
-            return ""
-        return str(MlflowClient().get_logged_model(self.model_id).source_run_id)
-
-    def predict(self, x: ArrayLike) -> NDArray[np.float32]:
-        """Estimate the selected component.
-
-        Args:
-            x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector. Any number of
-                windows and samples; computed in float32.
-
-        Returns:
-            (n_windows, n_samples, 1), float32.
-
-        Raises:
-            UserError: If the shape is another, or a value is NaN or Inf.
-        """
-        inputs = np.asarray(x, dtype=np.float32)
-        n_features = 1 + len(self.facts["frequencies_hz"])
-        if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
-            raise UserError(
-                f"x has shape {inputs.shape}; this filter takes (windows, samples, {n_features}): the mixture, then "
-                f"a one-hot selector among {self.facts['frequencies_hz']} Hz"
-            )
-        if not np.isfinite(inputs).all():
-            raise UserError("x has NaN or Inf; remove or repair those samples")
-        return np.asarray(self._model.predict(None, inputs))
-
-
 def load_version(model_name: str, version: int | str) -> Filter:
     """Load a registered version; see ``freqfilter.load``."""
     return load_uri(f"models:/{model_name}/{version}")
+
+
+def load_alias(model_name: str, alias: str) -> Filter:
+    """Load the version that an alias names; see ``freqfilter.load``."""
+    return load_uri(f"models:/{model_name}@{alias}")
 
 
 def load_run(run_id: str) -> Filter:
@@ -134,11 +79,7 @@ def load_uri(uri: str) -> Filter:
             were logged.
     """
     with translated(uri), environment(**SAFE), tempfile.TemporaryDirectory() as folder:
-        digest = _recorded_digest(uri)
-        # A copy, so that nobody can change what has been checked. Nothing of it is opened before.
-        files = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
-        if digest not in (None, files_digest(Path(files))):
-            raise UserError(f"{uri}: its files are not those that were registered: somebody or something changed them")
+        files = str(checked_files(uri, Path(folder)))
         # Before its code runs, which may need what this environment has not.
         schema = (mlflow.models.Model.load(files).metadata or {}).get("schema")
         if not isinstance(schema, int):
@@ -151,7 +92,41 @@ def load_uri(uri: str) -> Filter:
         except DAMAGED as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{uri}: its files are damaged or incomplete ({type(error).__name__}: {reason})") from error
-    return Filter(uri, loaded.metadata.model_id, model)
+        golden = _golden(Path(files) / GOLDEN)
+    return Filter(
+        uri,
+        loaded.metadata.model_id,
+        model.module,
+        model.facts,
+        estimate=lambda inputs: np.asarray(model.predict(None, inputs)),
+        golden=golden,
+    )
+
+
+def _golden(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """What a version was seen to give when it was registered; None of one of before there was this."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        return stored["inputs"], stored["estimates"]
+
+
+def checked_files(uri: str, folder: Path) -> Path:
+    """A copy of a model's files, so that nobody can change what has been checked; nothing of them is opened.
+
+    Args:
+        uri: Any URI of MLflow's.
+        folder: Where the copy goes.
+
+    Raises:
+        UserError: If there is no such model, or its files are not those that were registered.
+    """
+    with translated(uri), environment(**SAFE):
+        digest = _recorded_digest(uri)
+        files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+    if digest not in (None, files_digest(files)):
+        raise UserError(f"{uri}: its files are not those that were registered: somebody or something changed them")
+    return files
 
 
 def files_digest(folder: Path) -> str:
@@ -162,6 +137,17 @@ def files_digest(folder: Path) -> str:
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def files_size(uri: str) -> int:
+    """Bytes of a model's files.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    with translated(uri), environment(**SAFE), tempfile.TemporaryDirectory() as folder:
+        files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        return sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
 
 
 def _recorded_digest(uri: str) -> str | None:
@@ -177,3 +163,10 @@ def _recorded_digest(uri: str) -> str | None:
     if MODEL_DIGEST not in tags and rest.startswith("m-"):
         tags = client.get_logged_model(rest).tags
     return tags.get(MODEL_DIGEST)
+
+
+def training_run(found: Filter) -> str:
+    """The run that trained a filter; empty where the store does not know."""
+    if found.model_id is None:
+        return ""
+    return str(MlflowClient().get_logged_model(found.model_id).source_run_id)

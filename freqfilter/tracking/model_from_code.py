@@ -34,6 +34,8 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
 
     def predict(self, context, model_input: np.ndarray, params=None):  # noqa: ARG002 (MLflow's names)
         """Estimates (N, T, 1) of inputs (N, T, 1 + components)."""
+        if not np.isfinite(model_input).all():
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value("inputs have NaN or Inf")
         device = next(self.module.parameters()).device
         inputs = torch.as_tensor(model_input, dtype=torch.float32, device=device)
         return self._network.estimate(self.module, inputs).cpu().numpy()

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import freqfilter
@@ -65,7 +65,14 @@ def machine_tags(compute: Compute) -> dict[str, str]:
         "freqfilter_version": freqfilter.__version__,
         "python_version": platform.python_version(),
         **{f"{package}_version": version(package) for package in packages},
+        "distributions_sha256": _distributions_digest(),
     }
+
+
+def _distributions_digest() -> str:
+    """SHA-256 of the names and versions of everything that is installed."""
+    names = sorted(f"{found.metadata['Name']}=={found.version}" for found in distributions())
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _patch(root: Path) -> bytes:

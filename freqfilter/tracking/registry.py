@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
@@ -25,25 +26,43 @@ from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.params import Params
 from freqfilter.signals.randomness import stream
 from freqfilter.tracking.environment import environment, scratch
-from freqfilter.tracking.loading import MODEL_DIGEST, SAFE, SCHEMA, files_digest
+from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, SAFE, SCHEMA, files_digest
 from freqfilter.tracking.store import patiently, translated
 
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
+CANDIDATE = "candidate"  # the alias of the newest version
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
 
 
-def keep_model(
-    run_id: str, module: FrequencyFilterLSTM, params: Params, *, example: NDArray[np.float32], step: int, folder: Path
-) -> str:
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, and what goes with it into the registry.
+
+    Attributes:
+        module: The network, in evaluation mode.
+        params: The parameters of its run.
+        golden: Inputs (n_windows, n_samples, 1 + n_components) whose estimates are kept, so that a loaded version can
+            show that it is the same.
+        step: The epoch that the weights are of.
+        limit_mse: The least error that a filter of its kind can expect; None where nobody knows it.
+        card: Its card, Markdown.
+    """
+
+    module: FrequencyFilterLSTM
+    params: Params
+    golden: NDArray[np.float32]
+    step: int
+    limit_mse: float | None = None
+    card: str = ""
+
+
+def keep_model(run_id: str, trained: Trained, *, folder: Path) -> str:
     """Log a trained network as the model of the active run, unless the run has logged it before it was interrupted.
 
     Args:
         run_id: The active run.
-        module: The network, in evaluation mode.
-        params: The parameters of the run.
-        example: Inputs (n_windows, n_samples, 1 + n_components) that show what the model takes.
-        step: The epoch that the weights are of.
+        trained: What is logged.
         folder: For temporary files.
 
     Returns:
@@ -56,40 +75,45 @@ def keep_model(
     def ask() -> str:
         if (model_id := _logged_model(run_id)) is not None:
             _note_digest(model_id)
-            _prove(f"models:/{model_id}", module, example.shape[2])
+            _prove(f"models:/{model_id}", trained)
             return model_id
-        return log_model(module, params, example=example, step=step)
+        return log_model(trained)
 
     with scratch(folder):
         return patiently(ask)
 
 
-def log_model(module: FrequencyFilterLSTM, params: Params, *, example: NDArray[np.float32], step: int) -> str:
+def log_model(trained: Trained) -> str:
     """Log a trained network as a model of the active run, and prove that it loads and agrees; see ``keep_model``."""
-    n_features = example.shape[2]
+    n_features = trained.golden.shape[2]
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, n_features))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, 1))]),
     )
     with tempfile.TemporaryDirectory() as folder, environment(**SAFE):
-        weights, facts = Path(folder) / "weights.pt", Path(folder) / "facts.json"
-        write_weights(weights, module.state_dict())
-        facts.write_text(json.dumps(_facts(params, n_components=n_features - 1), indent=2), encoding="utf-8")
-        artifacts = {"weights": weights, "facts": facts, "network": Path(str(network_source.__file__))}
+        weights, facts, card = (Path(folder) / name for name in ("weights.pt", "facts.json", "model_card.md"))
+        golden = Path(folder) / Path(GOLDEN).name
+        write_weights(weights, trained.module.state_dict())
+        facts.write_text(json.dumps(_facts(trained), indent=2), encoding="utf-8")
+        card.write_text(trained.card, encoding="utf-8")
+        estimates = estimate(trained.module, torch.from_numpy(trained.golden)).numpy()
+        np.savez(golden, allow_pickle=False, inputs=trained.golden, estimates=estimates)
+        network = Path(str(network_source.__file__))
+        artifacts = {"weights": weights, "facts": facts, "network": network, "golden": golden, "card": card}
         info = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(CODE),
             artifacts={name: str(path) for name, path in artifacts.items()},
             signature=signature,
-            input_example=example,
+            input_example=trained.golden[:2],
             pip_requirements=[f"{name}=={_public(installed_version(name))}" for name in ("mlflow", "torch")],
             metadata={"schema": SCHEMA},
-            params=params.canonical(),
-            step=step,
+            params=trained.params.canonical(),
+            step=trained.step,
         )
     model_id = str(info.model_id)
     _note_digest(model_id)
-    _prove(info.model_uri, module, n_features)
+    _prove(info.model_uri, trained)
     return model_id
 
 
@@ -133,7 +157,16 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         return int(made.version)
 
     with translated(f"model_name={name}"):
-        return patiently(ask)
+        version = patiently(ask)
+        patiently(lambda: name_candidate(client, name, version))
+    return version
+
+
+def name_candidate(client: MlflowClient, name: str, version: int) -> None:
+    """Let the alias be on the newest version, whoever else registers at the same time."""
+    named = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
+    if named < version:
+        client.set_registered_model_alias(name, CANDIDATE, str(version))
 
 
 def registered_models() -> list[str]:
@@ -153,26 +186,28 @@ def _note_digest(model_id: str) -> None:
         MlflowClient().set_logged_model_tags(model_id, {MODEL_DIGEST: files_digest(Path(files))})
 
 
-def _facts(params: Params, *, n_components: int) -> dict[str, Any]:
+def _facts(trained: Trained) -> dict[str, Any]:
+    params = trained.params
     return {
         "schema": SCHEMA,
-        "network": {"n_components": n_components, **params.model.model_dump()},
+        "network": {"n_components": trained.golden.shape[2] - 1, **params.model.model_dump()},
         "frequencies_hz": list(params.signals.frequencies_hz),
         # The signal model does not speak of a user's own data.
         "sample_rate_hz": params.signals.sample_rate_hz if params.data.data_file is None else None,
         "window_length": params.data.window_length,
+        "limit_mse": trained.limit_mse,
         "params": params.model_dump(mode="json"),
     }
 
 
-def _prove(uri: str, module: FrequencyFilterLSTM, n_features: int) -> None:
+def _prove(uri: str, trained: Trained) -> None:
     """Load the model as its users will, and compare on inputs that it has not seen."""
     with environment(**SAFE):
         loaded = mlflow.pyfunc.load_model(uri)
     random = stream(0, "proof")
     for n_windows, n_samples in PROOF_SHAPES:
-        inputs = random.standard_normal((n_windows, n_samples, n_features), dtype=np.float32)
-        expected = estimate(module, torch.from_numpy(inputs)).numpy()
+        inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
+        expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         found = loaded.predict(inputs)
         if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
             raise RuntimeError(f"{uri} does not give its module's estimates for inputs {inputs.shape}")

@@ -33,12 +33,14 @@ class Opened:
         experiment: Name of the experiment that it is in.
         name: What it is called.
         params: Parameters that it has already.
+        tags: Tags that it has already.
         known: Names and steps of the metrics that it has already.
     """
 
     experiment: str
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
     known: frozenset[tuple[str, int]] = frozenset()
 
 
@@ -52,6 +54,7 @@ class Run:
         experiment: Name of the experiment that it is in.
         online: Whether a store hears of it.
         folder: Its scratch files, in a folder of this run alone; gone when the run has finished.
+        tags: Its tags.
     """
 
     def __init__(self, run_id: str, opened: Opened, *, tracking: TrackingParams) -> None:
@@ -59,6 +62,7 @@ class Run:
         self.experiment = opened.experiment
         self.online = tracking.tracking == "online"
         self.folder = writable_folder(Path(tracking.run_dir) / run_id)
+        self.tags = dict(opened.tags)
         self._params = opened.params
         self._known = opened.known | known_metrics(self.folder / OUTBOX)
         self._board: TensorBoard | None = None
@@ -78,10 +82,12 @@ class Run:
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
+        self.tags |= tags
         self._outbox.append("tags", values=dict(tags))
 
     def remove_tag(self, name: str) -> None:
         """Take a tag away, if it is there."""
+        self.tags.pop(name, None)
         self._outbox.append("no_tag", name=name)
 
     def introduce(self, name: str) -> None:

@@ -55,7 +55,7 @@ def open_store() -> str:
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
     if uri.startswith("http"):
-        _see_that_it_answers(uri)
+        see_that_it_answers(uri)
     path = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     try:
         if path:
@@ -71,8 +71,12 @@ def open_store() -> str:
     return without_credentials(uri)
 
 
-def _see_that_it_answers(uri: str) -> None:
-    """Ask a server for anything at all; MLflow itself would wait for minutes."""
+def see_that_it_answers(uri: str) -> None:
+    """Ask a server for anything at all; MLflow itself would wait for minutes.
+
+    Raises:
+        UserError: If it does not answer.
+    """
     try:
         urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
     except urllib.error.HTTPError:

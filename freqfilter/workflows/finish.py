@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 
 import torch
 
-from freqfilter.evaluation import gallery
+from freqfilter.evaluation import gallery, limit_cache
 from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.scores import Comparison
 from freqfilter.evaluation.testing import score_test_set
@@ -16,12 +18,20 @@ from freqfilter.filters.training import validate
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
-from freqfilter.tracking.metrics import TEST_MSE, best_metrics, score_metrics
+from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, best_metrics, score_metrics
 from freqfilter.tracking.opening import delivering
-from freqfilter.tracking.runs import Run
+from freqfilter.tracking.runs import DIAGNOSIS, Run
+from freqfilter.workflows.card import model_card
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
 from freqfilter.workflows.evaluate import log_evaluation
+
+GOLDEN_WINDOWS = 16
+# The tags of a run that its version has too.
+TRACED = (
+    "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "torch_version",
+    "python_version", "processor", "distributions_sha256",
+)  # fmt: skip
 
 
 def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
@@ -65,31 +75,41 @@ def keep_model(
     params: Params,
     compared: Comparison,
     metrics: dict[str, float],
-    *,
-    recipe: str,
 ) -> int | None:
     """Log the model, and register it where that is asked for; its version's number."""
     progress, tracking = state.progress, params.tracking
+    card = model_card(params, compared.table, metrics, run.tags | {"run_id": run.run_id})
+    run.log_bytes(card.encode(), "model_card.md")
     run.deliver()
-    example, _ = splits.test.batch(torch.arange(min(2, len(splits.test))))
+    golden, _ = splits.test.batch(torch.linspace(0, len(splits.test) - 1, GOLDEN_WINDOWS).round().long())
+    trained = registry.Trained(
+        state.network.cpu(),
+        params,
+        golden=golden.numpy(),
+        step=progress.best_epoch,
+        limit_mse=limit_cache.expected_mse(params),
+        card=card,
+    )
     with delivering("the model"):
-        model_id = registry.keep_model(
-            run.run_id,
-            state.network.cpu(),
-            params,
-            example=example.numpy(),
-            step=progress.best_epoch,
-            folder=run.folder,
-        )
+        model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
         version = None
         if tracking.register:
             version = registry.register(
                 model_id,
                 tracking.model_name,
-                tags={"run_id": run.run_id, "recipe": recipe, TEST_MSE: f"{metrics[TEST_MSE]:.6g}"},
+                tags=_evidence(run, splits, metrics),
                 description=description(progress, compared.table, metrics, run_id=run.run_id),
             )
             run.log_tags({"model_version": str(version)})
     run.describe(description(progress, compared.table, metrics, model_name=tracking.model_name, version=version))
     return version
+
+
+def _evidence(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:
+    """What a version is tagged with: where it comes from, and how good it is."""
+    origin = {name: run.tags[name] for name in TRACED if name in run.tags}
+    told = [name.removeprefix(f"{DIAGNOSIS}.") for name in run.tags if name.startswith(f"{DIAGNOSIS}.")]
+    data = hashlib.sha256(json.dumps(splits.digests(), sort_keys=True).encode()).hexdigest()
+    figures = {name: f"{metrics[name]:.6g}" for name in (TEST_MSE, TEST_MSE_OVER_LIMIT) if name in metrics}
+    return origin | figures | {"run_id": run.run_id, "data_sha256": data, "diagnoses": " ".join(told)}

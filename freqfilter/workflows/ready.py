@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from freqfilter.errors import UserError
 from freqfilter.filters.checkpoints import Checkpoint, Stated
 from freqfilter.filters.compute import Compute
+from freqfilter.filters.loaded import Filter
 from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
-from freqfilter.tracking.loading import Filter, load_origin
+from freqfilter.tracking.loading import load_origin
 from freqfilter.tracking.opening import check_folders
 from freqfilter.tracking.store import open_store
 

@@ -23,6 +23,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
+from freqfilter.tracking.loading import training_run
 from freqfilter.tracking.metrics import epoch_metrics, limit_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import DIAGNOSIS, Run
@@ -121,7 +122,7 @@ def train(
             version = None
             if run.online:
                 stopping.finish_anyway()  # what a stop could save is seconds
-                version = keep_model(run, state, splits, params, compared, metrics, recipe=recipe)
+                version = keep_model(run, state, splits, params, compared, metrics)
     return Trained(
         run_id=run.run_id,
         experiment=run.experiment,
@@ -143,7 +144,7 @@ def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
     tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
     run.log_tags(tags | provenance.machine_tags(ready.compute))
     if ready.origin:
-        run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": ready.origin.run_id})
+        run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": training_run(ready.origin)})
     splits = ready.splits
     log_training_data(run, splits)
     run.log_data(splits.validation, name="validation", context="validation")

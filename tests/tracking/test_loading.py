@@ -37,14 +37,9 @@ class Malicious:
 def version(folder: Path) -> int:
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
     with open_run(tracking, name="a name", stopping=Stopping()) as run:
-        model_id = registry.keep_model(
-            run.run_id,
-            network(n_components=4).eval(),
-            resolve(SMALL),
-            example=np.zeros((2, 20, 5), dtype=np.float32),
-            step=1,
-            folder=run.folder,
-        )
+        golden = np.zeros((2, 20, 5), dtype=np.float32)
+        trained = registry.Trained(network(n_components=4).eval(), resolve(SMALL), golden=golden, step=1)
+        model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
         return registry.register(model_id, "frequency-filter", tags={}, description="words")
 
 

@@ -133,7 +133,7 @@ def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> i
     params = resolve(SMALL | overrides)
     with open_run(kept_in(folder), name="a name", stopping=Stopping()):
         example = np.zeros((2, 20, 5), dtype=np.float32)
-        model_id = registry.log_model(module, params, example=example, step=1)
+        model_id = registry.log_model(registry.Trained(module, params, golden=example, step=1))
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
 
 
@@ -158,7 +158,7 @@ def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         with mlflow.start_run(experiment_id=mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")):
             example = np.zeros((2, 20, 5), dtype=np.float32)
-            model_id = registry.log_model(module, resolve(SMALL), example=example, step=1)
+            model_id = registry.log_model(registry.Trained(module, resolve(SMALL), golden=example, step=1))
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
     return files, module
 

@@ -1,0 +1,171 @@
+"""Commands that decide which version is the champion, and say how it came to be."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from freqfilter.commands.group import cli
+from freqfilter.errors import UserError
+from freqfilter.launch import launcher
+from freqfilter.options import given_words, need_store, parameter_options, typing_folder
+from freqfilter.params.resolve import resolve
+from freqfilter.stopping import Stopping
+
+if TYPE_CHECKING:
+    from freqfilter.params import TrackingParams
+
+REFUSAL = 1  # the exit code of a refusal; an error has another
+
+version_option = click.option(
+    "--version", "number", type=click.IntRange(min=1), metavar="N", help="version of model_name"
+)
+
+
+@cli.command()
+@version_option
+@click.option("--most_over_limit", type=float, default=1.05, show_default=True, help="its MSE over the limit, at most")
+@click.option(
+    "--most_over_limit_per_frequency", type=float, default=1.10, show_default=True, help="the same for each component"
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="share of the champion's MSE by which it may be worse, where it is wanted for speed or size; 0: it has to win",
+)
+@click.option("--most_milliseconds", type=float, default=50.0, show_default=True, help="for one window, one thread")
+@click.option("--most_megabytes", type=float, default=20.0, show_default=True, help="of its files")
+@click.option(
+    "--noise_seed",
+    type=click.IntRange(0, 2**32 - 101),
+    help="first of the realizations  [default: they follow from what both models are]",
+)
+@click.option("--force", metavar="REASON", help="promote it whatever the rungs say, for this reason, which is kept")
+@parameter_options(sections=("tracking",))
+@click.pass_obj
+def promote(
+    watch: Stopping,
+    /,
+    number: int | None,
+    most_over_limit: float,
+    most_over_limit_per_frequency: float,
+    margin: float,
+    most_milliseconds: float,
+    most_megabytes: float,
+    noise_seed: int | None,
+    force: str | None,
+    **typed: str | None,
+) -> None:
+    """Hold a version against the champion and the limit, and make it the champion if it wins.
+
+    The default is the newest version. Exit code 0 where it is promoted or held, 1 where it is refused.
+    """
+    if force is not None and not force.strip():
+        raise UserError("force: a reason is needed")
+    tracking, process = _tracking(typed), launcher()
+    from freqfilter.evaluation.rungs import Bounds
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.promote import Outcome
+    from freqfilter.workflows.promote import promote as run_promote
+
+    bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
+    decision = run_promote(
+        tracking,
+        number=number,
+        bounds=bounds,
+        noise_seed=noise_seed,
+        force=force,
+        stopping=watch,
+        console=Terminal(),
+    )
+    for rung in decision.evidence.rungs:
+        click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[rung.passed]:8} {rung.name}: {rung.words}")
+    click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.number}")
+    click.echo(f"{decision.reason}\nrun {decision.run_id}, decision/report.md among its artifacts")
+    click.echo(where_to_look(decision.tracking_uri))
+    if decision.outcome == Outcome.REFUSED:
+        if process:
+            from freqfilter.tracking.afterwards import set_status_after
+
+            set_status_after(process, decision.run_id, "FINISHED")  # a refusal is a decision made
+        sys.exit(REFUSAL)
+
+
+@cli.command()
+@version_option
+@click.option("--reason", default="not stated", show_default=True, help="why, which is kept")
+@parameter_options(sections=("tracking",))
+@click.pass_obj
+def rollback(watch: Stopping, /, number: int | None, reason: str, **typed: str | None) -> None:
+    """Make the champion before this one, or a version, the champion again."""
+    tracking = _tracking(typed)
+    from freqfilter.last_words import where_to_look
+    from freqfilter.workflows.rollback import rollback as run_rollback
+
+    done = run_rollback(tracking, number=number, reason=reason, stopping=watch)
+    click.echo(
+        f"champion of {tracking.model_name}: version {done.before.number} before, version {done.after.number} now"
+    )
+    click.echo(f"run {done.run_id}")
+    click.echo(where_to_look(done.tracking_uri))
+
+
+@cli.command()
+@click.option("--csv", "form", flag_value="csv", help="print CSV, for programs")
+@click.option("--json", "form", flag_value="json", help="print JSON, for programs")
+@parameter_options(sections=("tracking",))
+def history(form: str | None, **typed: str | None) -> None:
+    """Say when each version came, what was decided about it, by whom and why."""
+    tracking = _tracking(typed)
+    from tabulate import tabulate
+
+    from freqfilter.workflows.history import history as run_history
+
+    table = run_history(tracking)
+    if form == "csv":
+        click.echo(table.to_csv(index=False), nl=False)
+    elif form == "json":
+        click.echo(table.to_json(orient="records", indent=2))
+    else:
+        shown = table.assign(evidence=table["evidence"].str[:8], why=table["why"].str.slice(0, 60))
+        click.echo(tabulate(shown.to_numpy().tolist(), headers=list(table.columns)))
+
+
+@cli.command()
+@version_option
+@click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
+@click.option("--to_name", metavar="NAME", help="what the model is called there  [default: the same]")
+@parameter_options(sections=("tracking",))
+def copy(number: int | None, to: str, to_name: str | None, **typed: str | None) -> None:
+    """Copy a version, or the newest, with its evidence to another registry."""
+    tracking = _tracking(typed)
+    from freqfilter.workflows.copy_version import copy_version
+
+    copied = copy_version(tracking, number=number, to=to, to_name=to_name)
+    click.echo(f"{copied.model_name} version {copied.number} at {copied.tracking_uri}")
+
+
+@cli.command()
+@version_option
+@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="where it listens")
+@parameter_options(sections=("tracking",))
+@click.pass_obj
+def serve(watch: Stopping, /, number: int | None, port: int, **typed: str | None) -> None:
+    """Serve a version, or the champion, over HTTP on this machine."""
+    tracking = _tracking(typed)
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.serve import serve as run_serve
+
+    sys.exit(run_serve(tracking, number=number, port=port, stopping=watch, console=Terminal()))
+
+
+def _tracking(typed: dict[str, str | None]) -> TrackingParams:
+    given = given_words(typed)
+    params = resolve(given, folder=typing_folder(given))
+    need_store(params)
+    return params.tracking

@@ -1,0 +1,102 @@
+"""One model in a process of its own, which answers questions about it: ``python -m freqfilter.workflows.witness URI``.
+
+Whatever a model's code or weights do, they do it there, with unpickling forbidden.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from freqfilter.errors import UserError
+from freqfilter.evaluation.fresh import WINDOWS
+from freqfilter.evaluation.scores import MODEL
+from freqfilter.evaluation.scores import compare as score
+from freqfilter.filters.loaded import Filter
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.realizations import some_windows
+from freqfilter.signals.splits import Splits
+from freqfilter.signals.windows import StoredWindows, WindowSet
+
+TIMED = 20  # calls, whose median is the latency
+PARTS_OF_A_FILE = 20  # of its test windows, in place of realizations
+GOLDEN_TOLERANCE = 1e-5  # other processors sum in other orders
+
+
+def of_itself(found: Filter) -> dict[str, Any]:
+    """What a model says of itself, and shows."""
+    window = np.zeros((1, found.facts["window_length"], 1 + len(found.facts["frequencies_hz"])), dtype=np.float32)
+    times = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        found.predict(window)
+        times.append(time.perf_counter() - started)
+    weights = hashlib.sha256()
+    for name, weight in found.module.state_dict().items():
+        weights.update(name.encode() + weight.numpy().tobytes())
+    return {
+        "params": found.params.model_dump(mode="json"),
+        "milliseconds": 1000 * float(np.median(times)),
+        "weights_sha256": weights.hexdigest(),
+        "golden_difference": golden_difference(found),
+    }
+
+
+def golden_difference(found: Filter) -> float | None:
+    """How far a model is from what it gave when it was registered; None of an old version, which does not say."""
+    if found.golden is None:
+        return None
+    inputs, estimates = found.golden
+    return float(np.abs(found.predict(inputs) - estimates).max())
+
+
+def errors_on(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
+    """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
+    params = found.params
+    if noise_seeds is None:
+        test = Splits.from_params(params).test
+        if not isinstance(test, StoredWindows):
+            raise TypeError("a file's windows are stored")
+        parts = torch.arange(len(test)).tensor_split(min(PARTS_OF_A_FILE, len(test)))
+        sets: list[tuple[int, WindowSet]] = [(number, test.choose(part)) for number, part in enumerate(parts)]
+    else:
+        model = SignalModel.from_params(params.signals)
+        sets = [(seed, some_windows(model, params.data.window_length, WINDOWS, seed)) for seed in noise_seeds]
+    for name, windows in sets:
+        extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
+        frequencies_hz = params.signals.frequencies_hz
+        compared = score(extractor, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+        yield {"name": name, "mse": compared.table["mse"].xs(MODEL).to_dict()}
+
+
+def _main(uri: str) -> None:
+    from freqfilter.tracking.loading import load_uri
+
+    answers = sys.stdout
+    sys.stdout = sys.stderr  # what a model prints is no answer
+
+    def answer(content: dict[str, Any]) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    torch.set_num_threads(1)  # the same bits wherever it is asked
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = load_uri(uri)
+        answer(of_itself(found))
+        for line in sys.stdin:
+            for scored in errors_on(found, json.loads(line)):
+                answer(scored)
+    except UserError as error:
+        answer({"refused": str(error)})
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,94 @@
+"""The champion over HTTP: right answers to many at once, and a reason for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import freqfilter
+from tests.conftest import Typed
+from tests.promotion.making import NAME
+
+pytestmark = pytest.mark.slow
+
+
+def ask(url: str, body: bytes) -> tuple[int, dict[str, object]]:
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 (our own server)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read() or b"{}")
+
+
+@pytest.fixture
+def served(registry_with: Callable[[int | None], Path]) -> Iterator[str]:
+    registry = registry_with(2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "freqfilter", "serve", "--port", str(port)]
+    with (registry / "serve.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=registry, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
+    deadline = time.monotonic() + 90
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (registry / "serve.log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 143
+
+
+def test_right_answers_to_many_and_a_reason_for_what_is_wrong(served: str) -> None:
+    rng, filter_ = np.random.default_rng(0), freqfilter.load(NAME, alias="champion")
+
+    def one(number: int) -> float:
+        x = rng.standard_normal((1 + number % 3, 5 + number, 5)).astype(np.float32)
+        status, answer = ask(served, json.dumps({"inputs": x.tolist()}).encode())
+        assert status == 200
+        return float(np.abs(np.array(answer["predictions"]) - filter_.predict(x)).max())
+
+    with ThreadPoolExecutor(8) as clients:
+        assert max(clients.map(one, range(40))) < 1e-5
+    good = np.zeros((1, 5, 5)).tolist()
+    for body in (
+        b"not json",
+        b"[]",
+        json.dumps({"inputs": np.zeros((1, 5, 4)).tolist()}).encode(),
+        json.dumps({"inputs": np.zeros((5, 5)).tolist()}).encode(),
+        json.dumps({"inputs": [[["a"] * 5]]}).encode(),
+        json.dumps({"inputs": [[[float("nan")] * 5]]}).encode(),
+        json.dumps({"wrong": good}).encode(),
+        b"",
+    ):
+        status, answer = ask(served, body)
+        assert status == 400, (body, answer)
+        assert answer.get("message"), body
+    assert ask(served, json.dumps({"inputs": good}).encode())[0] == 200
+
+
+def test_what_cannot_be_served_is_said(registry: Path, typed: Typed) -> None:
+    code, line = typed("serve")
+    assert code == 2
+    assert "champion" in line
+    assert typed("serve", "--version", "99")[0] == 2

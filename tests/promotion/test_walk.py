@@ -1,0 +1,236 @@
+"""A registry walked through, as docs/promotion.md does: every verdict for its own reason, and what is kept of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+
+import freqfilter
+from freqfilter.params import resolve
+from tests.conftest import Program, Typed, all_runs, artifacts, call, download, options
+from tests.promotion.making import (
+    BOUNDS,
+    NAME,
+    SETTING,
+    aliases,
+    deaf_to_the_last_component,
+    module_of,
+    register,
+    setting,
+    version,
+    zero,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def promote(registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """``freqfilter promote``: its exit code, and what it says."""
+
+    def ask(*words: str) -> tuple[object, str]:
+        monkeypatch.setattr(sys, "argv", ["freqfilter", "promote", *BOUNDS, *words])
+        from freqfilter import cli
+
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        heard = capsys.readouterr()
+        return code, heard.out + heard.err
+
+    return ask
+
+
+def last_decision() -> dict[str, str]:
+    run = [run for run in all_runs() if run.data.tags.get("workflow") in ("promote", "rollback")][-1]
+    assert run.info.status == "FINISHED"
+    return run.data.tags
+
+
+def test_a_registry_is_walked_through(
+    promote, registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    assert aliases() == {"candidate": 2}
+    # The first champion.
+    code, said = promote("--version", "1")
+    assert (code, "PROMOTED: frequency-filter version 1" in said) == (0, True), said
+    assert aliases() == {"candidate": 2, "champion": 1}
+    # A better one, which is the newest.
+    code, said = promote()
+    assert code == 0, said
+    assert "it is better than the champion" in said
+    assert aliases() == {"candidate": 2, "champion": 2, "previous": 1}
+    decision = [run for run in all_runs() if run.data.tags.get("workflow") == "promote"][-1]
+    assert {"decision/report.md", "decision/errors.png", "decision/errors.csv"} <= artifacts(decision)
+    report = download(decision, "decision/report.md", tmp_path).read_text()
+    for words in (
+        "# PROMOTED: frequency-filter version 2",
+        "| near the limit, 7hz",
+        "| champion",
+        "| limit",
+        "| loads",
+    ):
+        assert words in report
+    noted = version(2).tags
+    assert (noted["decision"], noted["decision_run"], noted["decided_against"]) == (
+        "PROMOTED",
+        decision.info.run_id,
+        "1",
+    )
+    # An equal one.
+    equal = register(module_of(2), setting())
+    code, said = promote()
+    assert (code, last_decision()["decision"]) == (0, "HELD"), said
+    assert "the same weights" in said
+    # The champion itself, and one that is worse.
+    assert (promote("--version", "2")[0], last_decision()["decision"]) == (0, "HELD")
+    code, said = promote("--version", "1")
+    assert (code, last_decision()["decision"]) == (0, "HELD"), said
+    # Each refused for its own reason.
+    damaged, pickled = register(module_of(2), setting()), pickled_version(tmp_path)
+    source = MlflowClient().get_logged_model(version(damaged).source.removeprefix("models:/")).artifact_location
+    weights = Path(source.removeprefix("file://")) / "artifacts" / "weights.pt"
+    weights.write_bytes(weights.read_bytes()[:-200])
+    refused = {
+        register(zero(2), setting()): "beats zero",
+        register(module_of(2), setting(), diagnoses="overfitting leak"): "no leak",
+        register(deaf_to_the_last_component(2), setting()): "near the limit, 7hz",
+        register(module_of(2), setting(noise_std="0.3")): "comparable: trained for noise_std=0.3",
+        damaged: "not those that were registered",
+        pickled: "not a filter of freqfilter",
+    }
+    for number, reason in refused.items():
+        code, said = promote("--version", str(number))
+        assert (code, last_decision()["decision"]) == (1, "REFUSED"), said
+        assert reason in last_decision()["reason"]
+        assert version(number).tags["decision"] == "REFUSED"
+        assert aliases()["champion"] == 2
+    # Force has a reason, and does not help what cannot be loaded.
+    code, said = promote("--version", str(damaged), "--force", "I insist")
+    assert (code, last_decision()["decision"]) == (1, "REFUSED")
+    code, said = promote("--version", str(equal), "--force", "the same, trained anew")
+    assert (code, last_decision()["decision"]) == (0, "PROMOTED"), said
+    assert "forced: the same, trained anew" in last_decision()["reason"]
+    assert (aliases()["champion"], aliases()["previous"]) == (equal, 2)
+    # Back, and what has happened.
+    assert call(["rollback", "--reason", "the new one hums"], capsys, monkeypatch) == (0, "")
+    assert (aliases()["champion"], aliases()["previous"]) == (2, equal)
+    monkeypatch.setattr(sys, "argv", ["freqfilter", "history", "--csv"])
+    from freqfilter import cli
+
+    cli.main()
+    told = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    events = [(row["event"], row["version"], row["champion_after"]) for row in told if row["event"] != "registered"]
+    assert events[:4] == [("PROMOTED", "1", "1"), ("PROMOTED", "2", "2"), ("HELD", str(equal), "2"), ("HELD", "2", "2")]
+    assert events[-1] == ("ROLLED BACK", "2", "2")
+    assert told[-1]["why"] == "the new one hums"
+    assert sum(row["event"] == "registered" for row in told) == len(refused) + 3
+    assert all(row["evidence"] for row in told if row["event"] != "registered")
+    assert freqfilter.load(NAME, alias="champion").facts["window_length"] == 20
+
+
+def pickled_version(tmp_path: Path) -> int:
+    class Pickled(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input):  # type: ignore[no-untyped-def]
+            return model_input
+
+    with mlflow.start_run():
+        info = mlflow.pyfunc.log_model(
+            name="m", python_model=Pickled(), registered_model_name=NAME, pip_requirements=[]
+        )
+    return int(info.registered_model_version)
+
+
+def test_to_ask_again_gives_the_same_and_another_seed_is_named(promote, registry: Path) -> None:  # type: ignore[no-untyped-def]
+    assert promote("--version", "1")[0] == 0
+    errors = []
+    for seed in ((), (), ("--noise_seed", "123")):
+        MlflowClient().set_registered_model_alias(NAME, "champion", "1")
+        assert promote("--version", "2", *seed)[0] == 0
+        run = [run for run in all_runs() if run.data.tags.get("workflow") == "promote"][-1]
+        errors.append(download(run, "decision/errors.csv", registry / str(len(errors))).read_text())
+        assert ("which somebody chose" in run.data.tags["mlflow.note.content"]) == bool(seed)
+    assert errors[0] == errors[1] != errors[2]
+
+
+def test_under_mlflow_run_a_refusal_is_a_decision_made(promote, registry: Path, mlflow_run: Program) -> None:  # type: ignore[no-untyped-def]
+    done = mlflow_run("-e", "promote", version="1", most_over_limit="1.0001")
+    assert done.returncode == 1
+    assert "REFUSED: frequency-filter version 1" in done.stdout
+    deadline = time.monotonic() + 60
+    while (run := all_runs()[-1]).info.status != "FINISHED":
+        assert time.monotonic() < deadline, run.info.status
+        time.sleep(0.3)
+    assert run.data.tags["decision"] == "REFUSED"
+
+
+def test_a_filter_of_a_users_own_data_is_judged_without_a_limit(
+    promote, registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    made = {name: SETTING[name] for name in ("n_samples", "duration_s", "window_length")}
+    assert call(["prepare", "--output", "mine.npz", *options(made)], capsys, monkeypatch)[0] == 0
+    own = SETTING | {"data_file": "mine.npz", "model_name": "own", "noise_std": "0.1"}
+    for epochs in ("2", "15"):
+        assert call(["train", *options(own | {"epochs": epochs})], capsys, monkeypatch) == (0, "")
+    assert promote("--model_name", "own", "--version", "1")[0] in (0, 1)
+    code, said = promote("--model_name", "own", "--version", "2")
+    assert "the signal model of a user's own data is not known" in said
+    assert "near the limit, 1hz" not in said
+    assert code == 0, said
+
+
+def test_what_is_not_there_is_said(promote, registry: Path, typed: Typed) -> None:  # type: ignore[no-untyped-def]
+    for words, part in [
+        (("--model_name", "absent"), "absent"),
+        (("--version", "99"), "99"),
+        (("--force", " "), "a reason is needed"),
+        (("--version", "0"), "version"),
+    ]:
+        code, said = promote(*words)
+        assert code == 2
+        assert part in said
+        assert "Traceback" not in said
+    assert typed("rollback")[0] == 2
+    assert typed("history", "--model_name", "absent")[0] == 2
+    assert [run for run in all_runs() if run.data.tags.get("decision")] == []
+
+
+def test_a_copy_elsewhere_has_its_evidence_and_is_nobodys_champion(
+    promote, registry: Path, empty_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    assert promote("--version", "2")[0] == 0
+    other = registry / "other.db"
+    other.write_bytes(empty_store.read_bytes())
+    words = ["copy", "--version", "2", "--to", f"sqlite:///{other}", "--to_name", "production"]
+    assert call(words, capsys, monkeypatch) == (0, "")
+    before = version(2).tags
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    found = MlflowClient().get_model_version("production", "1")
+    assert found.tags["model_sha256"] == before["model_sha256"]
+    assert found.tags["verdict_elsewhere"].startswith("PROMOTED in sqlite:///")
+    assert found.tags["copied_from"].endswith("frequency-filter version 2")
+    assert "decision" not in found.tags
+    assert MlflowClient().get_registered_model("production").aliases == {"candidate": 1}
+    (run,) = all_runs()
+    assert "decision/report.md" in artifacts(run)
+    loaded = freqfilter.load("production", version=1)
+    assert torch.isfinite(torch.from_numpy(loaded.extract([0.1] * 30, 3.0))).all()
+    assert resolve(loaded.params.flat()).data.window_length == 20
+    assert call(["promote", "--model_name", "production", *BOUNDS], capsys, monkeypatch)[0] == 0
+    monkeypatch.setattr(sys, "argv", ["freqfilter", "history", "--model_name", "production", "--json"])
+    from freqfilter import cli
+
+    cli.main()
+    told = json.loads(capsys.readouterr().out)
+    assert "copied from sqlite:///" in told[0]["why"]
