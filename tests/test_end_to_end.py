@@ -128,7 +128,7 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
     names = {name for name in artifacts(run) if not name.startswith("source/")}
     assert names == {
         "checkpoints/epoch_0002.pt", "evaluation/test_scores.csv", "models/best_model.pth",
-        "models/training_history.npz", "params.yaml", "visualizations/07_training_loss.png",
+        "models/training_history.npz", "model_card.md", "params.yaml", "visualizations/07_training_loss.png",
         "visualizations/08_prediction.png", "visualizations/09_errors.png", "visualizations/10_scatter.png",
         "visualizations/11_spectrum.png", "visualizations/12_long_stretch.png",
         "visualizations/13_mse_per_frequency.png", "visualizations/14_mse_over_window.png",
