@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 from tests.conftest import fresh_state, many, network
 from tests.filters.test_training import EVERYTHING_RANDOM, figures, run, same_weights, small
+from tests.malicious import Malicious
 
 
 def stated(params: Params) -> Stated:
@@ -87,14 +87,6 @@ def test_weights_are_loaded_by_pytorch_alone(tmp_path: Path) -> None:
     other = network(n_components=4)
     other.load_state_dict(torch.load(tmp_path / "best_model.pth", weights_only=True))
     assert [p.name for p in tmp_path.iterdir()] == ["best_model.pth"]
-
-
-class Malicious:
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.target,)
 
 
 def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> None:

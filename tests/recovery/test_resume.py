@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, options
+from tests.malicious import Malicious
 from tests.recovery.comparing import RICH, Outcome, end_by, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -147,3 +149,24 @@ def test_a_crash_is_a_failed_run_that_says_why(folder: Path) -> None:
     (run,) = all_runs()
     assert run.info.status == "FAILED"
     assert run.data.tags["ended_because"].startswith("ZeroDivisionError")
+
+
+def test_checkpoints_that_are_not_its_own_are_refused_and_never_run(folder: Path, typed: Typed) -> None:
+    end_by(wait_for_line("epoch  3/12", train(), folder), signal.SIGTERM)
+    (run,) = all_runs()
+    kept = folder / "runs" / run.info.run_id / "checkpoints"
+    newest = max(kept.glob("*.pt"), key=lambda path: path.stat().st_mtime_ns)
+    content = torch.load(newest, weights_only=True)
+    for path in kept.glob("*.pt"):
+        path.unlink()
+    content["params"]["model"]["hidden_size"] = 16
+    torch.save(content, newest)
+    code, line = typed("resume", run.info.run_id)
+    assert code == 2
+    assert "not of the network that its parameters state" in line
+    torch.save({"schema": 4, "params": Malicious(folder / "touched")}, newest)
+    code, line = typed("resume", run.info.run_id)
+    assert code == 2
+    assert "has no checkpoint" in line
+    assert not (folder / "touched").exists()
+    assert all_runs()[0].info.status == "KILLED"

@@ -21,16 +21,7 @@ from freqfilter.tracking import registry
 from freqfilter.tracking.loading import MODEL_DIGEST
 from freqfilter.tracking.opening import open_run
 from tests.conftest import SMALL, network
-
-
-class Malicious:
-    """What writes a file when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.target,)
+from tests.malicious import Malicious
 
 
 @pytest.fixture
