@@ -109,7 +109,7 @@ def with_tracker(uri: str) -> dict[str, Any]:
     ready.open_store = watch.timed(ready.open_store)
     train.open_run = watch.timed_block(train.open_run)
     for home, names in (
-        (runs.Run, [name for name in vars(runs.Run) if name.startswith(("log_", "describe"))]),
+        (runs.Run, [name for name in vars(runs.Run) if name.startswith(("log_", "describe", "deliver"))]),
         (registry, ["log_model", "register"]),
         (train.provenance, ["source", "machine_tags"]),
     ):

@@ -114,3 +114,17 @@ def test_version_and_logged_model_have_the_digest(version: int) -> None:
     assert logged.tags[MODEL_DIGEST] == found.tags[MODEL_DIGEST]
     mlflow.pyfunc.load_model(found.source)  # what MLflow does with the files leaves them as they are
     assert freqfilter.load("frequency-filter", version=version)
+
+
+def test_to_register_and_to_log_again_gives_the_same_version_and_model(version: int, folder: Path) -> None:
+    """As a run does that was killed after it had registered."""
+    model_id = MlflowClient().get_model_version("frequency-filter", str(version)).source.removeprefix("models:/")
+    run_id = MlflowClient().get_logged_model(model_id).source_run_id
+    golden = np.zeros((2, 20, 5), dtype=np.float32)
+    module = freqfilter.load("frequency-filter", version=version).module
+    tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
+    with open_run(tracking, name="a name", stopping=Stopping(), resumed=run_id) as run:
+        trained = registry.Trained(module, resolve(SMALL), golden=golden, step=1)
+        assert registry.keep_model(run.run_id, trained, folder=run.folder) == model_id
+        assert registry.register(model_id, "frequency-filter", tags={}, description="words") == version
+        assert registry.register(model_id, "another-name", tags={}, description="words") == 1
