@@ -1,0 +1,46 @@
+"""Errors of some filters and of the limit on many fresh realizations: ``python -m benchmarks.gate VERSION VERSION…``.
+
+They are what tests/evaluation/test_paired.py resamples to find out how often the gate is wrong. Written to
+tests/data/gate_errors.csv: a row for each realization, a column for the limit and each version.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+import freqfilter
+from freqfilter.evaluation.fresh import WINDOWS
+from freqfilter.evaluation.references import LIMIT, limits
+from freqfilter.evaluation.scores import OVERALL, compare
+from freqfilter.filters.network import estimate
+from freqfilter.signals.model import SignalModel
+from freqfilter.signals.realizations import some_windows
+
+REALIZATIONS = 200
+FIRST = 50_000_000
+OUTPUT = Path(__file__).parents[1] / "tests" / "data" / "gate_errors.csv"
+
+
+def main(versions: list[str]) -> None:
+    """Score each version, and the limit, on the same windows."""
+    filters = {f"version_{version}": freqfilter.load("frequency-filter", version=version) for version in versions}
+    params = next(iter(filters.values())).params
+    extractors = {name: partial(estimate, found.module) for name, found in filters.items()}
+    extractors[LIMIT] = limits(params)[LIMIT]
+    model, rows = SignalModel.from_params(params.signals), {}
+    for seed in tqdm(range(FIRST, FIRST + REALIZATIONS)):
+        windows = some_windows(model, params.data.window_length, WINDOWS, seed)
+        frequencies_hz = params.signals.frequencies_hz
+        table = compare(extractors, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu")).table["mse"]
+        rows[seed] = table.xs(OVERALL, level="component")
+    pd.DataFrame(rows).T.rename_axis("noise_seed").round(8).to_csv(OUTPUT)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

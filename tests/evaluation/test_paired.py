@@ -1,0 +1,107 @@
+"""How often the gate is wrong, on errors of real filters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from freqfilter.evaluation.paired import FALSE_PROMOTIONS, INDIFFERENCE, LOOKS, Verdict, paired_test
+from tests.conftest import SEED, many
+
+# Measured by `python -m benchmarks.gate`, on 200 realizations.
+ERRORS = pd.read_csv(Path(__file__).parents[1] / "data" / "gate_errors.csv", index_col="noise_seed")
+LIMIT = ERRORS["limit"].to_numpy()
+GOOD, WORSE = (ERRORS[name].to_numpy() for name in ERRORS.columns if name != "limit")
+SHIFT = 0.01 * LIMIT.mean() - (WORSE - GOOD).mean()
+DECISIONS = many(400, 4000)
+
+
+def decide(candidate: np.ndarray, champion: np.ndarray, *, margin: float = 0.0) -> tuple[Verdict, int]:
+    """The gate's own sequence of looks."""
+    for look in LOOKS:
+        test = paired_test(candidate[:look], champion[:look], margin=margin)
+        if test.verdict != Verdict.OPEN:
+            return test.verdict, look
+    raise AssertionError("the last look leaves nothing open")
+
+
+def drawn(chance: np.random.Generator) -> np.ndarray:
+    return chance.integers(len(ERRORS), size=LOOKS[-1])
+
+
+def rate(verdicts: list[Verdict], wanted: Verdict) -> float:
+    return sum(verdict == wanted for verdict in verdicts) / len(verdicts)
+
+
+def test_the_filters_are_what_the_rates_speak_of() -> None:
+    """One has half of the other's excess over the limit; the shift makes it 1 % and 2 %, with their own scatter."""
+    good, worse = (float(errors.mean() / LIMIT.mean() - 1) for errors in (GOOD, WORSE))
+    assert good / worse == pytest.approx(0.5, abs=0.05)
+    assert float((WORSE + SHIFT - GOOD).mean() / LIMIT.mean()) == pytest.approx(0.01)
+    assert abs(SHIFT) < 0.004 * LIMIT.mean()
+
+
+@pytest.mark.soak
+def test_an_equal_candidate_is_hardly_ever_promoted() -> None:
+    """Equal to the last digit in distribution: whose error is whose is tossed for each realization."""
+    chance, verdicts = np.random.default_rng([SEED, 1]), []
+    for _ in range(DECISIONS):
+        here = drawn(chance)
+        swapped = chance.random(len(here)) < 0.5
+        one, other = GOOD[here], WORSE[here]
+        verdicts.append(decide(np.where(swapped, one, other), np.where(swapped, other, one))[0])
+    by_chance = 3 * (FALSE_PROMOTIONS * (1 - FALSE_PROMOTIONS) / DECISIONS) ** 0.5
+    assert rate(verdicts, Verdict.BETTER) <= FALSE_PROMOTIONS + by_chance
+
+
+@pytest.mark.soak
+def test_half_the_excess_is_hardly_ever_missed_and_cheap_to_see() -> None:
+    chance, found = np.random.default_rng([SEED, 2]), []
+    for _ in range(DECISIONS):
+        here = drawn(chance)
+        found.append(decide(GOOD[here], WORSE[here] + SHIFT))
+    assert rate([verdict for verdict, _ in found], Verdict.BETTER) >= 0.8
+    assert np.mean([looks for _, looks in found]) < LOOKS[1]
+
+
+@pytest.mark.soak
+def test_a_worse_candidate_is_never_promoted_and_passes_a_margin_that_allows_it() -> None:
+    chance, held, allowed = np.random.default_rng([SEED, 3]), [], []
+    for _ in range(DECISIONS):
+        here = drawn(chance)
+        held.append(decide(WORSE[here], GOOD[here])[0])
+        allowed.append(decide(WORSE[here], GOOD[here], margin=0.03)[0])
+    assert rate(held, Verdict.BETTER) == 0
+    assert rate(allowed, Verdict.BETTER) >= 0.8
+
+
+def test_the_very_same_errors_are_equal_at_the_first_look() -> None:
+    assert decide(GOOD, GOOD) == (Verdict.EQUAL, LOOKS[0])
+    assert decide(GOOD * (1 + INDIFFERENCE / 3), GOOD)[0] != Verdict.BETTER
+
+
+def test_the_chance_is_counted_over_all_signs() -> None:
+    champion = np.ones(4)
+    assert paired_test(champion - [0.1, 0.2, 0.3, 0.4], champion).p_value == 1 / 16
+    assert paired_test(champion - [0.1, 0.2, 0.3, -0.05], champion).p_value == 2 / 16
+    assert paired_test(champion + np.array([0.1, 0.2, 0.3, 0.4]), champion).p_value == 1
+    many_of_them = np.ones(LOOKS[-1])
+    assert paired_test(many_of_them - 0.1, many_of_them).p_value < 1e-4
+
+
+def test_the_interval_holds_the_difference_and_is_that_of_students_t() -> None:
+    rng = np.random.default_rng(0)
+    champion = 1 + 0.1 * rng.standard_normal(10)
+    candidate = champion - 0.02 + 0.01 * rng.standard_normal(10)
+    test = paired_test(candidate, champion)
+    differences = (candidate - champion) / champion.mean()
+    assert test.difference == pytest.approx(differences.mean())
+    assert test.high - test.difference == pytest.approx(test.difference - test.low)
+    half = 2.508 * differences.std(ddof=1) / np.sqrt(10)  # t of 9 degrees of freedom, 5 % / 3 in one tail
+    assert test.high - test.difference == pytest.approx(half, rel=1e-3)
+    for bad in (champion[:1], champion[:5]):
+        with pytest.raises(ValueError, match="realizations"):
+            paired_test(bad, champion if len(bad) > 1 else bad)
