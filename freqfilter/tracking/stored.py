@@ -89,14 +89,10 @@ def _record(run: MlflowRun) -> RunRecord:
     return RunRecord(info.run_id, info.run_name, info.status, info.start_time, run.data.tags)
 
 
-def kept_runs(run_dir: Path) -> Iterator[RunRecord]:
-    """Runs that have left something in a folder, as that says; the newest first.
-
-    Raises:
-        UserError: If an outbox is damaged.
-    """
+def kept_folders(run_dir: Path) -> list[Path]:
+    """Folders of runs that have left something, the newest first."""
     outboxes = sorted(run_dir.glob(f"*/{OUTBOX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    yield from (kept_run(path.parent) for path in outboxes)
+    return [path.parent for path in outboxes]
 
 
 def kept_run(folder: Path) -> RunRecord:

@@ -15,7 +15,7 @@ from freqfilter.files import sweep, writable_folder
 from freqfilter.params import Params
 from freqfilter.tracking.registry import registered_models
 from freqfilter.tracking.store import open_store
-from freqfilter.tracking.stored import end_run, kept_runs, stored_run
+from freqfilter.tracking.stored import end_run, kept_folders, kept_run, stored_run
 from freqfilter.tracking.unended import AT_WORK, DIED, ELSEWHERE, NEVER_BEGUN, unended_runs
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.keeping import CHECKPOINTS, way_on
@@ -119,7 +119,12 @@ def _runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
 
 
 def _folders(run_dir: Path) -> Iterator[tuple[str, str]]:
-    for run in kept_runs(run_dir):
+    for folder in kept_folders(run_dir):
+        try:
+            run = kept_run(folder)
+        except UserError as error:
+            yield BAD, f"{error}; what is whole in it can be saved by hand, the rest has to go"
+            continue
         if run.meant_for is not None:
             if not (run.worker and run.worker.is_alive):
                 yield GOOD, f"run {run.run_id} ({run.name}) is offline; to deliver it: python -m freqfilter sync"

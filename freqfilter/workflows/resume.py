@@ -13,7 +13,7 @@ from freqfilter.params import Params
 from freqfilter.params.resolve import DEFAULT_RECIPE, changes
 from freqfilter.tracking.runs import OUTBOX
 from freqfilter.tracking.store import open_store
-from freqfilter.tracking.stored import RunRecord, download, kept_run, kept_runs, stored_run, stored_runs
+from freqfilter.tracking.stored import RunRecord, download, kept_folders, kept_run, stored_run, stored_runs
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.keeping import CHECKPOINTS
 from freqfilter.workflows.train import Begun
@@ -41,7 +41,7 @@ def _of_parameters(asked: Params) -> Iterator[RunRecord]:
         having = f"tags.workflow = 'train' and tags.params_digest = '{digest}'"
         yield from stored_runs(experiment=tracking.experiment, having=having)
     else:
-        for run in kept_runs(Path(tracking.run_dir)):
+        for run in map(kept_run, kept_folders(Path(tracking.run_dir))):
             if run.meant_for == tracking.experiment and run.tags.get("params_digest") == digest:
                 yield run
 

@@ -12,7 +12,7 @@ from freqfilter.tracking.outbox import Outbox, UndeliveredError
 from freqfilter.tracking.runs import OUTBOX
 from freqfilter.tracking.sending import sender
 from freqfilter.tracking.store import open_store
-from freqfilter.tracking.stored import RunRecord, adopt, end_run, kept_runs, stored_run
+from freqfilter.tracking.stored import RunRecord, adopt, end_run, kept_folders, kept_run, stored_run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.keeping import CHECKPOINTS, way_on
 from freqfilter.workflows.resume import begun
@@ -36,19 +36,19 @@ def sync(run_dir: Path, *, stopping: Stopping, console: Console) -> str:
         UserError: If the store cannot be used or some run could not be delivered; the others have been.
     """
     tracking_uri, failed = open_store(), []
-    runs = list(kept_runs(run_dir))
-    for run in reversed(runs):  # as they were made
+    folders = kept_folders(run_dir)
+    for folder in reversed(folders):  # as they were made
         stopping.check()
         try:
-            _sync_one(run, run_dir, stopping=stopping, console=console)
+            _sync_one(kept_run(folder), run_dir, stopping=stopping, console=console)
         except UndeliveredError:  # the store has gone
             raise
         except UserError as error:
-            failed.append(f"run {run.run_id}: {error}")
+            failed.append(f"run {folder.name}: {error}")
             console.say(failed[-1])
     if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs could not be delivered, the first of them {failed[0]}")
-    if not runs:
+        raise UserError(f"{len(failed)} of {len(folders)} runs could not be delivered, the first of them {failed[0]}")
+    if not folders:
         console.say(f"nothing waits in {run_dir}")
     return tracking_uri
 

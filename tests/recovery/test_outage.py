@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import SEED, SMALL, Program, Server, all_runs, many, options
+from tests.conftest import SEED, SMALL, Program, Server, Typed, all_runs, many, options
 from tests.recovery.comparing import RICH, Outcome, end_by, history, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -174,3 +174,18 @@ def test_an_offline_run_that_was_interrupted_is_delivered_as_far_as_it_came_and_
     run = MlflowClient().get_run(run.info.run_id)
     run.data.params["tracking"] = "online"
     whole.assert_same(run)
+
+
+def test_a_damaged_outbox_keeps_no_other_run_from_being_delivered(
+    folder: Path, freqfilter: Program, typed: Typed
+) -> None:
+    assert freqfilter("train", *options(SMALL), "--tracking", "offline").returncode == 0
+    damaged = folder / "runs" / "0123" / "outbox.jsonl"
+    damaged.parent.mkdir()
+    damaged.write_text("nonsense\n")
+    for job in ("sync", "doctor"):
+        code, line = typed(job)
+        assert code == 2
+        assert f"{damaged}: damaged" in line
+    assert [run.info.status for run in all_runs()] == ["FINISHED"]
+    assert list((folder / "runs").iterdir()) == [damaged.parent]
