@@ -15,12 +15,10 @@ import torch
 from tqdm import tqdm
 
 import freqfilter
-from freqfilter.evaluation.fresh import WINDOWS
+from freqfilter.evaluation.fresh import judged_windows
 from freqfilter.evaluation.references import LIMIT, limits
 from freqfilter.evaluation.scores import OVERALL, compare
 from freqfilter.filters.network import estimate
-from freqfilter.signals.model import SignalModel
-from freqfilter.signals.realizations import some_windows
 
 REALIZATIONS = 200
 FIRST = 50_000_000
@@ -33,9 +31,8 @@ def main(versions: list[str]) -> None:
     params = next(iter(filters.values())).params
     extractors = {name: partial(estimate, found.module) for name, found in filters.items()}
     extractors[LIMIT] = limits(params)[LIMIT]
-    model, rows = SignalModel.from_params(params.signals), {}
-    for seed in tqdm(range(FIRST, FIRST + REALIZATIONS)):
-        windows = some_windows(model, params.data.window_length, WINDOWS, seed)
+    rows = {}
+    for seed, windows in judged_windows(params, tqdm(range(FIRST, FIRST + REALIZATIONS))):
         frequencies_hz = params.signals.frequencies_hz
         table = compare(extractors, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu")).table["mse"]
         rows[seed] = table.xs(OVERALL, level="component")

@@ -14,6 +14,11 @@ def without_credentials(text: str) -> str:
     return CREDENTIALS.sub("", text)
 
 
+def one_line(error: object, *, most: int = 200) -> str:
+    """What an error says, in one line of so many characters, without credentials."""
+    return " ".join(without_credentials(str(error)).split())[:most]
+
+
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line; shown without a traceback, and without credentials."""
 

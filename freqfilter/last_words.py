@@ -17,7 +17,7 @@ def of_training(trained: Trained) -> Iterator[str]:
         f"validation loss {best.val_loss:.4f}"
     )
     yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n"
-    if trained.tracking_uri is None:
+    if not trained.tracking_uri:
         yield f"offline: everything is in {trained.folder}; to send it and to register the model:"
         yield "python -m freqfilter sync"
         return

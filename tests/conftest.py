@@ -77,8 +77,10 @@ def options(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", value)]
 
 
-def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
-    """The command line in this process: its exit code and its last words."""
+def say(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[object, str, str]:
+    """The command line in this process: its exit code, what it prints, and its last words."""
     monkeypatch.setattr(sys, "argv", ["freqfilter", *words])
     try:
         cli.main()
@@ -86,7 +88,49 @@ def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pyte
         code = ended.code
     else:
         code = 0
-    return code, capsys.readouterr().err
+    heard = capsys.readouterr()
+    return code, heard.out, heard.err
+
+
+def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
+    """The command line in this process: its exit code and its last words."""
+    code, _, last_words = say(words, capsys, monkeypatch)
+    return code, last_words
+
+
+def wait_for_line(words: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
+    """The program in a session of its own, when it has said something."""
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
+    )  # fmt: skip
+    assert process.stdout
+    heard = []
+    for line in process.stdout:
+        heard.append(line)
+        if words in line:
+            return process
+    raise AssertionError(f"it ended before {words!r}:\n{''.join(heard)}")
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait_until_it_answers(url: str, process: subprocess.Popen[str], log: Path) -> None:
+    """Wait for a server that has been started."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 (our own server)
+            return
+        except OSError:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.3)
 
 
 def all_runs() -> list[Run]:
@@ -178,9 +222,7 @@ class Server:
     """A real `mlflow server` on the loopback address, with a store of its own, that can be ended and started again."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._log = folder.parent / "server.log"
         words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -203,15 +245,7 @@ class Server:
             self._process = subprocess.Popen(
                 self._command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True
             )
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5).close()  # noqa: S310 (our own server)
-                return
-            except OSError:
-                assert self._process.poll() is None, self._log.read_text()
-                assert time.monotonic() < deadline, "the server does not answer"
-                time.sleep(0.3)
+        wait_until_it_answers(f"{self.url}/health", self._process, self._log)
 
     def send(self, number: signal.Signals) -> None:
         assert self._process

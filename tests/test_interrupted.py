@@ -12,23 +12,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import ROOT, SMALL, Program, all_runs, options
+from tests.conftest import ROOT, SMALL, Program, all_runs, options, wait_for_line
 
 pytestmark = pytest.mark.slow
 
 ENDLESS = SMALL | {"epochs": "100000", "early_stopping_patience": "0"}
-
-
-def start_and_wait_for(words: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-    )  # fmt: skip
-    assert process.stdout
-    for line in process.stdout:
-        if words in line:
-            return process
-    raise AssertionError(f"it ended before {words!r}")
 
 
 def under_mlflow() -> list[str]:
@@ -45,7 +33,7 @@ def wait_for_status(status: str) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
-    process = start_and_wait_for("  left ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
+    process = wait_for_line("  left ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
     for _ in range(3):  # the second and third do no harm
         process.send_signal(number)
         time.sleep(0.05)
@@ -60,7 +48,7 @@ def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, c
 
 @pytest.mark.parametrize("moment", ["  left ", "Running command"])
 def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
-    process = start_and_wait_for(moment, under_mlflow(), folder)
+    process = wait_for_line(moment, under_mlflow(), folder)
     time.sleep(0.7)  # after "Running command" the program is still importing
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
@@ -69,7 +57,7 @@ def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) 
 
 
 def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
-    process = start_and_wait_for("  left ", under_mlflow(), folder)
+    process = wait_for_line("  left ", under_mlflow(), folder)
     process.kill()
     process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
     wait_for_status("KILLED")
@@ -78,7 +66,7 @@ def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
 def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program, folder: Path) -> None:
     """Sent while the model is being registered: there is a version then, and so a finished run."""
     command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
-    process = start_and_wait_for("scoring the best weights", command, folder)
+    process = wait_for_line("scoring the best weights", command, folder)
     while not all_runs()[0].outputs.model_outputs:
         time.sleep(0.02)
         assert process.poll() is None

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freqfilter.options import (
-    typing_folder,
-)
+from freqfilter.options import typing_folder
 from freqfilter.params.resolve import resolve
 from freqfilter.stopping import Stopping
 

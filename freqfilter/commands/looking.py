@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import click
 
 from freqfilter.commands.group import cli
 from freqfilter.errors import UserError
-from freqfilter.options import (
-    given_words,
-    need_store,
-    parameter_options,
-    recipe_option,
-    run_name,
-    typing_folder,
-)
+from freqfilter.options import given_words, need_store, parameter_options, recipe_option, run_name, typing_folder
 from freqfilter.params.resolve import resolve, user_path
 from freqfilter.stopping import Stopping
-
-if TYPE_CHECKING:
-    pass
 
 
 @cli.command()

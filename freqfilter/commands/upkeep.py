@@ -9,20 +9,12 @@ import click
 
 from freqfilter.commands.going_on import resume_one
 from freqfilter.commands.group import cli
-from freqfilter.options import (
-    given_words,
-    parameter_options,
-    recipe_option,
-    typing_folder,
-)
+from freqfilter.options import given_words, parameter_options, recipe_option, typing_folder
 from freqfilter.params.resolve import resolve
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
     from freqfilter.params import Params
-
-if TYPE_CHECKING:
-    pass
 
 
 @cli.command()

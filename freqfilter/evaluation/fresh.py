@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -23,11 +23,14 @@ from freqfilter.filters.network import estimate
 from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import some_windows
+from freqfilter.signals.splits import Splits
+from freqfilter.signals.windows import WindowSet
 
 FIRST_NOISE_SEED = 10_000
 # Of a realization, spread evenly: neighbouring windows share nearly all of their noise, so that those left out would
 # say next to nothing new.
 WINDOWS = 8_000
+PARTS_OF_A_FILE = 20  # of its test windows, in place of realizations
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,26 @@ def fresh_seeds(params: Params, n_realizations: int) -> list[int]:
     return list(islice((seed for seed in count(FIRST_NOISE_SEED) if seed not in used), n_realizations))
 
 
+def judged_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, WindowSet]]:
+    """What a filter is judged on: windows of one realization after another, or parts of a file's test windows.
+
+    Args:
+        params: The parameters that it was trained with.
+        noise_seeds: Of the realizations; None for a user's own data, which has no signal model to draw any from.
+
+    Yields:
+        A noise seed, or a part's number, and its windows.
+    """
+    if noise_seeds is None:
+        test = Splits.from_params(params).test
+        for number, part in enumerate(torch.arange(len(test)).tensor_split(min(PARTS_OF_A_FILE, len(test)))):
+            yield number, test.choose(part)
+        return
+    model = SignalModel.from_params(params.signals)
+    for noise_seed in noise_seeds:
+        yield noise_seed, some_windows(model, params.data.window_length, WINDOWS, noise_seed)
+
+
 def score_realizations(
     network: nn.Module, params: Params, noise_seeds: Sequence[int], *, device: torch.device
 ) -> Iterator[tuple[int, Comparison]]:
@@ -78,12 +101,10 @@ def score_realizations(
     Yields:
         A noise seed and the scores on its realization.
     """
-    model = SignalModel.from_params(params.signals)
     extractors: dict[str, Extractor] = {MODEL: partial(estimate, network)}
     if known := limits(params):
         extractors[LIMIT] = known[LIMIT]
-    for noise_seed in noise_seeds:
-        windows = some_windows(model, params.data.window_length, WINDOWS, noise_seed)
+    for noise_seed, windows in judged_windows(params, noise_seeds):
         yield noise_seed, compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
 
 

@@ -10,7 +10,6 @@ from scipy import stats
 
 from freqfilter.evaluation.limits import CONFIDENCE
 from freqfilter.evaluation.paired import PairedTest, Verdict
-from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import OVERALL
 
 BEATEN = ("zero", "mean", "linear_mmse")  # what no filter is needed for, and the field's best linear one
@@ -137,11 +136,6 @@ def no_leak(diagnoses: str) -> Rung:
     leaks = "leak" in diagnoses.split()
     words = "validation was below what is possible: it leaked" if leaks else "no alarm in its training run"
     return Rung("no leak", not leaks, words)
-
-
-def of_references(references: dict[str, pd.DataFrame]) -> pd.DataFrame | None:
-    """The limit among the references, if it is there."""
-    return references.get(LIMIT)
 
 
 def finite(errors: pd.DataFrame) -> Rung:

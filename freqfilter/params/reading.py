@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from freqfilter.errors import UserError
+from freqfilter.errors import UserError, one_line
 
 LARGEST_FILE = 1_000_000  # bytes; a file of parameters has a few thousand
 
@@ -47,7 +47,7 @@ def parse(text: str) -> Any:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"not valid YAML: {line}{error.problem}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"not valid YAML: {one_line(error)}") from None
 
 
 def _nulls(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Self, TypeVar
 
 import numpy as np
@@ -68,6 +68,7 @@ class Splits:
             return cls._from_file(params.data.data_file, params)
         return cls._generated(params)
 
+    @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the data by purpose."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test, "audit": self.audit}

@@ -51,6 +51,10 @@ class WindowSet(Protocol):
         """Inputs and targets of the windows at ``positions``, (n_windows,) of int64."""
         ...
 
+    def choose(self, positions: Tensor) -> Self:
+        """The set of the windows at ``positions``, which may repeat."""
+        ...
+
     def lesson(self, positions: Tensor) -> Lesson:
         """The windows at ``positions`` with what a training step moves towards."""
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from freqfilter.tracking.registry import CANDIDATE
 from freqfilter.tracking.store import patiently, translated
 
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases
+DECISION = "decision"  # the folder of the evidence, among the artifacts of a decision's run
 
 
 class ChampionChangedError(UserError):
@@ -154,12 +154,3 @@ def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, 
 def _lock_file(model_name: str) -> Path:
     key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {model_name}".encode()).hexdigest()[:16]
     return writable_folder(Path(platformdirs.user_cache_dir("freqfilter")) / "locks") / f"{key}.lock"
-
-
-def when(milliseconds: int) -> str:
-    """A time stamp of MLflow's in words, in universal time.
-
-    >>> when(0)
-    '1970-01-01 00:00:00'
-    """
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000))

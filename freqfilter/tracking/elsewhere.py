@@ -8,13 +8,14 @@ from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
+from freqfilter.tracking.champions import DECISION
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.loading import SAFE, files_digest
-from freqfilter.tracking.registry import name_candidate
+from freqfilter.tracking.registry import make_registered_model, name_candidate
 from freqfilter.tracking.store import see_that_it_answers, translated
+from freqfilter.tracking.stored import experiment_id
 
 MODEL = "model"  # the folder of its files, among the artifacts of the run that keeps them
 
@@ -54,19 +55,14 @@ class Elsewhere:
         """
         client = self._client
         with translated(f"{self._uri}: {name}"), environment(**SAFE):
-            found = client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-            run = client.create_run(experiment_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
+            kept_in = experiment_id(client, experiment)
+            run = client.create_run(kept_in, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
             run_id = run.info.run_id
             client.log_artifacts(run_id, str(files), MODEL)
             if evidence.exists():
-                client.log_artifacts(run_id, str(evidence), "decision")
+                client.log_artifacts(run_id, str(evidence), DECISION)
             client.set_terminated(run_id)
-            try:
-                client.create_registered_model(name)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
+            make_registered_model(client, name)
             source = f"{run.info.artifact_uri}/{MODEL}"
             version = client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
             name_candidate(client, name, int(version.version))

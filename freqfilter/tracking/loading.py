@@ -15,7 +15,7 @@ from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FIL
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 from numpy.typing import NDArray
 
-from freqfilter.errors import UserError
+from freqfilter.errors import UserError, one_line
 from freqfilter.filters.loaded import Filter
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.store import translated
@@ -78,21 +78,34 @@ def load_uri(uri: str) -> Filter:
         UserError: If there is nothing to load, what there is is not a filter of ours, or its files are not those that
             were logged.
     """
-    with translated(uri), environment(**SAFE), tempfile.TemporaryDirectory() as folder:
-        files = str(checked_files(uri, Path(folder)))
+    with tempfile.TemporaryDirectory() as folder:
+        return load_files(uri, checked_files(uri, Path(folder)))
+
+
+def load_files(uri: str, files: Path) -> Filter:
+    """Load a filter from its files, which are not needed afterwards, with unpickling forbidden.
+
+    Args:
+        uri: Where they are from.
+        files: The folder; see ``checked_files``.
+
+    Raises:
+        UserError: If they are not a filter of ours, damaged, or of a newer schema.
+    """
+    with translated(uri), environment(**SAFE):
         # Before its code runs, which may need what this environment has not.
-        schema = (mlflow.models.Model.load(files).metadata or {}).get("schema")
+        schema = (mlflow.models.Model.load(str(files)).metadata or {}).get("schema")
         if not isinstance(schema, int):
             raise UserError(f"{uri}: not a filter of freqfilter")
         if schema > SCHEMA:
             raise UserError(f"{uri}: model schema {schema} is newer than {SCHEMA}; use a newer freqfilter")
         try:
-            loaded = mlflow.pyfunc.load_model(files)
+            loaded = mlflow.pyfunc.load_model(str(files))
             model = loaded.unwrap_python_model()
         except DAMAGED as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{uri}: its files are damaged or incomplete ({type(error).__name__}: {reason})") from error
-        golden = _golden(Path(files) / GOLDEN)
+            reason = f"{type(error).__name__}: {one_line(error)}"
+            raise UserError(f"{uri}: its files are damaged or incomplete ({reason})") from error
+        golden = _golden(files / GOLDEN)
     return Filter(
         uri,
         loaded.metadata.model_id,
@@ -137,17 +150,6 @@ def files_digest(folder: Path) -> str:
             digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def files_size(uri: str) -> int:
-    """Bytes of a model's files.
-
-    Raises:
-        UserError: If there is no such model.
-    """
-    with translated(uri), environment(**SAFE), tempfile.TemporaryDirectory() as folder:
-        files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-        return sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
 
 
 def _recorded_digest(uri: str) -> str | None:

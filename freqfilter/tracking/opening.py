@@ -14,7 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
-from freqfilter.errors import TrainingError, without_credentials
+from freqfilter.errors import TrainingError, one_line, without_credentials
 from freqfilter.files import writable_folder
 from freqfilter.filters.compute import memory_errors
 from freqfilter.launch import launched_by_mlflow, launcher, running
@@ -166,8 +166,7 @@ def delivering(what: str) -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UndeliveredError(f"the tracking store has not taken {what} ({reason})") from error
+        raise UndeliveredError(f"the tracking store has not taken {what} ({one_line(error)})") from error
 
 
 def check_folders(tracking: TrackingParams) -> None:

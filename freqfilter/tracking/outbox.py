@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from freqfilter.errors import UserError
+from freqfilter.errors import UserError, one_line
 from freqfilter.files import cannot_be_written, sync_folder, writable_folder
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries at a store that does not answer
@@ -89,7 +89,7 @@ class Outbox:
             self._idle.wait_for(lambda: self._given_up.is_set() or not self._unsent(), timeout_s)
         self._hurry.clear()
         if self._unsent():
-            reason = f" ({' '.join(str(self._problem).split())[:200]})" if self._problem else ""
+            reason = f" ({one_line(self._problem)})" if self._problem else ""
             raise UndeliveredError(
                 f"the tracking store has not taken everything{reason}; what is left is in {self.path}"
             )

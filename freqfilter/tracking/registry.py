@@ -145,11 +145,7 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
 
     def ask() -> int:
         # Not mlflow.register_model: it takes no description, and prints.
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
+        make_registered_model(client, name)
         for version in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
             if (version.name, version.source) == (name, uri):
                 return int(version.version)
@@ -160,6 +156,15 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         version = patiently(ask)
         patiently(lambda: name_candidate(client, name, version))
     return version
+
+
+def make_registered_model(client: MlflowClient, name: str) -> None:
+    """Make a registered model, unless it is there."""
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
 
 def name_candidate(client: MlflowClient, name: str, version: int) -> None:

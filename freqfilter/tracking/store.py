@@ -20,7 +20,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from freqfilter.errors import UserError, without_credentials
+from freqfilter.errors import UserError, one_line, without_credentials
 
 SQLITE = "sqlite:///"
 STORE_ERRORS = (MlflowException, OSError)  # requests' are OSErrors
@@ -66,8 +66,7 @@ def open_store() -> str:
     except OSError as error:
         raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow lets its database's and network's own exceptions through
-        reason = " ".join(without_credentials(str(error)).split())
-        raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {reason[:200]}") from error
+        raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}") from error
     return without_credentials(uri)
 
 
@@ -96,7 +95,7 @@ def translated(subject: str) -> Iterator[None]:
     try:
         yield
     except STORE_ERRORS as error:
-        raise UserError(f"{subject}: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"{subject}: {one_line(error, most=300)}") from error
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:

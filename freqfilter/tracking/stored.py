@@ -148,14 +148,14 @@ def adopt(kept: RunRecord) -> RunRecord:
         raise ValueError(f"run {kept.run_id} has a store already")
     client = MlflowClient()
     with translated(f"run {kept.run_id}"):
-        experiment_id = _experiment_id(client, kept.meant_for)
+        meant_for = experiment_id(client, kept.meant_for)
         # It may have been interrupted between the two.
-        made = client.search_runs([experiment_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
+        made = client.search_runs([meant_for], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
         run = (
             made[0]
             if made
             else client.create_run(
-                experiment_id,
+                meant_for,
                 start_time=kept.started_ms,
                 tags=resolve_tags({OFFLINE_ID: kept.run_id}),
                 run_name=kept.name,
@@ -169,7 +169,7 @@ def adopt(kept: RunRecord) -> RunRecord:
     return replace(kept, run_id=run.info.run_id, folder=folder, meant_for=None)
 
 
-def _experiment_id(client: MlflowClient, name: str) -> str:
+def experiment_id(client: MlflowClient, name: str) -> str:
     """Id of an experiment, which is made where it is missing."""
     with suppress(MlflowException):  # it is there, or another process was faster
         return str(client.create_experiment(name))

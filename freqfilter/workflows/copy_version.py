@@ -10,7 +10,7 @@ from freqfilter.errors import UserError, without_credentials
 from freqfilter.params import TrackingParams
 from freqfilter.tracking import champions
 from freqfilter.tracking.elsewhere import Elsewhere
-from freqfilter.tracking.loading import checked_files
+from freqfilter.tracking.loading import MODEL_DIGEST, checked_files
 from freqfilter.tracking.store import open_store
 from freqfilter.tracking.stored import download
 
@@ -49,7 +49,7 @@ def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_na
     with tempfile.TemporaryDirectory() as folder:
         files = checked_files(version.uri, Path(folder) / "model")
         if decision_run := version.tags.get("decision_run"):
-            download(decision_run, "decision", Path(folder))
+            download(decision_run, champions.DECISION, Path(folder))
         origin = f"{without_credentials(here)}: {version.model_name} version {version.number}"
         tags = {tag: value for tag, value in version.tags.items() if tag not in OF_HERE} | {"copied_from": origin}
         if decision := version.tags.get("decision"):
@@ -57,9 +57,10 @@ def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_na
             where = version.tags.get("decided_in", here)
             tags["verdict_elsewhere"] = f"{decision} in {where} against version {against}"
         there = Elsewhere(to)
-        made = there.register(name, files, Path(folder) / "decision", tags, experiment=tracking.experiment)
+        made = there.register(name, files, Path(folder) / champions.DECISION, tags, experiment=tracking.experiment)
         arrived = there.digest(name, made)
-        if arrived != version.tags.get("model_sha256", arrived):
+        if arrived != version.tags.get(MODEL_DIGEST, arrived):
+            there.remove(name, made)
             raise UserError(
                 f"{name} version {made} at {without_credentials(to)}: its files did not arrive as they were"
             )

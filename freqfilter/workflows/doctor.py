@@ -64,14 +64,12 @@ def _machine() -> Iterator[tuple[str, str]]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
     line = f"threads: PyTorch takes {threads}, this process may use {cores} cores"
-    yield (
-        (BAD, f"{line}: set OMP_NUM_THREADS={cores}, or train with threads={cores}")
-        if threads > cores
-        else (GOOD, line)
-    )
-    busy_s = os.getloadavg()[0]
-    if busy_s > cores:
-        yield GOOD, f"load: {busy_s:.1f} programs want these cores already; training will take longer"
+    if threads > cores:
+        yield BAD, f"{line}: set OMP_NUM_THREADS={cores}, or train with threads={cores}"
+    else:
+        yield GOOD, line
+    if (wanted := os.getloadavg()[0]) > cores:
+        yield GOOD, f"load: {wanted:.1f} programs want these cores already; training will take longer"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none, training is on the processor"
     yield GOOD, f"CUDA: {device}"
 

@@ -9,21 +9,19 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from freqfilter.evaluation.fresh import WINDOWS
+from freqfilter.evaluation.fresh import PARTS_OF_A_FILE, judged_windows
 from freqfilter.evaluation.paired import LOOKS, PairedTest, Verdict, paired_test
 from freqfilter.evaluation.references import LIMIT, references
 from freqfilter.evaluation.rungs import Bounds, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
-from freqfilter.evaluation.scores import OVERALL, compare
+from freqfilter.evaluation.scores import OVERALL, Extractor, compare
 from freqfilter.params import Params
-from freqfilter.signals.model import SignalModel
 from freqfilter.signals.randomness import stream
-from freqfilter.signals.realizations import some_windows
 from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking.champions import Version
-from freqfilter.tracking.loading import MODEL_DIGEST, files_size
+from freqfilter.tracking.loading import MODEL_DIGEST
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.witness import GOLDEN_TOLERANCE, PARTS_OF_A_FILE
+from freqfilter.workflows.witness import GOLDEN_TOLERANCE
 from freqfilter.workflows.witnesses import Witness, WitnessError
 
 SEEDS_FROM, SEEDS_TO = 10_000_000, 2**32  # realizations that nothing else uses
@@ -90,7 +88,7 @@ def examine(
     rungs += [finite(of_candidate), *beats(of_candidate, held_against)]
     rungs += near_limit(of_candidate, held_against.get(LIMIT), bounds)
     rungs.append(no_leak(candidate.tags.get("diagnoses", "")))
-    rungs += fast_and_small(about["milliseconds"], files_size(candidate.uri) / 1e6, bounds)
+    rungs += fast_and_small(about["milliseconds"], about["megabytes"], bounds)
     rungs.append(better(test, same_weights=same))
     shown = {side: errors[side] for side in ("candidate", "champion", LIMIT) if side in errors}
     return Evidence(rungs, shown, test, words)
@@ -141,14 +139,14 @@ def _measure(
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
     """Errors on as many realizations as it takes, by side."""
     rows: dict[str, dict[int, dict[str, float]]] = {}
-    test = None
+    held_against, test = _held_against(params), None
     for first, last in zip((0, *LOOKS), LOOKS, strict=False):
         stopping.check()
         part = seeds[first:last] if seeds is not None else None
         asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
         for witness in asked.values():
             witness.ask(part)
-        found = _reference_errors(params, part)
+        found = _errors(held_against, params, part)
         n_parts = len(next(iter(found.values())))
         found |= {side: witness.answers(n_parts) for side, witness in asked.items()}
         for side, errors in found.items():
@@ -163,24 +161,21 @@ def _measure(
     return {side: pd.DataFrame(errors).T for side, errors in rows.items()}, test
 
 
-def _reference_errors(params: Params, seeds: list[int] | None) -> dict[str, dict[int, dict[str, float]]]:
+def _held_against(params: Params) -> dict[str, Extractor]:
+    """What the candidate has to beat, and the limit where it is known."""
+    linear = "linear_mmse" if params.model.bidirectional else "linear_mmse_causal"
+    every = references(params, Splits.from_params(params))
+    return {name: extractor for name, extractor in every.items() if name in ("zero", "mean", linear, LIMIT)}
+
+
+def _errors(
+    extractors: dict[str, Extractor], params: Params, seeds: list[int] | None
+) -> dict[str, dict[int, dict[str, float]]]:
     """Errors of what a filter is held against, on the same windows that the witnesses are asked about."""
-    splits = Splits.from_params(params)
-    wanted = {
-        name: extractor
-        for name, extractor in references(params, splits).items()
-        if name in ("zero", "mean", LIMIT, "linear_mmse" if params.model.bidirectional else "linear_mmse_causal")
-    }
-    if seeds is None:
-        parts = torch.arange(len(splits.test)).tensor_split(min(PARTS_OF_A_FILE, len(splits.test)))
-        sets = [(number, splits.test.choose(part)) for number, part in enumerate(parts)]  # type: ignore[attr-defined]
-    else:
-        model = SignalModel.from_params(params.signals)
-        sets = [(seed, some_windows(model, params.data.window_length, WINDOWS, seed)) for seed in seeds]
-    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in wanted}
-    for number, windows in sets:
-        frequencies_hz = params.signals.frequencies_hz
-        table = compare(wanted, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu")).table["mse"]
-        for name in wanted:
+    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in extractors}
+    frequencies_hz, device = params.signals.frequencies_hz, torch.device("cpu")
+    for number, windows in judged_windows(params, seeds):
+        table = compare(extractors, windows, frequencies_hz=frequencies_hz, device=device).table["mse"]
+        for name in extractors:
             found[name][number] = {str(component): float(mse) for component, mse in table.xs(name).items()}
     return found

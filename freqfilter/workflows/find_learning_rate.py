@@ -16,7 +16,6 @@ from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metrics
 from freqfilter.tracking.opening import open_run
-from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.kept import Kept
 from freqfilter.workflows.ready import get_ready
@@ -50,7 +49,7 @@ def find_learning_rate(
     Raises:
         UserError: If store, device, precision, data or origin cannot be used.
     """
-    tracking_uri, ready = open_store(), get_ready(params)
+    ready = get_ready(params)
     params, splits = ready.params, ready.splits
     with open_run(params.tracking, name=name, stopping=stopping) as run:
         asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
@@ -88,4 +87,4 @@ def find_learning_rate(
             run.log_metrics({SUGGESTED_LEARNING_RATE: suggested}, step=n_steps)
         run.describe(f"{verdict[0].upper()}{verdict[1:]}.")
         console.say(verdict)
-    return Kept(run.run_id, run.experiment, tracking_uri)
+    return Kept(run.run_id, run.experiment, ready.tracking_uri)

@@ -110,6 +110,6 @@ def _evidence(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, 
     """What a version is tagged with: where it comes from, and how good it is."""
     origin = {name: run.tags[name] for name in TRACED if name in run.tags}
     told = [name.removeprefix(f"{DIAGNOSIS}.") for name in run.tags if name.startswith(f"{DIAGNOSIS}.")]
-    data = hashlib.sha256(json.dumps(splits.digests(), sort_keys=True).encode()).hexdigest()
+    data = hashlib.sha256(json.dumps(splits.digests, sort_keys=True).encode()).hexdigest()
     figures = {name: f"{metrics[name]:.6g}" for name in (TEST_MSE, TEST_MSE_OVER_LIMIT) if name in metrics}
     return origin | figures | {"run_id": run.run_id, "data_sha256": data, "diagnoses": " ".join(told)}

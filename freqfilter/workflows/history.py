@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pandas as pd
 
 from freqfilter.params import TrackingParams
-from freqfilter.tracking.champions import all_versions, when
+from freqfilter.tracking.champions import all_versions
 from freqfilter.tracking.store import open_store
 from freqfilter.tracking.stored import stored_runs
 
@@ -44,4 +46,13 @@ def history(tracking: TrackingParams) -> pd.DataFrame:
         who, why = tags.get("mlflow.user", ""), tags.get("reason", "")
         rows.append((run.started_ms, event, int(tags["version"]), before, after, who, why, run.run_id))
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("time", kind="stable", ignore_index=True)
-    return table.assign(time=[when(stamp) for stamp in table["time"]])
+    return table.assign(time=[_when(stamp) for stamp in table["time"]])
+
+
+def _when(milliseconds: int) -> str:
+    """A time stamp of MLflow's in words, in universal time.
+
+    >>> _when(0)
+    '1970-01-01 00:00:00'
+    """
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000))

@@ -13,7 +13,15 @@ from freqfilter.evaluation.rungs import Bounds
 from freqfilter.params import TrackingParams
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import champions, provenance
-from freqfilter.tracking.champions import CHAMPION, ChampionChangedError, Version, move_champion, named, tag_version
+from freqfilter.tracking.champions import (
+    CHAMPION,
+    DECISION,
+    ChampionChangedError,
+    Version,
+    move_champion,
+    named,
+    tag_version,
+)
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
@@ -120,11 +128,11 @@ def _record(run: Run, decision: Decision) -> dict[str, str]:
     """Keep the report, before anything follows from it; the tags for the version."""
     evidence, candidate, champion = decision.evidence, decision.candidate, decision.champion
     report = decision_report(decision)
-    run.log_bytes(report.encode(), "decision/report.md")
+    run.log_bytes(report.encode(), f"{DECISION}/report.md")
     if evidence.errors:
-        run.log_figure(decision_figure(evidence.errors, evidence.test), "decision/errors.png")
+        run.log_figure(decision_figure(evidence.errors, evidence.test), f"{DECISION}/errors.png")
         table = pd.concat(evidence.errors, names=["side", "noise_seed"])
-        run.log_bytes(table.to_csv().encode(), "decision/errors.csv")
+        run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
     run.describe(report)
     against = str(champion.number) if champion else "none"
     noted = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}

@@ -22,14 +22,14 @@ class Ready:
 
     Attributes:
         params: Its parameters, with the origin of the weights named for good.
-        tracking_uri: To show; None where it is offline.
+        tracking_uri: To show; empty where it is offline.
         origin: The filter that the first weights are of, if any.
     """
 
     params: Params
     compute: Compute
     splits: Splits
-    tracking_uri: str | None
+    tracking_uri: str
     origin: Filter | None
     state: TrainingState
 
@@ -41,7 +41,7 @@ def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
         UserError: If store, folders, device, precision, data or origin cannot be used, or the data is not that of the
             checkpoint.
     """
-    tracking_uri = open_store() if params.tracking.tracking == "online" else None
+    tracking_uri = open_store() if params.tracking.tracking == "online" else ""
     compute = Compute.open(params.training)
     splits = Splits.from_params(params)
     origin = _origin(params, splits) if checkpoint is None else None
@@ -54,7 +54,7 @@ def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
     if origin:
         state.start_from(origin.module.state_dict())
     if checkpoint:
-        _compare(splits.digests(), checkpoint.stated)
+        _compare(splits.digests, checkpoint.stated)
         try:
             state.load_state_dict(checkpoint.state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -42,13 +42,13 @@ class Trained:
         compared: Scores on the test set of the model and of what it is held against.
         metrics: What was logged of the best epoch and the test.
         version: Number of the registered version; None where it was not registered.
-        tracking_uri: To show; None where nothing has been sent yet.
+        tracking_uri: To show; empty where nothing has been sent yet.
         folder: What waits to be sent, in that case.
     """
 
     run_id: str
     experiment: str
-    tracking_uri: str | None
+    tracking_uri: str
     progress: Progress
     compared: Comparison
     metrics: dict[str, float]
@@ -108,7 +108,7 @@ def train(
         params = params.kept(experiment=run.experiment)
         if begun is None:
             _log_origin(run, ready, params, recipe=recipe)
-        keeper = Keeper(run, state, Stated(params, recipe, splits.digests()))
+        keeper = Keeper(run, state, Stated(params, recipe, splits.digests))
         keeper.begin()
         with resumable(run.run_id):
             _introduce(console, run, state, splits)

@@ -8,29 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from freqfilter.errors import UserError
-from freqfilter.evaluation.fresh import WINDOWS
+from freqfilter.evaluation.fresh import judged_windows
 from freqfilter.evaluation.scores import MODEL
 from freqfilter.evaluation.scores import compare as score
 from freqfilter.filters.loaded import Filter
-from freqfilter.signals.model import SignalModel
-from freqfilter.signals.realizations import some_windows
-from freqfilter.signals.splits import Splits
-from freqfilter.signals.windows import StoredWindows, WindowSet
 
 TIMED = 20  # calls, whose median is the latency
-PARTS_OF_A_FILE = 20  # of its test windows, in place of realizations
 GOLDEN_TOLERANCE = 1e-5  # other processors sum in other orders
 
 
-def of_itself(found: Filter) -> dict[str, Any]:
+def of_itself(found: Filter, files: Path) -> dict[str, Any]:
     """What a model says of itself, and shows."""
     window = np.zeros((1, found.facts["window_length"], 1 + len(found.facts["frequencies_hz"])), dtype=np.float32)
     times = []
@@ -43,6 +40,7 @@ def of_itself(found: Filter) -> dict[str, Any]:
         weights.update(name.encode() + weight.numpy().tobytes())
     return {
         "params": found.params.model_dump(mode="json"),
+        "megabytes": sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) / 1e6,
         "milliseconds": 1000 * float(np.median(times)),
         "weights_sha256": weights.hexdigest(),
         "golden_difference": golden_difference(found),
@@ -59,25 +57,15 @@ def golden_difference(found: Filter) -> float | None:
 
 def errors_on(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
     """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
-    params = found.params
-    if noise_seeds is None:
-        test = Splits.from_params(params).test
-        if not isinstance(test, StoredWindows):
-            raise TypeError("a file's windows are stored")
-        parts = torch.arange(len(test)).tensor_split(min(PARTS_OF_A_FILE, len(test)))
-        sets: list[tuple[int, WindowSet]] = [(number, test.choose(part)) for number, part in enumerate(parts)]
-    else:
-        model = SignalModel.from_params(params.signals)
-        sets = [(seed, some_windows(model, params.data.window_length, WINDOWS, seed)) for seed in noise_seeds]
-    for name, windows in sets:
-        extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
-        frequencies_hz = params.signals.frequencies_hz
+    frequencies_hz = found.params.signals.frequencies_hz
+    extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
+    for name, windows in judged_windows(found.params, noise_seeds):
         compared = score(extractor, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
         yield {"name": name, "mse": compared.table["mse"].xs(MODEL).to_dict()}
 
 
 def _main(uri: str) -> None:
-    from freqfilter.tracking.loading import load_uri
+    from freqfilter.tracking.loading import checked_files, load_files
 
     answers = sys.stdout
     sys.stdout = sys.stderr  # what a model prints is no answer
@@ -89,8 +77,10 @@ def _main(uri: str) -> None:
     torch.set_num_threads(1)  # the same bits wherever it is asked
     torch.use_deterministic_algorithms(True)
     try:
-        found = load_uri(uri)
-        answer(of_itself(found))
+        with tempfile.TemporaryDirectory() as folder:
+            files = checked_files(uri, Path(folder))
+            found = load_files(uri, files)
+            answer(of_itself(found, files))
         for line in sys.stdin:
             for scored in errors_on(found, json.loads(line)):
                 answer(scored)

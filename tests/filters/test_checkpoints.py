@@ -41,18 +41,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(
     assert len({report.learning_rate for report in whole.progress.history}) > 1  # the scheduler has acted
 
     path, stopped = tmp_path / "checkpoint.pt", fresh_state(params)
-    splits = Splits.from_params(params)
-    steps = train(
-        stopped,
-        training_windows=splits.epoch,
-        validation=splits.validation,
-        audit=splits.audit,
-        params=params.training,
-    )
-    with closing(steps):
-        for _ in range(stop_after):
-            next(steps)
-        write_checkpoint(path, stopped, stated(params))
+    run(params, stopped, stop_after=stop_after, at_each=lambda: write_checkpoint(path, stopped, stated(params)))
     held = read_checkpoint(path)
     assert held.stated == stated(params)
     assert not held.ended

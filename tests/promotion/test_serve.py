@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +16,7 @@ import numpy as np
 import pytest
 
 import freqfilter
-from tests.conftest import Typed
+from tests.conftest import Typed, free_port, wait_until_it_answers
 from tests.promotion.making import NAME
 
 pytestmark = pytest.mark.slow
@@ -37,22 +34,12 @@ def ask(url: str, body: bytes) -> tuple[int, dict[str, object]]:
 @pytest.fixture
 def served(registry_with: Callable[[int | None], Path]) -> Iterator[str]:
     registry = registry_with(2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port, log = free_port(), registry / "serve.log"
     command = [sys.executable, "-m", "freqfilter", "serve", "--port", str(port)]
-    with (registry / "serve.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=registry, stdout=log, stderr=subprocess.STDOUT, env=os.environ)
-    deadline = time.monotonic() + 90
+    with log.open("w") as heard:
+        server = subprocess.Popen(command, cwd=registry, stdout=heard, stderr=subprocess.STDOUT, text=True)
     try:
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (registry / "serve.log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.3)
+        wait_until_it_answers(f"http://127.0.0.1:{port}/ping", server, log)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
         server.send_signal(signal.SIGTERM)

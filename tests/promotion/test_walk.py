@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mlflow import MlflowClient
 
 import freqfilter
 from freqfilter.params import resolve
-from tests.conftest import Program, Typed, all_runs, artifacts, call, download, options
+from tests.conftest import Program, Typed, all_runs, artifacts, call, download, options, say
 from tests.promotion.making import (
     BOUNDS,
     NAME,
@@ -38,16 +37,8 @@ def promote(registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     """``freqfilter promote``: its exit code, and what it says."""
 
     def ask(*words: str) -> tuple[object, str]:
-        monkeypatch.setattr(sys, "argv", ["freqfilter", "promote", *BOUNDS, *words])
-        from freqfilter import cli
-
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        heard = capsys.readouterr()
-        return code, heard.out + heard.err
+        code, printed, last_words = say(["promote", *BOUNDS, *words], capsys, monkeypatch)
+        return code, printed + last_words
 
     return ask
 
@@ -126,11 +117,7 @@ def test_a_registry_is_walked_through(
     # Back, and what has happened.
     assert call(["rollback", "--reason", "the new one hums"], capsys, monkeypatch) == (0, "")
     assert (aliases()["champion"], aliases()["previous"]) == (2, equal)
-    monkeypatch.setattr(sys, "argv", ["freqfilter", "history", "--csv"])
-    from freqfilter import cli
-
-    cli.main()
-    told = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    told = list(csv.DictReader(io.StringIO(say(["history", "--csv"], capsys, monkeypatch)[1])))
     events = [(row["event"], row["version"], row["champion_after"]) for row in told if row["event"] != "registered"]
     assert events[:4] == [("PROMOTED", "1", "1"), ("PROMOTED", "2", "2"), ("HELD", str(equal), "2"), ("HELD", "2", "2")]
     assert events[-1] == ("ROLLED BACK", "2", "2")
@@ -228,9 +215,22 @@ def test_a_copy_elsewhere_has_its_evidence_and_is_nobodys_champion(
     assert torch.isfinite(torch.from_numpy(loaded.extract([0.1] * 30, 3.0))).all()
     assert resolve(loaded.params.flat()).data.window_length == 20
     assert call(["promote", "--model_name", "production", *BOUNDS], capsys, monkeypatch)[0] == 0
-    monkeypatch.setattr(sys, "argv", ["freqfilter", "history", "--model_name", "production", "--json"])
-    from freqfilter import cli
-
-    cli.main()
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(say(["history", "--model_name", "production", "--json"], capsys, monkeypatch)[1])
     assert "copied from sqlite:///" in told[0]["why"]
+
+
+def test_a_copy_that_does_not_arrive_as_it_was_is_taken_back(
+    registry: Path,
+    empty_store: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = registry / "other.db"
+    other.write_bytes(empty_store.read_bytes())
+    monkeypatch.setattr("freqfilter.tracking.elsewhere.Elsewhere.digest", lambda *_: "another")
+    code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
+    assert code == 2
+    assert "did not arrive as they were" in line
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    assert MlflowClient().search_model_versions() == []
+    assert all_runs() == []

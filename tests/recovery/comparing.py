@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 import torch
@@ -27,20 +25,6 @@ RICH = SMALL | {
     "early_stopping_patience": "50",
 }
 WHERE_AND_WHEN = {"run_dir", "checkpoint_minutes", "checkpoints_kept"}  # parameters that change no number
-
-
-def wait_for_line(words: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """The program, when it has said something."""
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
-    )
-    assert process.stdout
-    heard = []
-    for line in process.stdout:
-        heard.append(line)
-        if words in line:
-            return process
-    raise AssertionError(f"it ended before {words!r}:\n{''.join(heard)}")
 
 
 def end_by(process: subprocess.Popen[str], number: signal.Signals) -> str:

@@ -14,8 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from freqfilter.filters.checkpoints import Checkpoints
-from tests.conftest import SEED, Program, all_runs, many, options
-from tests.recovery.comparing import RICH, Outcome, wait_for_line
+from tests.conftest import SEED, Program, all_runs, many, options, wait_for_line
+from tests.recovery.comparing import RICH, Outcome
 from tests.recovery.test_outage import HASTY
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from freqfilter.files import HOST
-from tests.conftest import ROOT, Program, Typed, all_runs, options
-from tests.recovery.comparing import RICH, end_by, wait_for_line
+from tests.conftest import ROOT, Program, Typed, all_runs, options, wait_for_line
+from tests.recovery.comparing import RICH, end_by
 
 pytestmark = pytest.mark.slow
 

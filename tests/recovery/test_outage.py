@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tests.conftest import SEED, SMALL, Program, Server, Typed, all_runs, many, options
-from tests.recovery.comparing import RICH, Outcome, end_by, history, wait_for_line
+from tests.conftest import SEED, SMALL, Program, Server, Typed, all_runs, many, options, wait_for_line
+from tests.recovery.comparing import RICH, Outcome, end_by, history
 
 pytestmark = pytest.mark.slow
 

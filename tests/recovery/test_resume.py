@@ -12,9 +12,9 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, options
+from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, options, wait_for_line
 from tests.malicious import Malicious
-from tests.recovery.comparing import RICH, Outcome, end_by, wait_for_line
+from tests.recovery.comparing import RICH, Outcome, end_by
 
 pytestmark = pytest.mark.slow
 
