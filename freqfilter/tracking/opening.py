@@ -79,6 +79,7 @@ def open_run(
         if run:
             with suppress(Exception):
                 run.close(None, 0)
+        ending.end("FAILED")  # at the end of this process MLflow would call it FINISHED, if the store is back by then
         raise
     except BaseException as error:
         status = "KILLED" if isinstance(error, Stopped) else "FAILED"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from freqfilter.errors import UserError
@@ -64,14 +65,15 @@ def _sync_one(kept: RunRecord, run_dir: Path, *, stopping: Stopping, console: Co
         console.say(f"run {kept.run_id} is now in the store")
     folder = run_dir / kept.run_id
     Outbox(folder / OUTBOX, sender(kept.run_id, folder)).close(BACKLOG_TIMEOUT_S)
-    if "FINISHED" in (kept.status, in_store.status if in_store else ""):
+    # The folder knows: at the end of a process whose store has just come back, MLflow calls its run FINISHED.
+    if kept.status == "FINISHED":
         end_run(kept.run_id, "FINISHED")
         shutil.rmtree(folder)
         console.say(f"run {kept.run_id} is delivered: FINISHED")
         return
     checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(console.say)
     if checkpoint and checkpoint.ended:
-        found = begun(stored_run(kept.run_id), run_dir, console)
+        found = begun(replace(stored_run(kept.run_id), status=kept.status), run_dir, console)
         stated = found.checkpoint.stated
         done = train(
             stated.params, recipe=stated.recipe, name=found.name, stopping=stopping, console=console, begun=found

@@ -119,6 +119,8 @@ def test_a_server_that_is_gone_at_the_end_gets_everything_later(
     assert "does not answer" in freqfilter("sync").stderr
     at_server.start()
     assert MlflowClient().get_run(folder_of_run.name).info.status == "RUNNING"
+    # As MLflow does when a process ends whose store has just come back.
+    MlflowClient().set_terminated(folder_of_run.name, "FINISHED")
     done = freqfilter("sync")
     assert done.returncode == 0, done.stderr
     assert f"run {folder_of_run.name} is delivered: FINISHED, registered: frequency-filter version 1" in done.stdout

@@ -23,8 +23,9 @@ from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking import loading, provenance, registry
 from freqfilter.tracking.board import TensorBoard
 from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.store import open_store
-from tests.conftest import SMALL, network
+from tests.conftest import SMALL, all_runs, network
 
 
 def kept_in(folder: Path, **overrides: str) -> TrackingParams:
@@ -63,6 +64,16 @@ def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
         pass
     assert mlflow.active_run() is None
     assert client.search_runs(["0"]) == []
+
+
+def test_a_run_that_could_not_be_delivered_is_not_called_finished_when_the_process_ends(folder: Path) -> None:
+    with (
+        pytest.raises(UndeliveredError),
+        open_run(kept_in(folder), name="a name", stopping=Stopping()),
+    ):
+        raise UndeliveredError("the store has gone, and comes back")
+    assert mlflow.active_run() is None, "what is active when the process ends is FINISHED by MLflow"
+    assert all_runs()[0].info.status == "FAILED"
 
 
 def test_a_child_that_cannot_be_opened_leaves_its_parent_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
