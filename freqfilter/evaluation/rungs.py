@@ -111,8 +111,8 @@ def better(test: PairedTest | None, *, same_weights: bool = False) -> Rung:
         return Rung("better than the champion", False, "the same weights")
     if test is None:
         return Rung("better than the champion", None, "there is none yet")
-    name = "better than the champion" if test.margin == 0 else f"not {100 * test.margin:g} % worse than the champion"
-    return Rung(name, test.verdict == Verdict.BETTER, test.words)
+    wanted = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
+    return Rung(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.words)
 
 
 def fast_and_small(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Rung]:

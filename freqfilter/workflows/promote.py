@@ -118,7 +118,7 @@ def _decide(evidence: Evidence, champion: Version | None, *, force: str | None) 
     if refusals:
         return Outcome.REFUSED, "; ".join(f"{rung.name}: {rung.words}" for rung in refusals)
     if comparison and comparison.passed is False:
-        return Outcome.HELD, f"it is not {comparison.name}: {comparison.words}"
+        return Outcome.HELD, f"it is not shown to be {comparison.name}: {comparison.words}"
     if champion is None or comparison is None:
         return Outcome.PROMOTED, "it is the first champion"
     return Outcome.PROMOTED, f"it is {comparison.name}: {comparison.words}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from scipy import stats
 
 from freqfilter.evaluation.leaks import KnownLimit, SplitAudit, audit_split, leak
@@ -156,9 +157,11 @@ def test_a_leaking_run_is_told_so_and_tagged_and_an_honest_one_is_not(typed: Typ
         "window_length": "20",
     }
     given = loud | {"hidden_size": "64", "learning_rate": "0.01", "batch_size": "64", "epochs": "30", "threads": "1"}
-    assert typed("original", *options(given | {"register": "false"})) == (0, "")
+    assert typed("original", *options(given)) == (0, "")
     (run,) = all_runs()
     assert "they leak from training" in run.data.tags["diagnosis.leak"]
+    (version,) = MlflowClient().search_model_versions()
+    assert "leak" in version.tags["diagnoses"].split()
     assert "evaluation/leak_audit.json" in artifacts(run)
     honest = given | {"noise": "fixed", "register": "false", "epochs": "10", "windows_per_epoch": "null"}
     assert typed("train", *options(honest)) == (0, "")
