@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 import freqfilter
-from freqfilter.evaluation.fresh import judged_windows
+from freqfilter.evaluation.fresh import score_realizations
 from freqfilter.evaluation.references import LIMIT, limits
-from freqfilter.evaluation.scores import OVERALL, compare
+from freqfilter.evaluation.scores import OVERALL
 from freqfilter.filters.network import estimate
 
 REALIZATIONS = 200
@@ -31,11 +31,9 @@ def main(versions: list[str]) -> None:
     params = next(iter(filters.values())).params
     extractors = {name: partial(estimate, found.module) for name, found in filters.items()}
     extractors[LIMIT] = limits(params)[LIMIT]
-    rows = {}
-    for seed, windows in judged_windows(params, tqdm(range(FIRST, FIRST + REALIZATIONS))):
-        frequencies_hz = params.signals.frequencies_hz
-        table = compare(extractors, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu")).table["mse"]
-        rows[seed] = table.xs(OVERALL, level="component")
+    noise_seeds = tqdm(range(FIRST, FIRST + REALIZATIONS))
+    scored = score_realizations(extractors, params, noise_seeds, device=torch.device("cpu"))
+    rows = {seed: errors[OVERALL] for seed, errors in scored}
     pd.DataFrame(rows).T.rename_axis("noise_seed").round(8).to_csv(OUTPUT)
 
 

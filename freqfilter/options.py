@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def typing_folder(given: dict[str, str]) -> Path:
         return Path.cwd()
     if found := launcher_folder():
         return found
-    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "picture", "recipe"}
+    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "page", "picture", "recipe"}
     for name, value in given.items():
         if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
             raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
@@ -87,4 +88,4 @@ def run_name(recipe: str, given: dict[str, str]) -> str:
     """What is special about a run: its recipe, and what was typed that can change a number."""
     kept = {name for section, name, _ in fields() if section == "tracking"}
     typed = [f"{name}={value.strip()}" for name, value in given.items() if name not in kept]
-    return " ".join([Path(recipe).stem, *typed])[:LONGEST_NAME]
+    return textwrap.shorten(" ".join([Path(recipe).stem, *typed]), LONGEST_NAME, placeholder=" …")

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter.params import resolve
+from freqfilter.tracking.metrics import WALL_CLOCK
 from tests.conftest import ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 
 pytestmark = pytest.mark.slow
@@ -38,8 +39,6 @@ TYPED = SMALL | {
     "checkpoint_every": "2",
     "run_dir": "scratch",
 }
-# What the clock decides, and nothing else.
-WALL_CLOCK = {"train/epoch_seconds"}
 
 
 def history(run: Run) -> dict[str, list[tuple[int, float]]]:

@@ -108,3 +108,38 @@ def evaluate(
     )
     click.echo(f"\n{done.uri}, run {done.run_id}")
     click.echo(where_to_look(done.tracking_uri))
+
+
+@cli.command()
+@click.option(
+    "--runs",
+    metavar="LIST|FILTER",
+    help="run ids, run names, versions (3, NAME/3, @champion), parted by commas; or a filter such as "
+    "\"params.cell = 'gru'\"  [default: the newest ten that have ended well]",
+)
+@click.option(
+    "--realizations",
+    type=click.IntRange(0, 1000),
+    default=12,
+    show_default=True,
+    help="fresh noise realizations that all of them are scored on, to tell a difference from chance",
+)
+@click.option("--page", metavar="FILE", default="comparison.html", show_default=True, help="the page to write")
+@parameter_options(sections=("tracking",))
+@click.pass_obj
+def compare(watch: Stopping, /, runs: str | None, realizations: int, page: str, **typed: str | None) -> None:
+    """Hold trainings against each other: parameters, errors and intervals, curves, cost."""
+    given = given_words(typed)
+    folder = typing_folder({"page": page} | given)
+    params = resolve(given, folder=folder)
+    need_store(params)
+    from freqfilter.last_words import where_to_look
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.compare import compare as run_compare
+
+    path = user_path(page, folder)
+    report = run_compare(
+        params.tracking, runs=runs, realizations=realizations, page=path, stopping=watch, console=Terminal()
+    )
+    click.echo(f"\n{report.text}\n\nwritten: {path}\nrun {report.run_id}, comparison/report.html among its artifacts")
+    click.echo(where_to_look(report.tracking_uri))

@@ -18,7 +18,7 @@ from torch import nn
 from freqfilter.errors import UserError
 from freqfilter.evaluation.limits import CONFIDENCE, ratio_interval
 from freqfilter.evaluation.references import LIMIT, limits
-from freqfilter.evaluation.scores import MODEL, OVERALL, Comparison, Extractor, compare
+from freqfilter.evaluation.scores import MODEL, OVERALL, Extractor, compare
 from freqfilter.filters.network import estimate
 from freqfilter.params import Params
 from freqfilter.signals.model import SignalModel
@@ -51,19 +51,19 @@ class FreshScores:
     ratio_interval: tuple[float, float] | None
 
 
-def fresh_seeds(params: Params, n_realizations: int) -> list[int]:
-    """Noise seeds of realizations that a filter's own run has not used, the first of them from 10,000 on.
+def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
+    """Noise seeds of realizations that no filter's own run has used, the first of them from 10,000 on.
 
     Args:
-        params: The parameters that it was trained with.
+        trained: The parameters that each filter was trained with.
         n_realizations: How many, at least 1.
 
     Raises:
         UserError: If there is no signal model to draw them from.
     """
-    if params.data.data_file is not None:
+    if any(params.data.data_file is not None for params in trained):
         raise UserError("realizations: the model was trained on a data file, which has no signal model to draw from")
-    used = {seed for seeds in params.realizations().values() for seed in seeds}
+    used = {seed for params in trained for seeds in params.realizations().values() for seed in seeds}
     return list(islice((seed for seed in count(FIRST_NOISE_SEED) if seed not in used), n_realizations))
 
 
@@ -88,33 +88,41 @@ def judged_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterato
 
 
 def score_realizations(
-    network: nn.Module, params: Params, noise_seeds: Sequence[int], *, device: torch.device
-) -> Iterator[tuple[int, Comparison]]:
-    """Score a network on one realization after another, beside its limit on the same windows.
+    extractors: Mapping[str, Extractor], params: Params, noise_seeds: Iterable[int] | None, *, device: torch.device
+) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Score extractors on one realization after another, all of them on the same windows.
 
     Args:
-        network: In evaluation mode and on ``device``.
-        params: The parameters that it was trained with.
-        noise_seeds: Of the realizations.
-        device: Where it computes.
+        extractors: What is scored, by name.
+        params: The parameters that a filter among them was trained with.
+        noise_seeds: Of the realizations; see ``judged_windows``.
+        device: Where the extractors compute.
 
     Yields:
-        A noise seed and the scores on its realization.
+        A noise seed, and mean squared errors: a row for each extractor, a column for all components together and one
+        for each.
     """
-    extractors: dict[str, Extractor] = {MODEL: partial(estimate, network)}
-    if known := limits(params):
-        extractors[LIMIT] = known[LIMIT]
-    for noise_seed, windows in judged_windows(params, noise_seeds):
-        yield noise_seed, compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+    for number, windows in judged_windows(params, noise_seeds):
+        compared = compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+        table = compared.table["mse"].unstack("component")
+        columns = compared.table.index.get_level_values("component").unique()
+        yield number, table.loc[list(extractors), columns]
 
 
-def summarize(compared: Mapping[int, Comparison]) -> FreshScores:
+def beside_limit(network: nn.Module, params: Params) -> dict[str, Extractor]:
+    """A network, in evaluation mode, and its limit where that is known."""
+    known = limits(params)
+    return {MODEL: partial(estimate, network)} | ({LIMIT: known[LIMIT]} if known else {})
+
+
+def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
     """What the scores on several realizations come to, all of which count the same.
 
     Args:
-        compared: Scores by noise seed.
+        errors: Mean squared errors of ``model`` and, where it is known, ``limit``, by noise seed; see
+            ``score_realizations``.
     """
-    tables = pd.concat({seed: of_seed.table["mse"].unstack("component") for seed, of_seed in compared.items()})
+    tables = pd.concat(errors)
     overall = tables[OVERALL].unstack()
     columns = {"mse": overall[MODEL]}
     ratio = None

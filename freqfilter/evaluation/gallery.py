@@ -16,6 +16,9 @@ from freqfilter.signals.windows import CutWindows, WindowSet
 
 STARTS_SHOWN = 4
 LOSSES = "visualizations/07_training_loss.png"  # the original's name for it
+PREDICTION = "visualizations/08_prediction.png"
+COMPONENTS = "visualizations/13_mse_per_frequency.png"
+COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}  # between runs
 
 
 def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, Figure]]:
@@ -82,7 +85,7 @@ def of_evaluation(
         The file and the figure.
     """
     found = window_estimates(extractor, windows, frequencies_hz=frequencies_hz, device=device)
-    yield "visualizations/08_prediction.png", performance.prediction(found)
+    yield PREDICTION, performance.prediction(found)
     yield "visualizations/09_errors.png", performance.errors(found)
     yield "visualizations/10_scatter.png", performance.scatter(found)
     if beginning is not None:
@@ -91,5 +94,5 @@ def of_evaluation(
         )
         yield "visualizations/11_spectrum.png", performance.spectra(along)
         yield "visualizations/12_long_stretch.png", performance.long_stretch(along)
-    yield "visualizations/13_mse_per_frequency.png", performance.mse_of_components(compared.table)
+    yield COMPONENTS, performance.mse_of_components(compared.table)
     yield "visualizations/14_mse_over_window.png", performance.mse_over_window(compared.per_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from freqfilter.evaluation.limits import CONFIDENCE
 from freqfilter.signals.randomness import stream
 
 LOOKS = (6, 12, 24)  # realizations after which a decision is tried
@@ -101,6 +103,55 @@ def paired_test(
     else:
         verdict = Verdict.NOT_BETTER if n >= looks[-1] else Verdict.OPEN
     return PairedTest(n, mean, low, high, p_value, margin, verdict)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One filter's error less another's, on the same realizations, as a share of the other's.
+
+    Attributes:
+        mean: Over the realizations; below zero: the one is better.
+        low: Lower end of its 95 % interval (Student's t); NaN of a single realization.
+        high: Upper end.
+        p_value: How often a difference this far from zero, to either side, comes about by chance alone.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def difference(one: Array, other: Array) -> Difference:
+    """How much one filter's error differs from another's, and how often chance alone does as much.
+
+    The p-value is that of ``paired_test``, to both sides.
+
+    Args:
+        one: Mean squared error on each realization, (n_realizations,).
+        other: The same of the other filter, on the same realizations.
+    """
+    shares = (one - other) / float(other.mean())
+    mean, n = float(shares.mean()), len(shares)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(shares)) if n > 1 else math.nan
+    p_value = min(1.0, 2 * min(_chance_of_less(shares), _chance_of_less(-shares)))
+    return Difference(mean, mean - half, mean + half, p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of several comparisons, each raised so far that all of them together err no more often than one.
+
+    Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
+    1979.
+
+    >>> holm([0.01, 0.5, 0.02])
+    [0.03, 0.5, 0.04]
+    """
+    raised, highest = list(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(raised)), key=raised.__getitem__)):
+        highest = max(highest, min(1.0, raised[place] * (len(raised) - rank)))
+        raised[place] = highest
+    return raised
 
 
 def _chance_of_less(values: Array) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -105,6 +106,13 @@ class Compute:
     def precision(self) -> str:
         """``fp32``, ``bf16`` or ``fp16``."""
         return next((name for name, dtype in PRECISIONS.items() if dtype is self.dtype), "fp32")
+
+    def peak_memory_mb(self) -> float:
+        """The most memory that this process has held so far, on a CUDA device that tensors have taken there, in MB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return held / 1e6 if sys.platform == "darwin" else held / 1e3  # bytes there, kilobytes elsewhere
 
     def _refusal(self) -> str | None:
         """Why a recurrent network cannot be trained in this precision; None: it can."""

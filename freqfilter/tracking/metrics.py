@@ -14,8 +14,15 @@ from freqfilter.filters.state import EpochReport, TrainingState
 
 TEST_MSE = "test/mse"
 TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
+TRAIN_LOSS = "train/loss"
+VAL_LOSS = "val/loss"
+VAL_MSE = "val/mse"
+VAL_MSE_OVER_LIMIT = "val/mse_over_limit"
+VAL_LIMIT_MSE = "val/limit_mse"
+AUDIT_MSE = "audit/mse"
 EPOCH_SECONDS = "train/epoch_seconds"
-WALL_CLOCK = frozenset({EPOCH_SECONDS})  # what no repetition gives again
+PEAK_MEMORY = "peak_memory_mb"
+WALL_CLOCK = frozenset({EPOCH_SECONDS, PEAK_MEMORY})  # what no repetition gives again
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
 
@@ -27,15 +34,15 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         val_limit_mse: The limit on the validation windows, if it is known.
     """
     metrics = {
-        "train/loss": report.train_loss,
+        TRAIN_LOSS: report.train_loss,
         "train/learning_rate": report.learning_rate,
         "train/gradient_norm": report.gradient_norm,
         EPOCH_SECONDS: report.seconds,
-        "val/loss": report.val_loss,
-        "val/mse": report.val_mse,
-        "val/limit_mse": val_limit_mse,
-        "val/mse_over_limit": _over(report.val_mse, val_limit_mse),
-        "audit/mse": report.audit_mse,
+        VAL_LOSS: report.val_loss,
+        VAL_MSE: report.val_mse,
+        VAL_LIMIT_MSE: val_limit_mse,
+        VAL_MSE_OVER_LIMIT: _over(report.val_mse, val_limit_mse),
+        AUDIT_MSE: report.audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -67,6 +74,7 @@ def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse
         "best/val_mse": progress.best.val_mse,
         "best/val_mse_over_limit": _over(progress.best.val_mse, val_limit_mse),
         "best/audit_mse": audit_mse,
+        PEAK_MEMORY: state.compute.peak_memory_mb(),
     }
     return {name: value for name, value in metrics.items() if value is not None}
 

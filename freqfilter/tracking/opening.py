@@ -26,12 +26,11 @@ from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.processes import Worker
 from freqfilter.tracking.runs import DELIVERY_TIMEOUT_S, DIAGNOSIS, Opened, Run
 from freqfilter.tracking.store import STORE_ERRORS, translated
+from freqfilter.tracking.views import introduce
 
 LAST_WORDS_TIMEOUT_S = 10.0  # of a run that was stopped or failed
 ENDED_BECAUSE = "ended_because"
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
-# What MLflow's UI shows of an experiment: runs and models, not prompts and traces.
-EXPERIMENT_KIND = ("mlflow.experimentKind", "custom_model_development")
 
 
 @contextmanager
@@ -129,8 +128,7 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
     run_id = ending.run_id = active.info.run_id
     client = MlflowClient()
     experiment = client.get_experiment(active.info.experiment_id)
-    if EXPERIMENT_KIND[0] not in experiment.tags:
-        client.set_experiment_tag(experiment.experiment_id, *EXPERIMENT_KIND)
+    introduce(client, experiment)
     if GENERATED_NAME.fullmatch(active.info.run_name):
         client.set_tag(run_id, MLFLOW_RUN_NAME, name)
     else:

@@ -31,6 +31,9 @@ from freqfilter.tracking.store import patiently, translated
 
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
 CANDIDATE = "candidate"  # the alias of the newest version
+DESCRIPTION = """\
+Filters that pick one sinusoid out of a noisy mixture. The alias `champion` is on the version that has won, `candidate`
+on the newest. A version's description has its figures and what was decided about it."""
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
 
@@ -161,7 +164,7 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
 def make_registered_model(client: MlflowClient, name: str) -> None:
     """Make a registered model, unless it is there."""
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
+import PIL.Image
 from matplotlib.figure import Figure
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from mlflow.tracking.multimedia import compress_image_size
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
 from freqfilter.files import replacing, writable_folder
@@ -153,6 +158,20 @@ class Run:
             figure.savefig(file, format="png", dpi=dpi)
         self.log_file(self.folder / artifact)
 
+    def log_picture(self, figure: Figure, key: str) -> None:
+        """Log a figure once more, as MLflow's UI sets pictures of several runs side by side: those of the same key.
+
+        To log it again replaces it: its name, in the form of ``MlflowClient.log_image``, has neither time nor chance.
+        """
+        rendered = io.BytesIO()
+        figure.savefig(rendered, format="png", dpi=80)
+        name = _picture(key)
+        self.log_bytes(rendered.getvalue(), f"{name}.png")
+        small = io.BytesIO()
+        compress_image_size(PIL.Image.open(rendered)).save(small, format="webp")
+        self.log_bytes(small.getvalue(), f"{name}+compressed.webp")
+        self.log_tags({MLFLOW_LOGGED_IMAGES: "True"})
+
     def log_source(self, source: Source) -> None:
         """Tag the run with the state of its code, and keep the uncommitted patch where it is not too large."""
         self.log_tags(source.tags)
@@ -168,3 +187,12 @@ class Run:
             if status:
                 self._outbox.append("end", status=status, time_ms=now_ms())
             self._outbox.close(timeout_s)
+
+
+def picture_address(run_id: str, key: str) -> str:
+    """Where MLflow's UI shows a picture that was logged, for a text on one of its pages."""
+    return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"
+
+
+def _picture(key: str) -> str:
+    return f"images/{key}+step+0+timestamp+0+{uuid.UUID(int=0)}"

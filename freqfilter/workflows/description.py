@@ -22,6 +22,7 @@ def description(
     run_id: str | None = None,
     model_name: str | None = None,
     version: int | None = None,
+    picture: str | None = None,
 ) -> str:
     """Markdown with the best epoch, the losses there, and the test scores beside the baselines.
 
@@ -32,6 +33,7 @@ def description(
         run_id: The run, where the text stands under a version.
         model_name: The registered model, where the text stands under a run.
         version: Its version, likewise; None: not registered.
+        picture: Address of its losses, if there is one.
     """
     best = progress.best
     lines = [
@@ -42,8 +44,21 @@ def description(
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
     if run_id is not None:
-        lines.append(f"Trained by run `{run_id}`.")
-    return "\n\n".join([*lines, scores_table(scores, "github")])
+        lines.append(f"Trained by run [`{run_id}`](#/runs/{run_id}).")
+    lines.append(scores_table(scores, "github"))
+    if picture:
+        lines.append(f"![losses over the epochs]({picture})")
+    return "\n\n".join(lines)
+
+
+def interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:
+    """A figure with its 95 % interval, where there is one.
+
+    >>> interval(1.0184, 1.011, 1.03), interval(0.2, None, None), interval(0.2, math.nan, math.nan)
+    ('1.018 (1.011 to 1.030)', '0.200', '0.200')
+    """
+    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
+    return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
 
 
 def over_limit(metrics: Mapping[str, float], *, data: str = "test") -> str:
@@ -56,8 +71,8 @@ def over_limit(metrics: Mapping[str, float], *, data: str = "test") -> str:
     if ratio is None:
         return "its limit is not known"
     low, high = metrics.get(f"{data}/mse_over_limit_low"), metrics.get(f"{data}/mse_over_limit_high")
-    interval = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
-    return f"{ratio:.3f} × the limit{interval}"
+    span = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
+    return f"{ratio:.3f} × the limit{span}"
 
 
 def on_fresh(metrics: Mapping[str, float]) -> str:
@@ -68,8 +83,8 @@ def on_fresh(metrics: Mapping[str, float]) -> str:
     """
     many = f"{metrics['fresh/realizations']:.0f} fresh realizations"
     low, high = metrics.get("fresh/mse_low"), metrics.get("fresh/mse_high")
-    interval = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
-    return f"On {many}: MSE {metrics['fresh/mse']:.4f}{interval}, {over_limit(metrics, data='fresh')}"
+    span = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
+    return f"On {many}: MSE {metrics['fresh/mse']:.4f}{span}, {over_limit(metrics, data='fresh')}"
 
 
 def scores_table(scores: pd.DataFrame, table_format: str) -> str:
@@ -82,9 +97,10 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     components = scores.index.get_level_values("component").unique()
     extractors = scores.index.get_level_values("extractor").unique()
     table = scores["mse"].unstack("component").loc[extractors, components]
+    gap = GAP if table_format == "github" else ""
     return tabulate(
-        table.reset_index().to_numpy().tolist(),
-        headers=["test MSE", *(f"{GAP}{component}" for component in components)],
+        [[f"{name}{gap}", *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],
+        headers=["test MSE", *(f"{gap}{component}" for component in components)],
         floatfmt=".4g",
         tablefmt=table_format,
     )

@@ -9,7 +9,7 @@ from functools import partial
 from torch import nn
 
 from freqfilter.evaluation import gallery
-from freqfilter.evaluation.fresh import FreshScores, fresh_seeds, score_realizations, summarize
+from freqfilter.evaluation.fresh import FreshScores, beside_limit, fresh_seeds, score_realizations, summarize
 from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import MODEL, OVERALL, Comparison
 from freqfilter.evaluation.testing import score_test_set
@@ -64,7 +64,7 @@ def evaluate(
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
     model = loading.load_run(run_id) if run_id else loading.load_version(**chosen)
     params = model.params
-    noise_seeds = fresh_seeds(params, realizations) if realizations else []
+    noise_seeds = fresh_seeds([params], realizations) if realizations else []
     # The model is judged as its users get it: in float32, on what this machine has.
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
@@ -103,10 +103,10 @@ def _score_fresh(
     console: Console,
 ) -> FreshScores:
     found = {}
-    for noise_seed, compared in score_realizations(network, params, noise_seeds, device=compute.device):
+    extractors = beside_limit(network, params)
+    for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=compute.device):
         stopping.check()
-        found[noise_seed] = compared
-        mse = compared.table["mse"].xs(OVERALL, level="component")
+        found[noise_seed], mse = errors, errors[OVERALL]
         beside = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
         console.say(f"realization {noise_seed}, {len(found)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{beside}")
     return summarize(found)
@@ -130,3 +130,5 @@ def log_evaluation(
     )
     for artifact, figure in drawn:
         run.log_figure(figure, artifact)
+        if artifact in gallery.COMPARED:
+            run.log_picture(figure, gallery.COMPARED[artifact])

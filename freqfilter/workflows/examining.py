@@ -9,12 +9,13 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from freqfilter.evaluation.fresh import PARTS_OF_A_FILE, judged_windows
+from freqfilter.evaluation.fresh import PARTS_OF_A_FILE, score_realizations
 from freqfilter.evaluation.paired import LOOKS, PairedTest, Verdict, paired_test
 from freqfilter.evaluation.references import LIMIT, references
 from freqfilter.evaluation.rungs import Bounds, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
-from freqfilter.evaluation.scores import OVERALL, Extractor, compare
+from freqfilter.evaluation.scores import OVERALL, Extractor
 from freqfilter.params import Params
+from freqfilter.params.task import other_task
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
@@ -74,8 +75,9 @@ def examine(
         except WitnessError as error:
             return Evidence([Rung("loads", False, str(error))], {}, None, "")
         rungs = [Rung("loads", True, "in a process of its own, with unpickling forbidden"), _golden(about)]
-        if theirs and (other := _other_task(params, theirs.params)):
-            rungs.append(Rung("comparable", False, other))
+        if theirs and (other := other_task(params, theirs.params)):
+            words = f"trained for {other[0]}, as the champion was: give it a model_name of its own"
+            rungs.append(Rung("comparable", False, words))
             theirs = None
         same = bool(theirs and theirs.about["weights_sha256"] == about["weights_sha256"])
         seeds, words = _seeds(params, candidate, champion, noise_seed)
@@ -100,18 +102,6 @@ def _golden(about: dict[str, float | None]) -> Rung:
         return Rung("golden predictions", None, "an old version, which has none")
     words = f"at most {difference:.1e} from those of its registration"
     return Rung("golden predictions", difference <= GOLDEN_TOLERANCE, words)
-
-
-def _other_task(params: Params, champions_params: Params) -> str | None:
-    """In what the champion was trained for something else."""
-    ours, theirs = (
-        of.signals.model_dump()
-        | of.data.model_dump(include={"window_length", "data_file"})
-        | of.model.model_dump(include={"bidirectional"})
-        for of in (params, champions_params)
-    )
-    different = [f"{name}={ours[name]} and the champion {theirs[name]}" for name in ours if ours[name] != theirs[name]]
-    return f"trained for {different[0]}: give it a model_name of its own" if different else None
 
 
 def _seeds(
@@ -146,14 +136,17 @@ def _measure(
         asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
         for witness in asked.values():
             witness.ask(part)
-        found = _errors(held_against, params, part)
-        n_parts = len(next(iter(found.values())))
-        found |= {side: witness.answers(n_parts) for side, witness in asked.items()}
+        scored = dict(score_realizations(held_against, params, part, device=torch.device("cpu")))
+        found = {
+            side: {n: {str(name): float(errors[name][side]) for name in errors} for n, errors in scored.items()}
+            for side in held_against
+        }
+        found |= {side: witness.answers(len(scored)) for side, witness in asked.items()}
         for side, errors in found.items():
             rows.setdefault(side, {}).update(errors)
         if theirs:
             candidate, champion = (pd.DataFrame(rows[side]).T[OVERALL].to_numpy() for side in asked)
-            looks = LOOKS if seeds is not None else (n_parts,)
+            looks = LOOKS if seeds is not None else (len(scored),)
             test = paired_test(candidate, champion, margin=bounds.margin, looks=looks)
         console.say(f"{len(rows['candidate'])} realizations{f': {test.words}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
@@ -166,16 +159,3 @@ def _held_against(params: Params) -> dict[str, Extractor]:
     linear = "linear_mmse" if params.model.bidirectional else "linear_mmse_causal"
     every = references(params, Splits.from_params(params))
     return {name: extractor for name, extractor in every.items() if name in ("zero", "mean", linear, LIMIT)}
-
-
-def _errors(
-    extractors: dict[str, Extractor], params: Params, seeds: list[int] | None
-) -> dict[str, dict[int, dict[str, float]]]:
-    """Errors of what a filter is held against, on the same windows that the witnesses are asked about."""
-    found: dict[str, dict[int, dict[str, float]]] = {name: {} for name in extractors}
-    frequencies_hz, device = params.signals.frequencies_hz, torch.device("cpu")
-    for number, windows in judged_windows(params, seeds):
-        table = compare(extractors, windows, frequencies_hz=frequencies_hz, device=device).table["mse"]
-        for name in extractors:
-            found[name][number] = {str(component): float(mse) for component, mse in table.xs(name).items()}
-    return found

@@ -20,7 +20,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
 from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, best_metrics, score_metrics
 from freqfilter.tracking.opening import delivering
-from freqfilter.tracking.runs import DIAGNOSIS, Run
+from freqfilter.tracking.runs import DIAGNOSIS, Run, picture_address
 from freqfilter.workflows.card import model_card
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
@@ -44,6 +44,7 @@ def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: 
         val_limit_mse=val_limit_mse,
     )
     run.log_figure(figure, gallery.LOSSES, dpi=300)
+    run.log_picture(figure, gallery.COMPARED[gallery.LOSSES])
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
     run.log_file(run.folder / "models/best_model.pth")
     run.log_arrays(
@@ -102,7 +103,11 @@ def keep_model(
                 description=description(progress, compared.table, metrics, run_id=run.run_id),
             )
             run.log_tags({"model_version": str(version)})
-    run.describe(description(progress, compared.table, metrics, model_name=tracking.model_name, version=version))
+    picture = picture_address(run.run_id, gallery.COMPARED[gallery.LOSSES])
+    model_name = tracking.model_name
+    run.describe(
+        description(progress, compared.table, metrics, model_name=model_name, version=version, picture=picture)
+    )
     return version
 
 

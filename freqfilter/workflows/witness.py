@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from freqfilter.errors import UserError
-from freqfilter.evaluation.fresh import judged_windows
+from freqfilter.evaluation.fresh import score_realizations
 from freqfilter.evaluation.scores import MODEL
-from freqfilter.evaluation.scores import compare as score
 from freqfilter.filters.loaded import Filter
 
 TIMED = 20  # calls, whose median is the latency
@@ -57,11 +56,9 @@ def golden_difference(found: Filter) -> float | None:
 
 def errors_on(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
     """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
-    frequencies_hz = found.params.signals.frequencies_hz
     extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
-    for name, windows in judged_windows(found.params, noise_seeds):
-        compared = score(extractor, windows, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
-        yield {"name": name, "mse": compared.table["mse"].xs(MODEL).to_dict()}
+    for name, errors in score_realizations(extractor, found.params, noise_seeds, device=torch.device("cpu")):
+        yield {"name": name, "mse": errors.loc[MODEL].to_dict()}
 
 
 def _main(uri: str) -> None:

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
 
 from freqfilter.errors import UserError
-from freqfilter.evaluation.fresh import fresh_seeds, score_realizations, summarize
+from freqfilter.evaluation.fresh import beside_limit, fresh_seeds, score_realizations, summarize
 from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import MODEL, compare
-from freqfilter.params import resolve
+from freqfilter.params import Params, resolve
 from freqfilter.signals.limit import Limit, LimitExtractor
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import realization_windows
@@ -19,6 +21,10 @@ from freqfilter.tracking.metrics import fresh_metrics
 from tests.conftest import SMALL, Typed, all_runs, artifacts, options
 
 CPU = torch.device("cpu")
+
+
+def scored(network: torch.nn.Module, params: Params, noise_seeds: Sequence[int]) -> dict[int, pd.DataFrame]:
+    return dict(score_realizations(beside_limit(network, params), params, noise_seeds, device=CPU))
 
 
 class LimitNetwork(torch.nn.Module):
@@ -36,7 +42,7 @@ class LimitNetwork(torch.nn.Module):
 
 def test_a_filter_that_is_the_limit_is_one_limit_away_on_every_realization() -> None:
     params = resolve(SMALL)
-    scores = summarize(dict(score_realizations(LimitNetwork(), params, range(10_000, 10_004), device=CPU)))
+    scores = summarize(scored(LimitNetwork(), params, range(10_000, 10_004)))
     assert scores.of_realizations.index.tolist() == [10_000, 10_001, 10_002, 10_003]
     np.testing.assert_allclose(scores.of_realizations["mse_over_limit"], 1)
     assert scores.ratio_interval == pytest.approx((1, 1))
@@ -56,7 +62,7 @@ class Silent(torch.nn.Module):
 
 def test_the_mean_is_that_of_all_windows_together_and_its_interval_narrows() -> None:
     params = resolve(SMALL)
-    found = dict(score_realizations(Silent(), params, range(10_000, 10_016), device=CPU))
+    found = scored(Silent(), params, range(10_000, 10_016))
     few, many = summarize({seed: found[seed] for seed in range(10_000, 10_004)}), summarize(found)
     windows = realization_windows(SignalModel.from_params(params.signals), 20, *range(10_000, 10_016))
     expected = compare({MODEL: Silent()}, windows, frequencies_hz=params.signals.frequencies_hz, device=CPU).table
@@ -69,7 +75,7 @@ def test_the_mean_is_that_of_all_windows_together_and_its_interval_narrows() -> 
 
 def test_of_a_signal_too_long_for_its_limit_the_mean_is_known_and_no_ratio() -> None:
     params = resolve(SMALL | {"n_samples": "20100", "duration_s": "20"})
-    scores = summarize(dict(score_realizations(Silent(), params, [10_000, 10_001], device=CPU)))
+    scores = summarize(scored(Silent(), params, [10_000, 10_001]))
     assert scores.ratio_interval is None
     assert scores.of_realizations.columns.tolist() == ["mse"]
     assert not [name for name in fresh_metrics(scores) if "limit" in name]
@@ -77,7 +83,7 @@ def test_of_a_signal_too_long_for_its_limit_the_mean_is_known_and_no_ratio() -> 
 
 def test_the_interval_of_the_mean_is_that_of_student() -> None:
     params = resolve(SMALL)
-    scores = summarize(dict(score_realizations(LimitNetwork(), params, range(10_000, 10_005), device=CPU)))
+    scores = summarize(scored(LimitNetwork(), params, range(10_000, 10_005)))
     found = scores.of_realizations["mse"].to_numpy()
     expected = stats.t.interval(0.95, 4, loc=found.mean(), scale=found.std(ddof=1) / 5**0.5)
     assert scores.mse_interval == pytest.approx(expected)
@@ -85,20 +91,20 @@ def test_the_interval_of_the_mean_is_that_of_student() -> None:
 
 def test_a_component_of_which_nothing_remains_has_no_ratio() -> None:
     params = resolve(SMALL | {"noise_std": "0", "frequencies_hz": "[1, 3.3]"})
-    scores = summarize(dict(score_realizations(Silent(), params, [10_000, 10_001], device=CPU)))
+    scores = summarize(scored(Silent(), params, [10_000, 10_001]))
     assert (scores.mean.loc[LIMIT] == 0).any()
     assert all(math.isfinite(value) for value in fresh_metrics(scores).values())
 
 
 def test_realizations_that_the_training_has_used_are_passed_over() -> None:
-    assert fresh_seeds(resolve(), 3) == [10_000, 10_001, 10_002]
+    assert fresh_seeds([resolve()], 3) == [10_000, 10_001, 10_002]
     used = resolve({"validation_noise_seed": "10001", "validation_realizations": "2"})
-    assert fresh_seeds(used, 3) == [10_000, 10_003, 10_004]
+    assert fresh_seeds([resolve(), used], 3) == [10_000, 10_003, 10_004]
 
 
 def test_a_model_of_a_data_file_has_no_fresh_realizations() -> None:
     with pytest.raises(UserError, match="a data file, which has no signal model"):
-        fresh_seeds(resolve({"data_file": "x.npz"}), 1)
+        fresh_seeds([resolve({"data_file": "x.npz"})], 1)
 
 
 def test_evaluate_scores_fresh_realizations_where_it_is_asked_to(typed: Typed) -> None:

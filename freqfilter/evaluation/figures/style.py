@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 # Okabe and Ito, "Color Universal Design", 2008: told apart by colour-blind readers too.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -39,6 +40,18 @@ def dress(axes: Axes, *, xlabel: str, ylabel: str, title: str = "", legend: bool
     axes.grid(visible=True, which="both", alpha=0.3)
     if legend:
         axes.legend()
+
+
+def logarithmic(axes: Axes) -> None:
+    """Make the vertical axis logarithmic, with ticks in plain numbers.
+
+    Within a decade or so the minor ticks are all there is to read; over several they would overlap.
+    """
+    axes.set_yscale("log")
+    plain = StrMethodFormatter("{x:.3g}")
+    axes.yaxis.set_major_formatter(plain)
+    bottom, top = axes.get_ylim()
+    axes.yaxis.set_minor_formatter(plain if top < 30 * bottom else NullFormatter())
 
 
 def panels(figure: Figure, n_panels: int, *, share_y: bool = True) -> list[Axes]:

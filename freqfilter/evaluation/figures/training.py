@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from freqfilter.evaluation.figures.style import BLUE, GREEN, GREY, ORANGE, dress, new_figure
+from freqfilter.evaluation.figures.style import BLUE, GREEN, GREY, ORANGE, dress, logarithmic, new_figure
 from freqfilter.filters.state import EpochReport
 
 
@@ -56,12 +56,7 @@ def training_loss(
         axes.axhline(val_limit_mse, label=label, color="black", linestyle="--", linewidth=1)
         lowest = min(lowest, val_limit_mse)
     if lowest > 0:
-        axes.set_yscale("log")
-        plain = StrMethodFormatter("{x:.3g}")
-        axes.yaxis.set_major_formatter(plain)
-        bottom, top = axes.get_ylim()
-        # Within a decade or so the minor ticks are all there is to read; over several they would overlap.
-        axes.yaxis.set_minor_formatter(plain if top < 30 * bottom else NullFormatter())
+        logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     dress(axes, xlabel="epoch", ylabel=_loss_label(loss), title="Training and validation loss", legend=True)
     return figure

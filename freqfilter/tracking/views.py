@@ -1,0 +1,180 @@
+"""Views of an experiment that MLflow's UI offers in its menu *Views*: columns, order, filter and charts.
+
+MLflow 3 keeps a view as an experiment's tag, so that it can be made here; `MLflow's UI <https://mlflow.org/docs/>`_
+offers the same by hand ("Save as new view").
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from freqfilter.evaluation.gallery import COMPARED
+from freqfilter.tracking.metrics import (
+    AUDIT_MSE,
+    EPOCH_SECONDS,
+    PEAK_MEMORY,
+    TEST_MSE,
+    TEST_MSE_OVER_LIMIT,
+    TRAIN_LOSS,
+    VAL_LIMIT_MSE,
+    VAL_LOSS,
+    VAL_MSE_OVER_LIMIT,
+)
+
+TAG = "mlflow.sharedViewState."  # what the UI looks for
+# Where the UI puts a chart for each metric that no chart of ours draws.
+FOLDED = ("audit", "best", "fresh", "limit", "range_test", "test", "train", "val", "Model metrics", "System metrics")
+
+
+@dataclass(frozen=True)
+class View:
+    """A view.
+
+    Attributes:
+        key: Its name in an address, ``?viewStateShareKey=KEY``.
+        name: Its name in the menu.
+        having: MLflow's filter of runs.
+        order_by: The column that sorts, ascending.
+        columns: Those of the table, as the UI names them.
+        sections: Charts by the section that they are in.
+    """
+
+    key: str
+    name: str
+    having: str
+    order_by: str
+    columns: tuple[str, ...]
+    sections: dict[str, tuple[dict[str, Any], ...]]
+
+    def tag(self) -> tuple[str, str]:
+        """Name and value of the experiment's tag."""
+        shown = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in self.sections]
+        folded = [{"uuid": name, "name": name, "display": False, "isReordered": True} for name in FOLDED]
+        state = {
+            "searchFilter": self.having,
+            "orderByKey": self.order_by,
+            "orderByAsc": True,
+            "selectedColumns": list(self.columns),
+            "compareRunSections": [*shown, *folded] if shown else None,
+            "compareRunCharts": _placed(self.sections) if shown else None,
+            "isAccordionReordered": True,
+            "hideEmptyCharts": True,
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        value = {"name": self.name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+        return f"{TAG}{self.key}", json.dumps(value)
+
+
+def _placed(sections: dict[str, tuple[dict[str, Any], ...]]) -> list[dict[str, Any]]:
+    shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 20}
+    return [
+        shared | chart | {"uuid": f"{section} {number}", "metricSectionId": section}
+        for section, charts in sections.items()
+        for number, chart in enumerate(charts)
+    ]
+
+
+def _lines(*metrics: str, scale: str = "linear") -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "metricKey": metrics[0],
+        "selectedMetricKeys": list(metrics),
+        "scaleType": scale,
+        "xAxisScaleType": "linear",
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "range": {},
+        "lineSmoothness": 0,
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": False,
+        "useGlobalLineSmoothing": False,
+    }
+
+
+def _bars(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric}
+
+
+def _picture(key: str) -> dict[str, Any]:
+    return {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False}
+
+
+VIEWS = (
+    View(
+        "trainings",
+        "Trainings",
+        "tags.workflow = 'train'",
+        f"metrics.`{TEST_MSE_OVER_LIMIT}`",
+        (
+            f"metrics.`{TEST_MSE_OVER_LIMIT}`",
+            f"metrics.`{TEST_MSE}`",
+            "metrics.`best/val_loss`",
+            "metrics.`best/audit_mse`",
+            "metrics.`best/epoch`",
+            "metrics.`epochs_run`",
+            "tags.`model_version`",
+        ),
+        {
+            "Losses": (
+                _lines(TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE, scale="log"),
+                _lines(AUDIT_MSE, VAL_LIMIT_MSE, scale="log"),
+                _lines(VAL_MSE_OVER_LIMIT),
+            ),
+            "Test": (_bars(TEST_MSE_OVER_LIMIT), _bars(TEST_MSE)),
+            "Pictures": tuple(map(_picture, COMPARED.values())),
+            "Parameters": (
+                {
+                    "type": "DIFFERENCE",
+                    "chartName": "parameters that differ",
+                    "compareGroups": ["Parameters"],
+                    "showChangeFromBaseline": False,
+                    "showDifferencesOnly": True,
+                    "baselineColumnUuid": "",
+                },
+            ),
+            "Cost": (_lines(EPOCH_SECONDS), _bars(PEAK_MEMORY)),
+        },
+    ),
+    View(
+        "decisions",
+        "Decisions",
+        "tags.decision != ''",
+        "attributes.start_time",
+        tuple(f"tags.`{name}`" for name in ("decision", "model_name", "version", "champion_before", "reason")),
+        {},
+    ),
+)
+
+
+# What the UI shows of an experiment: runs and models, not prompts and traces.
+KIND = ("mlflow.experimentKind", "custom_model_development")
+DESCRIPTION = """\
+Each training is measured against its *limit*, the least error that any filter can expect: `test/mse_over_limit` is 1
+for a filter that nothing can beat. The menu *Views* has what is worth looking at:
+
+- [Trainings](#/experiments/{experiment_id}/runs?viewStateShareKey=trainings&compareRunsMode=CHART): losses beside the
+  limit, scores, pictures, the parameters that differ, the nearest to the limit first.
+- [Decisions](#/experiments/{experiment_id}/runs?viewStateShareKey=decisions): which version became champion, and why.
+"""
+MADE = "views"  # the tag of an experiment that has them, so that a view which somebody has changed stays as it is
+
+
+def introduce(client: MlflowClient, experiment: Experiment) -> None:
+    """Give an experiment its views and a description, unless it has them."""
+    tags, experiment_id = experiment.tags, experiment.experiment_id
+    if MADE in tags:
+        return
+    given = dict(view.tag() for view in VIEWS) | dict([KIND])
+    given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(experiment_id=experiment_id)}
+    for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
+        if name not in tags:
+            client.set_experiment_tag(experiment_id, name, value)
