@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -13,10 +14,14 @@ from torch import Tensor
 from freqfilter.evaluation import gallery
 from freqfilter.evaluation.estimates import WindowEstimates, stretch, window_estimates
 from freqfilter.evaluation.figures import data, performance
+from freqfilter.evaluation.figures.comparing import Curves, side_by_side
+from freqfilter.evaluation.figures.limit import posterior
 from freqfilter.evaluation.figures.training import comparison, learning_rate_range
 from freqfilter.evaluation.scores import compare
 from freqfilter.params import Params, resolve
 from freqfilter.signals.blind import zero
+from freqfilter.signals.limit import Limit
+from freqfilter.signals.model import SignalModel
 from freqfilter.signals.splits import Splits
 from tests.conftest import SMALL
 
@@ -181,8 +186,6 @@ def test_an_error_that_is_off_the_scale_is_written_out() -> None:
 
 
 def test_a_comparison_marks_what_was_measured() -> None:
-    import pandas as pd
-
     table = pd.DataFrame({"val_mse": [0.3, 0.2], "audit_mse": [None, None]}, index=["base", "cell=gru"])
     axes = comparison(table).axes[0]
     assert [line.get_label() for line in axes.get_lines()] == ["validation"]
@@ -196,3 +199,38 @@ def test_a_range_test_marks_suggestion_and_present_rate() -> None:
     assert any("suggestion: 0.1" in label for label in labels)
     assert any("now: 0.02" in label for label in labels)
     assert "dB" in figure.axes[0].get_ylabel()
+
+
+def test_trainings_side_by_side_show_curves_limits_and_distances() -> None:
+    trainings = {
+        "base": Curves(pd.Series({1: 0.4, 2: 0.3, 3: 0.2}), limit_mse=0.05, over_limit=(1.2, 1.1, 1.3)),
+        "cell=gru": Curves(pd.Series({1: 0.5, 3: 0.1}), pd.Series({1: 0.6, 2: 0.7}), limit_mse=0.05),
+    }
+    losses, distances = side_by_side(trainings).axes
+    drawn = {str(line.get_label()): line for line in losses.get_lines()}
+    assert list(np.asarray(drawn["cell=gru"].get_xdata())) == [1, 3]
+    assert list(np.asarray(drawn["cell=gru"].get_ydata())) == [0.5, 0.1]
+    assert {"base", "audit: new noise, chooses nothing", "limit on validation: 0.0500"} <= set(drawn)
+    assert [label.get_text() for label in distances.get_yticklabels()] == ["base"]
+    assert len(side_by_side({"base": Curves(pd.Series({1: 0.4}))}).axes) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"window_length": "1"}, {"noise_std": "0"}, {"frequencies_hz": str(list(range(1, 13)))}]
+)
+def test_a_posterior_is_drawn_with_its_doubt_for_each_component(overrides: dict[str, str], tmp_path: Path) -> None:
+    params = resolve(SMALL | overrides)
+    windows, frequencies_hz = Splits.from_params(params).test, params.signals.frequencies_hz
+    inputs, targets = windows.batch(torch.arange(windows.n_components))
+    limit = Limit.from_model(SignalModel.from_params(params.signals), n_samples=windows.n_samples)
+    known = limit.posterior(inputs[:1, :, 0])
+    mean, variance = known.causal[0].numpy(), known.causal_variance[0].numpy()
+    figure = posterior(inputs[0, :, 0].numpy(), targets[..., 0].numpy(), mean, variance, frequencies_hz=frequencies_hz)
+    figure.savefig(tmp_path / "posterior.png", dpi=30)
+    assert [axes.get_title() for axes in figure.axes] == [f"{f:g} Hz" for f in frequencies_hz[:8]]
+    for number, axes in enumerate(figure.axes):
+        drawn = {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.get_lines()}
+        np.testing.assert_array_equal(drawn["best estimate"], mean[number])
+        np.testing.assert_array_equal(drawn["target"], targets[number, :, 0])
+        edge = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert edge.max() == pytest.approx((mean[number] + np.sqrt(variance[number])).max(), abs=1e-6)
