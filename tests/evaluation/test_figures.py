@@ -15,6 +15,7 @@ from freqfilter.evaluation import gallery
 from freqfilter.evaluation.estimates import WindowEstimates, stretch, window_estimates
 from freqfilter.evaluation.figures import data, performance
 from freqfilter.evaluation.figures.comparing import Curves, side_by_side
+from freqfilter.evaluation.figures.decision import decision
 from freqfilter.evaluation.figures.limit import posterior
 from freqfilter.evaluation.figures.training import comparison, learning_rate_range
 from freqfilter.evaluation.scores import compare
@@ -234,3 +235,13 @@ def test_a_posterior_is_drawn_with_its_doubt_for_each_component(overrides: dict[
         np.testing.assert_array_equal(drawn["target"], targets[number, :, 0])
         edge = axes.collections[0].get_paths()[0].vertices[:, 1]
         assert edge.max() == pytest.approx((mean[number] + np.sqrt(variance[number])).max(), abs=1e-6)
+
+
+def test_a_decision_hides_no_bar_behind_its_legend() -> None:
+    errors = {side: pd.DataFrame({"all": [0.2, 0.3], "2hz": [0.2, 0.2]}) for side in ("candidate", "champion", "limit")}
+    figure = decision(errors, None)
+    bars = figure.axes[0]
+    assert bars.get_legend() is None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(errors)
+    assert [label.get_text() for label in bars.get_xticklabels()] == ["all", "2 Hz"]
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([0.25, 0.2] * 3)  # type: ignore[attr-defined]

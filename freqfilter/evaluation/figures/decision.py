@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from freqfilter.evaluation.figures.style import BLUE, GREY, ORANGE, dress, new_figure
 from freqfilter.evaluation.paired import PairedTest
+from freqfilter.evaluation.scores import OVERALL
 
 SIDES = {"candidate": BLUE, "champion": ORANGE, "limit": GREY}
 
@@ -28,8 +29,10 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
     for number, side in enumerate(sides):
         at = np.arange(len(components)) + (number - (len(sides) - 1) / 2) * width
         bars.bar(at, errors[side].mean(), width, label=side, color=SIDES[side])
-    bars.set_xticks(range(len(components)), components)
-    dress(bars, xlabel="component", ylabel="mean squared error", title="on the same fresh realizations", legend=True)
+    names = ["all" if name == OVERALL else name.replace("hz", " Hz") for name in components]
+    bars.set_xticks(range(len(components)), names)
+    dress(bars, xlabel="component", ylabel="mean squared error", title="on the same fresh realizations")
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=len(sides))
     interval.axvline(0, color=GREY, linewidth=1)
     if test is None:
         interval.text(0.5, 0.5, "no champion yet", transform=interval.transAxes, ha="center", va="center")
