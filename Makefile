@@ -18,7 +18,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story bench ui serve test soak lint format lock clean
+.PHONY: help install train original alternatives story notebooks bench ui serve test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.
 
 story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original
 	@$(BIN)/python docs/draw_story.py $(EXPERIMENT)
+
+notebooks: $(VENV)/installed_dev  ## execute the notebooks and write their outputs into them, three minutes
+	@$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 bench: $(VENV)/installed  ## measure what takes how long, an hour and three quarters; PARTS="epoch start" for some of it
 	@$(BIN)/python -m benchmarks $(PARTS)

@@ -1,4 +1,4 @@
-"""The program as its users start it: `mlflow run`, `python -m freqfilter`, the wheel and the notebook."""
+"""The program as its users start it: `mlflow run`, `python -m freqfilter` and the wheel."""
 
 from __future__ import annotations
 
@@ -306,16 +306,3 @@ def test_the_wheel_carries_parameters_and_recipes_and_works_from_an_empty_folder
     recipes = [run.data.params["recipe"] for run in all_runs()]
     assert recipes == ["default", "original"]
     assert "git_commit" not in all_runs()[0].data.tags
-
-
-def test_the_notebook_runs_on_a_registered_version(freqfilter: Program, folder: Path) -> None:
-    import nbformat
-    from nbclient import NotebookClient
-
-    assert freqfilter("train", *options(SMALL | {"window_length": "50"})).returncode == 0
-    notebook = nbformat.read(ROOT / "notebooks/first_filter.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
-    pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert pictures

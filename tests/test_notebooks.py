@@ -1,0 +1,137 @@
+"""The notebooks: executed from clean, what each of them is there to show, and what may be kept of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
+
+from tests.conftest import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# What has to hold at the end of each, in its own names.
+FACTS = {
+    "1_signals_and_limit": """
+        least = mse["all"]
+        assert least["limit_two_sided"] < least["limit"] < least["linear_mmse_causal"] < least["zero"]
+        assert abs(in_use.causal.mse - 0.208) < 0.01
+        errors = [scores.two_sided.mse for scores in of_lengths.values()]
+        assert errors[0] > 0.25
+        assert errors[-1] < 0.001
+    """,
+    "2_the_leak": """
+        leaky, honest = runs.loc["random split"], runs.loc["independent split"]
+        assert "they leak from training" in leaky["tags.diagnosis.leak"]
+        assert pd.isna(honest["tags.diagnosis.leak"])
+        assert leaky["metrics.best/val_mse"] < 0.7 * leaky["metrics.val/limit_mse"]
+        assert leaky["metrics.best/audit_mse"] > leaky["metrics.test/zero_mse"]
+        assert leaky["metrics.test/mse"] > 1.2 * honest["metrics.test/mse"]
+    """,
+    "3_training_and_comparing": """
+        differing = set(params.columns[params.nunique() > 1].str.removeprefix("params."))
+        assert differing == {"seed", "cell", "noise", "targets"}
+        assert curves.shape == (8, 4)
+        assert curves.notna().all(axis=None)
+        assert best["over the limit"].idxmax() == "noise=fixed"
+        assert best["train_loss"].idxmin() == "noise=fixed"
+    """,
+    "4_promoting_and_loading": """
+        assert [decision.outcome for decision in (first, second, third)] == ["PROMOTED", "REFUSED", "PROMOTED"]
+        assert "near the limit" in second.reason
+        assert (done.before.number, done.after.number) == (3, 1)
+        assert champion.params.training.epochs == version.params.training.epochs
+        assert np.abs(one_by_one - estimate).max() < 1e-5
+        assert np.mean((estimate - targets[0]) ** 2) < 0.5 * np.mean(targets[0] ** 2)
+        assert history(params.tracking)["event"].tolist()[3:] == ["PROMOTED", "REFUSED", "PROMOTED", "ROLLED BACK"]
+    """,
+}
+ELSEWHERE = re.compile(r"(?<![\w.])/(?:bin|data|home|mnt|opt|root|srv|tmp|usr|Users|var|work)\b|[A-Z]:\\")
+
+
+def figures(notebook: NotebookNode) -> int:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def texts(notebook: NotebookNode) -> list[str]:
+    """What the outputs say; figures are left out, whose Base64 may hold any letters."""
+    found = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            found += [output.get("text", ""), *(text for kind, text in data.items() if not kind.startswith("image/"))]
+    return found
+
+
+def test_there_is_a_fact_for_each_notebook() -> None:
+    assert [path.stem for path in NOTEBOOKS] == sorted(FACTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FACTS)
+def test_a_notebook_runs_from_clean_and_shows_what_it_is_for(name: str, folder: Path) -> None:
+    notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
+    kept = figures(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    notebook.cells.append(new_code_cell(re.sub(r"^ +", "", FACTS[name], flags=re.MULTILINE)))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    assert figures(notebook) == kept >= 2
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_kept_of_a_notebook_is_whole_small_and_of_no_machine(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert path.stat().st_size < 500_000
+    assert notebook.metadata == {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1)), "make notebooks"
+    assert all(cell.metadata == {} for cell in notebook.cells)
+    assert {output.output_type for cell in code for output in cell.outputs} <= {
+        "stream",
+        "display_data",
+        "execute_result",
+    }
+    assert "stderr" not in {output.get("name") for cell in code for output in cell.outputs}
+    said = texts(notebook)
+    assert said
+    assert [text for text in said if ELSEWHERE.search(text)] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_of_a_notebook_lead_somewhere(path: Path) -> None:
+    words = "".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", words) if "://" not in link]
+    assert links
+    assert [link for link in links if not (path.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_call_the_package_and_define_nothing(path: Path) -> None:
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [source for source in code if re.search(r"^\s*(def|class|lambda)\b|= lambda", source, re.MULTILINE)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("sqlite:////tmp/x/mlflow.db", True),
+        ("file at /home/somebody/x.py:21: Warning", True),
+        ("[/root/.cache]", True),
+        ("C:\\Users\\somebody", True),
+        ("models:/frequency-filter/1", False),
+        ("kept in work/the_leak, 1/tmp", False),
+    ],
+)
+def test_paths_of_a_machine_are_known_when_seen(text: str, found: bool) -> None:
+    assert bool(ELSEWHERE.search(text)) is found
