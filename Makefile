@@ -18,7 +18,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story notebooks bench ui serve test soak lint format lock clean
+.PHONY: help install train original alternatives story notebooks docs bench ui serve test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -73,6 +73,10 @@ story: $(VENV)/installed  ## draw the README's first picture from the newest run
 notebooks: $(VENV)/installed_dev  ## execute the notebooks and write their outputs into them, three minutes
 	@$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
+docs: $(VENV)/installed_dev  ## build the documentation's site into site/; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "read it: $(VENV)/bin/python -m http.server --directory site 8000, http://127.0.0.1:8000"
+
 bench: $(VENV)/installed  ## measure what takes how long, an hour and three quarters; PARTS="epoch start" for some of it
 	@$(BIN)/python -m benchmarks $(PARTS)
 
@@ -110,4 +114,4 @@ lock: $(VENV)/installed_dev  ## write constraints.txt from what is installed
 	@$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
 clean:  ## remove the environment and caches; runs and their store stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist site

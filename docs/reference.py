@@ -1,0 +1,415 @@
+"""Pages of the site that are made when it is built: the reference, from the code, and those that stand outside docs/.
+
+MkDocs calls the functions that begin with ``on_``; all others are pure.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import click
+import yaml
+from annotated_types import Ge, Gt, Le, Lt  # noqa: F401 (for the examples)
+from latex2mathml.converter import convert
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pydantic.fields import FieldInfo
+
+from freqfilter.commands import cli
+from freqfilter.params import Params
+from freqfilter.params.resolve import defaults, fields
+
+ROOT = Path(__file__).parents[1]
+FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+SHOWN_AS_THEY_ARE = {".png", ".json", ".txt"}  # a browser would offer to save what it does not know
+
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+BLOCK_MATH = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE_MATH = re.compile(r"\$`([^`]+)`\$")
+
+# What each metric says. A star stands for any name in its place; a test holds these against the metrics of real runs.
+METRICS = {
+    "Training, at each epoch": {
+        "train/loss": "training loss, the mean over the epoch's batches",
+        "train/learning_rate": "learning rate in force at the epoch's last step",
+        "train/gradient_norm": "norm of the gradient before clipping, the mean over the batches",
+        "train/epoch_seconds": "wall time of training and validation, audit apart, seconds",
+    },
+    "Validation and audit, at each epoch that has one": {
+        "val/loss": "validation loss, the mean over batches of the training's size, in the units of the loss",
+        "val/mse": "mean squared error on the validation windows, the mean over samples, whatever the loss",
+        "val/limit_mse": "the limit on the same windows",
+        "val/mse_over_limit": "`val/mse` as a multiple of that limit: 1 is the least that a filter can expect",
+        "audit/mse": "mean squared error on the audit windows, noise that nothing is trained on or chosen by",
+    },
+    "The whole run": {
+        "limit/expected_mse": "the limit in expectation, over all starts and all noise",
+        "parameter_count": "trainable numbers of the network",
+        "epochs_run": "epochs that were trained",
+        "best/epoch": "the epoch with the least validation loss, whose weights are kept",
+        "best/train_loss": "its training loss",
+        "best/val_loss": "its validation loss",
+        "best/val_mse": "its mean squared error on the validation windows",
+        "best/val_mse_over_limit": "the same as a multiple of the limit",
+        "best/audit_mse": "its mean squared error on all windows of the audit realization",
+    },
+    "The test, with the best weights": {
+        "test/mse": "mean squared error",
+        "test/rmse": "its root",
+        "test/mae": "mean absolute error",
+        "test/r2": "R²: 1 less the mean squared error over the variance of the target",
+        "test/pearson_r": "correlation of estimate and target",
+        "test/sdr_db": "power of the target over that of the error, dB",
+        "test/mse_over_limit": "`test/mse` as a multiple of the limit on the same windows",
+        "test/mse_over_limit_low": "lower end of its 95 % interval",
+        "test/mse_over_limit_high": "upper end of its 95 % interval",
+        "test/db_over_limit": "the same distance in decibels",
+        "test/*_*hz": "any of these for one component, such as `test/mse_5hz` or `test/mse_over_limit_5hz`",
+        "test/*_mse": "mean squared error of another extractor on the same windows, such as `test/limit_mse`, "
+        "`test/limit_two_sided_mse`, `test/linear_mmse_mse`, `test/band_pass_causal_mse`, `test/zero_mse`",
+    },
+    "Fresh realizations: `evaluate` with `realizations`": {
+        "fresh/realizations": "how many there were",
+        "fresh/mse": "mean squared error, the mean over the realizations",
+        "fresh/mse_low": "lower end of its 95 % interval",
+        "fresh/mse_high": "upper end of its 95 % interval",
+        "fresh/limit_mse": "the limit on the same windows",
+        "fresh/mse_over_limit": "`fresh/mse` as a multiple of that limit",
+        "fresh/mse_over_limit_low": "lower end of its 95 % interval",
+        "fresh/mse_over_limit_high": "upper end of its 95 % interval",
+        "fresh/db_over_limit": "the same distance in decibels",
+        "fresh/*_*hz": "mean squared error, limit or distance for one component",
+    },
+    "`find_learning_rate`, at each step": {
+        "range_test/learning_rate": "learning rate of the step",
+        "range_test/loss": "loss of its batch",
+        "range_test/smoothed_loss": "the loss, smoothed",
+        "range_test/suggested_learning_rate": "the rate at which the smoothed loss falls most steeply",
+    },
+    "A parent of several seeds": {
+        "*_mean": "mean over the runs of any metric that all of them have, such as `test/mse_mean`",
+        "*_std": "its sample standard deviation over the runs",
+    },
+}
+
+PYTHON = {
+    "python_filter": (
+        "A trained filter, in Python",
+        ("freqfilter.load", "freqfilter.filters.loaded"),
+    ),
+    "python_signals": (
+        "Signals and the limit, in Python",
+        (
+            "freqfilter.signals.model",
+            "freqfilter.signals.limit",
+            "freqfilter.signals.classical",
+            "freqfilter.signals.blind",
+            "freqfilter.signals.windows",
+        ),
+    ),
+    "python_evaluation": (
+        "Evaluation, in Python",
+        (
+            "freqfilter.evaluation.scores",
+            "freqfilter.evaluation.limits",
+            "freqfilter.evaluation.references",
+            "freqfilter.evaluation.leaks",
+            "freqfilter.evaluation.fresh",
+            "freqfilter.evaluation.paired",
+        ),
+    ),
+    "python_params": (
+        "Parameters, in Python",
+        ("freqfilter.params.resolve", "freqfilter.params.variants"),
+    ),
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made here, and the files that pages link to outside docs/."""
+    for name, text in (reference_pages() | root_pages()).items():
+        files.append(File.generated(config, name, content=text))
+    for path in linked_outside(markdown_sources()):
+        files.append(File.generated(config, site_path(path) or "", abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links lead to where things are on the site, and write formulas as MathML."""
+    source = PurePosixPath("docs", page.file.src_uri)
+    made_here = page.file.generated_by is not None
+    return with_mathml(markdown if made_here else with_site_links(markdown, source, PurePosixPath(page.file.src_uri)))
+
+
+def reference_pages() -> dict[str, str]:
+    """The reference, by the name of each page."""
+    commands: dict[str, click.Command] = dict(cli.commands)
+    entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    pages = {
+        "parameters": parameters_page(reasons((ROOT / "params.yaml").read_text())),
+        "commands": commands_page(commands),
+        "entry_points": entry_points_page(entry_points, commands),
+        "metrics": metrics_page(METRICS),
+    } | {name: python_page(title, modules) for name, (title, modules) in PYTHON.items()}
+    return {f"reference/{name}.md": text for name, text in pages.items()}
+
+
+def root_pages() -> dict[str, str]:
+    """The pages that stand in the project's top folder, with the links that they have on the site."""
+    pages = {
+        page: with_site_links((ROOT / source).read_text(), PurePosixPath(source), PurePosixPath(page))
+        for source, page in FROM_ROOT.items()
+    }
+    return pages | {"index.md": f"---\nhide: [navigation]\n---\n\n{pages['index.md']}"}
+
+
+def markdown_sources() -> dict[PurePosixPath, str]:
+    """Every page that a person has written, by its place in the project."""
+    paths = [*(ROOT / name for name in FROM_ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
+    return {PurePosixPath(path.relative_to(ROOT).as_posix()): path.read_text() for path in paths}
+
+
+def parameters_page(reasons_by_name: Mapping[str, str]) -> str:
+    """Each parameter with its default, what it may be, its sentence and its reason, a table for each section.
+
+    Args:
+        reasons_by_name: What params.yaml says beside a default.
+    """
+    stated, lines = defaults(), ["# Parameters", "", *PARAMETERS_HEAD]
+    for section, of_section in Params.model_fields.items():
+        lines += ["", f"## {section}", "", str(of_section.annotation.__doc__), ""]
+        lines += ["| parameter | default | may be | what it is |", "|---|---|---|---|"]
+        for home, name, field in fields():
+            if home == section:
+                reason = f" *({reasons_by_name[name]})*" if name in reasons_by_name else ""
+                allowed = kind(field.annotation, field.metadata)
+                words = sentence(str(field.description)) + reason
+                lines.append(row([f'<a id="{name}"></a>`{name}`', f"`{as_yaml(stated[name])}`", allowed, words]))
+    return "\n".join(lines) + "\n"
+
+
+PARAMETERS_HEAD = [
+    "Made from `params.yaml`, the one home of every default, and from the schema, which knows what each may be.",
+    "In brackets: the unit or reason that `params.yaml` states beside a default. Each name is unique, whatever its",
+    "section: `-P learning_rate=0.002` under `mlflow run`, `--learning_rate 0.002` on the command line,",
+    "`learning_rate` in MLflow.",
+]
+
+
+def reasons(params_yaml: str) -> dict[str, str]:
+    """The comment beside each default.
+
+    >>> reasons("  window_length: 50  # samples")
+    {'window_length': 'samples'}
+    """
+    return dict(re.findall(r"^  (\w+):[^#\n]*#\s*(.*)$", params_yaml, re.MULTILINE))
+
+
+def kind(annotation: Any, constraints: Iterable[Any] = ()) -> str:
+    """What a value may be, from its type and the constraints on it.
+
+    >>> kind(int, [Ge(1), Le(10**9)]), kind(float, [Gt(0)]), kind(bool)
+    ('whole, 1 to 1,000,000,000', 'number > 0', '`true`, `false`')
+    >>> kind(Literal["lstm", "gru"]), kind(str | None), kind(tuple[float, ...])
+    ('`lstm`, `gru`', 'text or `null`', 'number, or a list of them')
+    """
+    arguments, origin = get_args(annotation), get_origin(annotation)
+    if origin is Annotated:
+        inner = [c for one in arguments[1:] for c in (one.metadata if isinstance(one, FieldInfo) else [one])]
+        return kind(arguments[0], [*inner, *constraints])
+    if origin in (Union, UnionType):
+        return " or ".join(kind(one) for one in arguments)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin is tuple:
+        return f"{kind(arguments[0])}, or a list of them"
+    plain = {str: "text", bool: "`true`, `false`", type(None): "`null`"}
+    return plain[annotation] if annotation in plain else number(whole=annotation is int, constraints=constraints)
+
+
+def number(*, whole: bool, constraints: Iterable[Any]) -> str:
+    """What a number may be.
+
+    >>> number(whole=True, constraints=[Ge(0), Lt(2**32)]), number(whole=False, constraints=[Gt(0), Lt(1)])
+    ('whole, 0 to 4,294,967,295', 'number > 0, < 1')
+    """
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    found = {name: [getattr(c, name) for c in constraints if hasattr(c, name)] for name in signs}
+    bounds = {name: max(of) if name[0] == "g" else min(of) for name, of in found.items() if of}  # the narrowest
+    if whole and "lt" in bounds:
+        bounds["le"] = bounds.pop("lt") - 1
+    if whole and {"ge", "le"} <= set(bounds):
+        return f"whole, {bounds['ge']:,} to {bounds['le']:,}"
+    words = ", ".join(f"{signs[name]} {bounds[name]:,}" for name in signs if name in bounds)
+    return f"{'whole' if whole else 'number'} {words}".strip()
+
+
+def commands_page(commands: Mapping[str, click.Command]) -> str:
+    """Each command with its help text and its own options; those that are parameters are named by their section."""
+    lines = [
+        "# Commands",
+        "",
+        "`python -m freqfilter COMMAND`, or `freqfilter COMMAND` where the package is installed.",
+    ]
+    for name, command in sorted(commands.items()):
+        arguments = " ".join(str(p.metavar) for p in command.params if isinstance(p, click.Argument))
+        usage = " ".join(filter(None, ["python -m freqfilter", name, arguments, "[--NAME VALUE …]"]))
+        lines += ["", f"## {name}", "", *paragraphs(command), "", "```text", usage, "```"]
+        lines += option_table(command)
+    return "\n".join(lines) + "\n"
+
+
+def option_table(command: click.Command) -> Iterator[str]:
+    """The options of a command, its own in a table, and one line for those that are parameters."""
+    options = {
+        option.opts[0].removeprefix("--"): option for option in command.params if isinstance(option, click.Option)
+    }
+    sections = {section: {name for home, name, _ in fields() if home == section} for section in Params.model_fields}
+    taken = [section for section, names in sections.items() if names <= set(options)]
+    own = [option for name, option in options.items() if not any(name in sections[section] for section in taken)]
+    if own:
+        yield from ["", "| option | default | what it is |", "|---|---|---|"]
+        for option in own:
+            words = f"{', '.join(option.opts)} {option.metavar or ''}".strip()
+            yield row([f"`{words}`{{.option}}", default_of(option), sentence(str(option.help))])
+    if taken:
+        links = ", ".join(f"[{section}](parameters.md#{section})" for section in taken)
+        yield from ["", f"Every parameter of these sections is an option too: {links}."]
+
+
+def default_of(option: click.Option) -> str:
+    """An option's default as its help states it, or as it is."""
+    if stated := re.search(r"\[default: (.*)\]$", str(option.help)):
+        return stated[1]
+    has_one = isinstance(option.default, str | int | float) and not option.is_flag
+    return f"`{option.default}`" if has_one else "–"
+
+
+def entry_points_page(entry_points: Mapping[str, Mapping[str, str]], commands: Mapping[str, click.Command]) -> str:
+    """Each entry point of the MLproject, with the command that it starts and that command's help text."""
+    lines = ["# Entry points", "", *ENTRY_POINTS_HEAD]
+    for name, entry_point in entry_points.items():
+        command = entry_point["command"].split()[-1]
+        which = "" if name == "main" else f" -e {name}"
+        usage = f"mlflow run . --env-manager local{which} [-P NAME=VALUE …]"
+        lines += ["", f"## {name}", "", *paragraphs(commands[command]), "", "```text", usage, "```", ""]
+        lines.append(f"It starts `{entry_point['command']}`, which takes [these options](commands.md#{command}).")
+    return "\n".join(lines) + "\n"
+
+
+ENTRY_POINTS_HEAD = [
+    "What the `MLproject` offers to `mlflow run`. It declares no parameters: MLflow hands on every `-P NAME=VALUE` as",
+    "`--NAME VALUE`.",
+]
+
+
+def metrics_page(metrics: Mapping[str, Mapping[str, str]]) -> str:
+    """Each metric with its sentence, a table for each group."""
+    lines = ["# Metrics", "", "All of a run's metrics in MLflow. A star stands for any name in its place."]
+    for group, words in metrics.items():
+        lines += ["", f"## {group}", "", "| metric | what it is |", "|---|---|"]
+        lines += [row([f"`{name}`", sentence(of_name)]) for name, of_name in words.items()]
+    return "\n".join(lines) + "\n"
+
+
+def python_page(title: str, modules: Iterable[str]) -> str:
+    """The names and docstrings of some modules, which mkdocstrings fills in."""
+    return "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)]) + "\n"
+
+
+def paragraphs(command: click.Command) -> list[str]:
+    """A command's help text, each paragraph on a line."""
+    return "\n\n".join(" ".join(part.split()) for part in str(command.help).split("\n\n")).split("\n")
+
+
+def sentence(words: str) -> str:
+    """Words with a capital letter and a full stop.
+
+    >>> sentence("samples of a window"), sentence("`val/mse` again"), sentence("1/20 of a period")
+    ('Samples of a window.', '`val/mse` again.', '1/20 of a period.')
+    """
+    words = re.sub(r"\s*\[default: .*\]$", "", words.strip())
+    return words[0].upper() + words[1:] + ("" if words.endswith(".") else ".")
+
+
+def as_yaml(value: Any) -> str:
+    """A default as params.yaml writes it."""
+    return "null" if value is None else str(value).replace("'", "")
+
+
+def row(cells: Iterable[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def with_site_links(markdown: str, source: PurePosixPath, page: PurePosixPath) -> str:
+    """A page whose links lead to where things are on the site; what is not there becomes its words alone.
+
+    Args:
+        markdown: The page.
+        source: Where it stands in the project, which its links refer to.
+        page: Where it will be on the site.
+    """
+
+    def lead(link: re.Match[str]) -> str:
+        image, words, target, anchor = link.groups(default="")
+        if not target or "://" in target:
+            return link[0]
+        found = site_path(in_project(source, target))
+        return f"{image}[{words}]({posixpath.relpath(found, page.parent)}{anchor})" if found else words
+
+    return LINK.sub(lead, markdown)
+
+
+def site_path(path: PurePosixPath) -> str | None:
+    """Where a file of the project is on the site; None for a folder.
+
+    >>> [site_path(PurePosixPath(path)) for path in ("README.md", "docs/figures.md", "params.yaml", "notebooks")]
+    ['index.md', 'figures.md', 'files/params.yaml.txt', None]
+    """
+    if path.as_posix() in FROM_ROOT:
+        return FROM_ROOT[path.as_posix()]
+    if published(path):
+        return path.relative_to("docs").as_posix()
+    if (ROOT / path).is_dir():
+        return None
+    return f"files/{path}" + ("" if path.suffix in SHOWN_AS_THEY_ARE else ".txt")
+
+
+def linked_outside(sources: Mapping[PurePosixPath, str]) -> list[PurePosixPath]:
+    """The files that pages link to and MkDocs does not know, in order."""
+    found = {
+        in_project(source, link[3])
+        for source, text in sources.items()
+        for link in LINK.finditer(text)
+        if link[3] and "://" not in link[3]
+    }
+    outside = {path for path in found if not published(path) and path.as_posix() not in FROM_ROOT}
+    return sorted(path for path in outside if (ROOT / path).is_file())
+
+
+def published(path: PurePosixPath) -> bool:
+    """Whether MkDocs puts a file on the site by itself: what stands in docs/, but its programs."""
+    return path.parts[0] == "docs" and path.suffix != ".py"
+
+
+def in_project(source: PurePosixPath, target: str) -> PurePosixPath:
+    """What a link of a page means, from the project's top folder."""
+    return PurePosixPath(posixpath.normpath((source.parent / target).as_posix()))
+
+
+def with_mathml(markdown: str) -> str:
+    """A page whose formulas, in fences called math and between $` and `$, are MathML, which browsers draw themselves.
+
+    >>> "<mi>x</mi>" in with_mathml("the sample $`x`$")
+    True
+    """
+    blocks = BLOCK_MATH.sub(lambda found: convert(found[1].strip(), display="block"), markdown)
+    # Markdown takes <math> at the beginning of a line for a paragraph of its own.
+    return INLINE_MATH.sub(lambda found: f"<span>{convert(found[1])}</span>", blocks)
