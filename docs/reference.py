@@ -52,6 +52,7 @@ METRICS = {
         "limit/expected_mse": "the limit in expectation, over all starts and all noise",
         "parameter_count": "trainable numbers of the network",
         "epochs_run": "epochs that were trained",
+        "peak_memory_mb": "the most memory that the process has held, on CUDA that tensors have taken there, MB",
         "best/epoch": "the epoch with the least validation loss, whose weights are kept",
         "best/train_loss": "its training loss",
         "best/val_loss": "its validation loss",

@@ -25,6 +25,8 @@ from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params, resolve
 
+pytest.register_assert_rewrite("tests.recovery.comparing")  # so that it says what differs
+
 # With more threads than free cores, those that wait burn the time of those that work.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
@@ -32,6 +34,11 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SOAK = "FREQFILTER_SOAK" in os.environ  # `make soak`
 SEED = int(os.environ.get("FREQFILTER_SEED", "1"))  # of what the tests themselves draw
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of slow tests come first, so that the quick ones fill what is left when two workers share them out."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def many(in_ci: int, in_soak: int) -> int:
@@ -75,6 +82,17 @@ def fresh_state(params: Params) -> TrainingState:
 
 def options(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
+def start(*words: str) -> object:
+    """The command line in this process, where a test has other things to look at: its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["freqfilter", *words])
+        try:
+            cli.main()
+        except SystemExit as ended:
+            return ended.code
+        return 0
 
 
 def say(

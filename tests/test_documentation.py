@@ -24,7 +24,6 @@ from mlflow import MlflowClient
 from mlflow.projects.utils import load_project
 
 from docs import reference
-from freqfilter import cli
 from freqfilter.commands import cli as commands
 from freqfilter.evaluation import gallery
 from freqfilter.files import HOST
@@ -33,7 +32,8 @@ from freqfilter.params.resolve import DEFAULT_RECIPE, fields, resolve
 from freqfilter.terminal import Terminal
 from freqfilter.tracking import provenance
 from freqfilter.tracking.processes import Worker
-from tests.conftest import ROOT, SMALL, all_runs, options
+from freqfilter.tracking.runs import Run
+from tests.conftest import ROOT, SMALL, all_runs, options, start
 
 pytestmark = pytest.mark.slow
 
@@ -84,17 +84,6 @@ def shown() -> list[str]:
     return [command for command in dict.fromkeys([*lines, *inline]) if command not in ("", "python -m freqfilter")]
 
 
-def start(*words: str) -> object:
-    """The command line in this process: its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["freqfilter", *words])
-        try:
-            cli.main()
-        except SystemExit as ended:
-            return ended.code
-        return 0
-
-
 def interrupted_run() -> str:
     """The id of a run that was stopped after its first epoch."""
     show = Terminal.show
@@ -130,6 +119,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         patch.chdir(folder)
         # Most of a small run's time goes into what is no matter here.
         patch.setattr(Figure, "savefig", lambda figure, file, **settings: file.write(b"no picture"))
+        patch.setattr(Run, "log_picture", lambda run, figure, key: None)
         patch.setattr(gallery, "of_evaluation", lambda *arguments, **settings: iter(()))
         patch.setattr(provenance, "_distributions_digest", cache(provenance._distributions_digest))
         patch.setattr("freqfilter.workflows.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import pandas as pd
 
@@ -41,6 +42,17 @@ class Standing:
         if share < 0:
             return f"better by {-share:.2f} % ({-high:.2f} to {-low:.2f}), p = {found.p_value:.2g}"
         return f"worse by {share:.2f} % ({low:.2f} to {high:.2f}), p = {found.p_value:.2g}"
+
+
+def least_realizations(n_others: int) -> int:
+    """How many realizations it takes for any difference of so many filters from a first to be more than chance.
+
+    The least p-value of n realizations is that of one sign pattern and its opposite among all 2ⁿ.
+
+    >>> least_realizations(1), least_realizations(9)
+    (6, 9)
+    """
+    return next(n for n in count(1) if 2 * n_others / 2**n < CHANCE)
 
 
 def standings(errors: Mapping[int, pd.DataFrame], names: Sequence[str]) -> dict[str, Standing]:

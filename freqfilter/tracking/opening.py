@@ -26,6 +26,7 @@ from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.processes import Worker
 from freqfilter.tracking.runs import DELIVERY_TIMEOUT_S, DIAGNOSIS, Opened, Run
 from freqfilter.tracking.store import STORE_ERRORS, translated
+from freqfilter.tracking.stored import experiment_id
 from freqfilter.tracking.views import introduce
 
 LAST_WORDS_TIMEOUT_S = 10.0  # of a run that was stopped or failed
@@ -123,7 +124,8 @@ class _Ending:
 def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: str | None, ending: _Ending) -> Run:
     launched = launched_by_mlflow()
     if not launched and not resumed:
-        mlflow.set_experiment(tracking.experiment)
+        # By id: by its name, of two that make it at once one goes to the experiment Default without a word.
+        mlflow.set_experiment(experiment_id=experiment_id(MlflowClient(), tracking.experiment))
     active = mlflow.start_run(run_id=resumed, nested=nested, tags=Worker.this(tracking.run_dir).tag)
     run_id = ending.run_id = active.info.run_id
     client = MlflowClient()

@@ -105,14 +105,18 @@ class Outbox:
         try:
             self.wait(timeout_s)
         finally:
-            self._closing = True
+            with self._idle:
+                self._closing = True
             self._wake.set()
             self._hurry.set()
 
     def _deliver(self) -> None:
         pause_s = FIRST_PAUSE_S
-        while not self._closing:
-            lines = self._unsent()
+        while True:
+            with self._idle:  # what is written once it is closed is another's to send
+                if self._closing:
+                    return
+                lines = self._unsent()
             if not lines:
                 self._wake.wait()
                 self._wake.clear()

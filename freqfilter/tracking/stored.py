@@ -171,6 +171,8 @@ def adopt(kept: RunRecord) -> RunRecord:
 
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Id of an experiment, which is made where it is missing."""
-    with suppress(MlflowException):  # it is there, or another process was faster
+    if found := client.get_experiment_by_name(name):
+        return str(found.experiment_id)
+    with suppress(MlflowException):  # another process was faster
         return str(client.create_experiment(name))
     return str(client.get_experiment_by_name(name).experiment_id)

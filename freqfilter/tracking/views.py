@@ -9,11 +9,13 @@ from __future__ import annotations
 import base64
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from freqfilter.evaluation.gallery import COMPARED
@@ -32,6 +34,8 @@ from freqfilter.tracking.metrics import (
 TAG = "mlflow.sharedViewState."  # what the UI looks for
 # Where the UI puts a chart for each metric that no chart of ours draws.
 FOLDED = ("audit", "best", "fresh", "limit", "range_test", "test", "train", "val", "Model metrics", "System metrics")
+# Charts in a row, and their height in pixels, where the UI's own do not suit.
+SIZES = {"Parameters": {"columns": 1, "cardHeight": 420}}
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,17 @@ class View:
 
     def tag(self) -> tuple[str, str]:
         """Name and value of the experiment's tag."""
-        shown = [{"uuid": name, "name": name, "display": True, "isReordered": True} for name in self.sections]
+        shown = [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, **SIZES.get(name, {})}
+            for name in self.sections
+        ]
         folded = [{"uuid": name, "name": name, "display": False, "isReordered": True} for name in FOLDED]
         state = {
             "searchFilter": self.having,
             "orderByKey": self.order_by,
             "orderByAsc": True,
             "selectedColumns": list(self.columns),
+            "columnWidths": {"attributes.`Run Name`": 340} | dict.fromkeys(self.columns, 140),
             "compareRunSections": [*shown, *folded] if shown else None,
             "compareRunCharts": _placed(self.sections) if shown else None,
             "isAccordionReordered": True,
@@ -158,23 +166,28 @@ VIEWS = (
 # What the UI shows of an experiment: runs and models, not prompts and traces.
 KIND = ("mlflow.experimentKind", "custom_model_development")
 DESCRIPTION = """\
-Each training is measured against its *limit*, the least error that any filter can expect: `test/mse_over_limit` is 1
-for a filter that nothing can beat. The menu *Views* has what is worth looking at:
+Filters, each held against the least error that is possible: \
+[trainings](#/experiments/{experiment_id}/runs?viewStateShareKey=trainings&compareRunsMode=CHART) · \
+[decisions](#/experiments/{experiment_id}/runs?viewStateShareKey=decisions)
 
-- [Trainings](#/experiments/{experiment_id}/runs?viewStateShareKey=trainings&compareRunsMode=CHART): losses beside the
-  limit, scores, pictures, the parameters that differ, the nearest to the limit first.
-- [Decisions](#/experiments/{experiment_id}/runs?viewStateShareKey=decisions): which version became champion, and why.
+That error is the *limit*: `test/mse_over_limit` is 1 for a filter that nothing can beat. The menu *Views* has the same
+two pages: losses beside the limit, scores, pictures and the parameters that differ; which version became champion.
 """
 MADE = "views"  # the tag of an experiment that has them, so that a view which somebody has changed stays as it is
 
 
 def introduce(client: MlflowClient, experiment: Experiment) -> None:
-    """Give an experiment its views and a description, unless it has them."""
+    """Give an experiment its views and a description, unless it has them.
+
+    Many runs may do so at once, and the store may refuse a tag that another is just making: what is for the eye alone
+    ends no run.
+    """
     tags, experiment_id = experiment.tags, experiment.experiment_id
     if MADE in tags:
         return
     given = dict(view.tag() for view in VIEWS) | dict([KIND])
     given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(experiment_id=experiment_id)}
-    for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
-        if name not in tags:
-            client.set_experiment_tag(experiment_id, name, value)
+    with suppress(MlflowException):
+        for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
+            if name not in tags:
+                client.set_experiment_tag(experiment_id, name, value)

@@ -11,7 +11,7 @@ from freqfilter.errors import UserError
 from freqfilter.evaluation.fresh import fresh_seeds, score_realizations
 from freqfilter.evaluation.references import LIMIT, limits
 from freqfilter.evaluation.scores import Extractor
-from freqfilter.evaluation.standing import Standing, standings
+from freqfilter.evaluation.standing import Standing, least_realizations, standings
 from freqfilter.files import replacing
 from freqfilter.filters.compute import Compute, memory_errors
 from freqfilter.filters.network import estimate
@@ -70,6 +70,11 @@ def compare(
     found = trainings(runs, tracking)
     if len(found) < 2:
         raise UserError(f"runs={runs or 'the newest'}: {len(found)} training; to compare takes two")
+    if 0 < realizations < (least := least_realizations(len(found) - 1)):
+        raise UserError(
+            f"realizations={realizations}: so few tell no difference among {len(found)} trainings from chance; "
+            f"{least} at least, or 0 for none"
+        )
     named = dict(zip(names_of(found), found, strict=True))
     with open_run(tracking, name=f"compare {len(found)} trainings", stopping=stopping) as run:
         run.log_params({"runs": " ".join(training.run_id for training in found), "realizations": str(realizations)})

@@ -99,10 +99,11 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     table = scores["mse"].unstack("component").loc[extractors, components]
     gap = GAP if table_format == "github" else ""
     return tabulate(
-        [[f"{name}{gap}", *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],
+        [[name, *(f"{gap}{mse:.4g}" for mse in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)],
         headers=["test MSE", *(f"{gap}{component}" for component in components)],
-        floatfmt=".4g",
         tablefmt=table_format,
+        disable_numparse=bool(gap),
+        floatfmt=".4g",
     )
 
 

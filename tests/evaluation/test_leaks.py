@@ -125,7 +125,7 @@ def test_honest_runs_are_hardly_ever_accused() -> None:
     targets = limit.components.unfold(1, 8, 1).transpose(0, 1)
     accused = 0
     for run in range(HONEST_RUNS):
-        windows = realization_windows(stated, 8, 10_000 * SEED + run)
+        windows = realization_windows(stated, 8, (10_000 * SEED + run) % 2**32)
         mixtures = windows.mixtures[0].unfold(0, 8, 1)
         best = limit.posterior(mixtures).causal
         blocks = windows.blocks(torch.arange(0, len(windows), 4))

@@ -54,7 +54,7 @@ def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_when_there_is_room(
     free_kb: int, small_disk: Path, folder: Path, freqfilter: Program, whole: Outcome
 ) -> None:
     filler = fill(small_disk, but=free_kb * 1000)
-    where = ["--run_dir", str(small_disk / "runs"), "--checkpoint_minutes", "0.001", "--checkpoints_kept", "1000"]
+    where = ["--run_dir", str(small_disk / "runs"), "--checkpoint_minutes", "0.001", "--checkpoints_kept", "30"]
     done = freqfilter("train", *options(RICH), *where)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1

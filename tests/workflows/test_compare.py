@@ -67,6 +67,9 @@ def test_the_same_weights_differ_by_no_more_than_chance(
     assert code == 0
     assert "Their parameters are the same." in said
     assert "no more than chance: +0.00 %" in said
+    code, _, complaint = say(["compare", "--realizations", "5"], capsys, monkeypatch)
+    assert (code, complaint.count("\n")) == (2, 1)
+    assert "6 at least, or 0 for none" in complaint
 
 
 def test_a_training_is_named_by_id_name_version_alias_filter_or_what_it_belongs_to(typed: Typed) -> None:
