@@ -138,9 +138,10 @@ class Outbox:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 pause_s = FIRST_PAUSE_S
-                self._sent_bytes += sum(map(len, lines[: len(together)]))
-                with suppress(OSError):  # then it is sent once more
-                    self._sent_file.write_text(str(self._sent_bytes))
+                with self._idle:  # whoever waits may open the file again at once, and has to find how far it has come
+                    self._sent_bytes += sum(map(len, lines[: len(together)]))
+                    with suppress(OSError):  # then it is sent once more
+                        self._sent_file.write_text(str(self._sent_bytes))
                 self._tell_waiting()
 
     def _tell_waiting(self) -> None:

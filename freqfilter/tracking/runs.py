@@ -28,7 +28,6 @@ from freqfilter.tracking.sending import described, now_ms, sender
 DELIVERY_TIMEOUT_S = 60.0
 OUTBOX = "outbox.jsonl"
 WIDEST_PICTURE = 640  # pixels; the UI's own 256 cannot be read
-SMALL = "+compressed.webp"  # what the UI shows of a picture
 DIAGNOSIS = "diagnosis"  # what the tags of a diagnosis begin with
 
 
@@ -166,12 +165,12 @@ class Run:
         To log it again replaces it: its name, in the form of ``MlflowClient.log_image``, has neither time nor chance.
         """
         rendered = io.BytesIO()
-        figure.savefig(rendered, format="png", dpi=80)
+        figure.savefig(rendered, format="png", dpi=60)
         name = _picture(key)
         self.log_bytes(rendered.getvalue(), f"{name}.png")
         small = io.BytesIO()
         compress_image_size(PIL.Image.open(rendered), WIDEST_PICTURE).save(small, format="webp")
-        self.log_bytes(small.getvalue(), f"{name}{SMALL}")
+        self.log_bytes(small.getvalue(), f"{name}+compressed.webp")
         self.log_tags({MLFLOW_LOGGED_IMAGES: "True"})
 
     def log_source(self, source: Source) -> None:
@@ -193,7 +192,7 @@ class Run:
 
 def picture_address(run_id: str, key: str) -> str:
     """Where MLflow's UI shows a picture that was logged, for a text on one of its pages."""
-    return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key) + SMALL)}"
+    return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"
 
 
 def _picture(key: str) -> str:
