@@ -18,6 +18,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from freqfilter.evaluation.gallery import COMPARED
 from freqfilter.params import resolve
 from freqfilter.tracking.metrics import WALL_CLOCK
 from tests.conftest import ROOT, SMALL, Program, all_runs, artifacts, download, network, options
@@ -125,7 +126,9 @@ def test_the_run_tells_where_it_comes_from(trained: tuple[Path, Run, str]) -> No
 def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path, Run, str], tmp_path: Path) -> None:
     folder, run, _ = trained
     names = {name for name in artifacts(run) if not name.startswith("source/")}
-    assert names == {
+    pictures = {name for name in names if name.startswith("images/")}
+    assert {name.split("+")[0] for name in pictures} == {f"images/{key}" for key in COMPARED.values()}
+    assert names - pictures == {
         "checkpoints/epoch_0002.pt", "evaluation/test_scores.csv", "models/best_model.pth",
         "models/training_history.npz", "model_card.md", "params.yaml", "visualizations/07_training_loss.png",
         "visualizations/08_prediction.png", "visualizations/09_errors.png", "visualizations/10_scatter.png",
