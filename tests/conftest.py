@@ -178,6 +178,18 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def work_in(folder: Path, store: Path, patch: pytest.MonkeyPatch, *, cache: Path) -> None:
+    """Let this process, and those that it starts, work in a folder on a store, whatever the surroundings say."""
+    patch.chdir(folder)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        patch.delenv(name)
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    patch.setenv("XDG_CACHE_HOME", str(cache))
+    patch.setenv("PYTHONPATH", str(ROOT))
+    patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, empty but for a store that the environment names."""
@@ -186,14 +198,7 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copy(empty_store, store)
     work = tmp_path / "work"
     work.mkdir()
-    monkeypatch.chdir(work)
-    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
-    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_store.parent / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    work_in(work, store, monkeypatch, cache=empty_store.parent / "cache")
     return work
 
 

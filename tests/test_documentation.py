@@ -33,7 +33,7 @@ from freqfilter.terminal import Terminal
 from freqfilter.tracking import provenance
 from freqfilter.tracking.processes import Worker
 from freqfilter.tracking.runs import Run
-from tests.conftest import ROOT, SMALL, all_runs, options, start
+from tests.conftest import ROOT, SMALL, all_runs, options, start, work_in
 
 pytestmark = pytest.mark.slow
 
@@ -109,14 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     shutil.copy(empty_store, folder / "elsewhere.db")
     shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-            patch.delenv(name)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        patch.setenv("XDG_CACHE_HOME", str(empty_store.parent / "cache"))
-        patch.setenv("PYTHONPATH", str(ROOT))
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
-        patch.chdir(folder)
+        work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
         # Most of a small run's time goes into what is no matter here.
         patch.setattr(Figure, "savefig", lambda figure, file, **settings: file.write(b"no picture"))
         patch.setattr(Run, "log_picture", lambda run, figure, key: None)

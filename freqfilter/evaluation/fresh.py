@@ -50,6 +50,16 @@ class FreshScores:
     mse_interval: tuple[float, float]
     ratio_interval: tuple[float, float] | None
 
+    @property
+    def mse(self) -> float:
+        """Mean squared error of the model, the mean over the realizations."""
+        return float(self.mean[OVERALL][MODEL])
+
+    @property
+    def mse_over_limit(self) -> float | None:
+        """The same over the limit's; None where that is not known."""
+        return self.mse / float(self.mean[OVERALL][LIMIT]) if self.ratio_interval else None
+
 
 def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
     """Noise seeds of realizations that no filter's own run has used, the first of them from 10,000 on.
@@ -109,10 +119,11 @@ def score_realizations(
         yield number, table.loc[list(extractors), columns]
 
 
-def beside_limit(network: nn.Module, params: Params) -> dict[str, Extractor]:
-    """A network, in evaluation mode, and its limit where that is known."""
+def beside_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Extractor]:
+    """Networks of one task, in evaluation mode, and their limit where that is known."""
     known = limits(params)
-    return {MODEL: partial(estimate, network)} | ({LIMIT: known[LIMIT]} if known else {})
+    extractors: dict[str, Extractor] = {name: partial(estimate, network) for name, network in networks.items()}
+    return extractors | ({LIMIT: known[LIMIT]} if known else {})
 
 
 def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:

@@ -190,6 +190,11 @@ class Run:
             self._outbox.close(timeout_s)
 
 
+def diagnoses(tags: Mapping[str, str]) -> list[str]:
+    """The names of what a run was told that ails it."""
+    return [name.removeprefix(f"{DIAGNOSIS}.") for name in tags if name.startswith(f"{DIAGNOSIS}.")]
+
+
 def picture_address(run_id: str, key: str) -> str:
     """Where MLflow's UI shows a picture that was logged, for a text on one of its pages."""
     return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"

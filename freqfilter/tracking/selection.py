@@ -20,10 +20,12 @@ from freqfilter.params.reading import parse, read_sections
 from freqfilter.tracking import champions
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.loading import RUN_ID, SAFE
+from freqfilter.tracking.metrics import AUDIT_MSE, EPOCH_SECONDS, VAL_MSE
 from freqfilter.tracking.store import translated
 
 NEWEST = 10  # where nobody names any
 MOST = 30  # more are no table that anybody would read
+CURVES = {VAL_MSE, AUDIT_MSE, EPOCH_SECONDS}  # a request for each, so that no others are asked for
 TRAININGS = "tags.workflow = 'train'"
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
 ALIAS = re.compile(r"(?:models:/)?(?P<model>[^/@]*)@(?P<alias>[^/@]+)")
@@ -43,7 +45,7 @@ class Training:
         params: Its parameters.
         metrics: The last value of each metric.
         tags: Its tags.
-        curves: The values of each metric that was logged more than once, by step.
+        curves: The values of those of ``CURVES`` that were logged more than once, by step.
         test_digest: Of the data that it was tested on; empty where it was not.
         has_model: Whether it has logged one.
     """
@@ -140,7 +142,7 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
         if given.dataset.name == "test":
             tested = str(given.dataset.digest)
     curves = {}
-    for name in run.data.metrics:
+    for name in CURVES & run.data.metrics.keys():
         points = {point.step: point.value for point in client.get_metric_history(run_id, name)}
         if len(points) > 1:
             curves[name] = pd.Series(points).sort_index()

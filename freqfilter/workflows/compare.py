@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from freqfilter.errors import UserError
-from freqfilter.evaluation.fresh import fresh_seeds, score_realizations
-from freqfilter.evaluation.references import LIMIT, limits
-from freqfilter.evaluation.scores import Extractor
+from freqfilter.evaluation.fresh import beside_limit, fresh_seeds, score_realizations
 from freqfilter.evaluation.standing import Standing, least_realizations, standings
 from freqfilter.files import replacing
 from freqfilter.filters.compute import Compute, memory_errors
-from freqfilter.filters.network import estimate
 from freqfilter.params import TrackingParams
 from freqfilter.params.task import other_task
 from freqfilter.stopping import Stopping
@@ -121,13 +117,8 @@ def _score(
         console.say(f"{', '.join(scored)}: trained on a data file, from which no fresh realizations can be drawn")
         return {}
     compute = Compute.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
-    extractors: dict[str, Extractor] = {
-        name: partial(estimate, loading.load_run(training.run_id).module.to(compute.device))
-        for name, training in scored.items()
-    }
-    if known := limits(first):
-        extractors[LIMIT] = known[LIMIT]
-    errors = {}
+    networks = {name: loading.load_run(training.run_id).module.to(compute.device) for name, training in scored.items()}
+    extractors, errors = beside_limit(networks, first), {}
     noise_seeds = fresh_seeds([training.params for training in scored.values()], realizations)
     for seed, table in score_realizations(extractors, first, noise_seeds, device=compute.device):
         stopping.check()

@@ -15,8 +15,6 @@ import pandas as pd
 from tabulate import tabulate
 
 from freqfilter.evaluation.figures.comparing import Curves, side_by_side
-from freqfilter.evaluation.references import LIMIT
-from freqfilter.evaluation.scores import MODEL, OVERALL
 from freqfilter.evaluation.standing import Standing
 from freqfilter.params import TrackingParams
 from freqfilter.params.task import other_task
@@ -29,7 +27,7 @@ from freqfilter.tracking.metrics import (
     VAL_LIMIT_MSE,
     VAL_MSE,
 )
-from freqfilter.tracking.runs import DIAGNOSIS
+from freqfilter.tracking.runs import diagnoses
 from freqfilter.tracking.selection import Training
 from freqfilter.workflows.description import interval
 
@@ -115,8 +113,8 @@ def figure(compared: Sequence[Compared]) -> Figure:
     for of in compared:
         curves, fresh = of.training.curves, of.standing.fresh if of.standing else None
         over = None
-        if fresh and fresh.ratio_interval:
-            over = (float(fresh.mean[OVERALL][MODEL] / fresh.mean[OVERALL][LIMIT]), *fresh.ratio_interval)
+        if fresh and fresh.mse_over_limit is not None and fresh.ratio_interval:
+            over = (fresh.mse_over_limit, *fresh.ratio_interval)
         nothing = pd.Series(dtype=float)
         drawn[of.name] = Curves(
             curves.get(VAL_MSE, nothing),
@@ -178,12 +176,11 @@ def _fresh(over_limit: bool) -> Callable[[Compared], str]:
         if of.standing is None:
             return NOT_KNOWN
         fresh = of.standing.fresh
-        mse = float(fresh.mean[OVERALL][MODEL])
         if not over_limit:
-            return interval(mse, *fresh.mse_interval, digits=4)
-        if fresh.ratio_interval is None:
+            return interval(fresh.mse, *fresh.mse_interval, digits=4)
+        if fresh.mse_over_limit is None or fresh.ratio_interval is None:
             return NOT_KNOWN
-        return interval(mse / float(fresh.mean[OVERALL][LIMIT]), *fresh.ratio_interval)
+        return interval(fresh.mse_over_limit, *fresh.ratio_interval)
 
     return find
 
@@ -194,8 +191,7 @@ def _seconds(of: Compared) -> str:
 
 
 def _diagnoses(of: Compared) -> str:
-    told = [name.removeprefix(f"{DIAGNOSIS}.") for name in of.training.tags if name.startswith(f"{DIAGNOSIS}.")]
-    return ", ".join(sorted(told)) or NOT_KNOWN
+    return ", ".join(sorted(diagnoses(of.training.tags))) or NOT_KNOWN
 
 
 _FIGURES: dict[str, Callable[[Compared], str]] = {

@@ -103,7 +103,7 @@ def _score_fresh(
     console: Console,
 ) -> FreshScores:
     found = {}
-    extractors = beside_limit(network, params)
+    extractors = beside_limit({MODEL: network}, params)
     for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=compute.device):
         stopping.check()
         found[noise_seed], mse = errors, errors[OVERALL]

@@ -20,7 +20,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
 from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, best_metrics, score_metrics
 from freqfilter.tracking.opening import delivering
-from freqfilter.tracking.runs import DIAGNOSIS, Run, picture_address
+from freqfilter.tracking.runs import Run, diagnoses, picture_address
 from freqfilter.workflows.card import model_card
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
@@ -114,7 +114,6 @@ def keep_model(
 def _evidence(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:
     """What a version is tagged with: where it comes from, and how good it is."""
     origin = {name: run.tags[name] for name in TRACED if name in run.tags}
-    told = [name.removeprefix(f"{DIAGNOSIS}.") for name in run.tags if name.startswith(f"{DIAGNOSIS}.")]
     data = hashlib.sha256(json.dumps(splits.digests, sort_keys=True).encode()).hexdigest()
     figures = {name: f"{metrics[name]:.6g}" for name in (TEST_MSE, TEST_MSE_OVER_LIMIT) if name in metrics}
-    return origin | figures | {"run_id": run.run_id, "data_sha256": data, "diagnoses": " ".join(told)}
+    return origin | figures | {"run_id": run.run_id, "data_sha256": data, "diagnoses": " ".join(diagnoses(run.tags))}

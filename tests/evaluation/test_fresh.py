@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def scored(network: torch.nn.Module, params: Params, noise_seeds: Sequence[int]) -> dict[int, pd.DataFrame]:
-    return dict(score_realizations(beside_limit(network, params), params, noise_seeds, device=CPU))
+    return dict(score_realizations(beside_limit({MODEL: network}, params), params, noise_seeds, device=CPU))
 
 
 class LimitNetwork(torch.nn.Module):
