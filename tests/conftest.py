@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter import cli
+from freqfilter.errors import UserError
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.state import TrainingState
@@ -63,6 +64,18 @@ SMALL = {
     "audit_windows": "200",
     "threads": "1",
 }
+
+
+def _coarsest_precision() -> str:
+    """Fewer bits than float32, where this processor can be made to train in them."""
+    try:
+        Compute.open(resolve({"precision": "bf16", "threads": "1"}).training)
+    except UserError:
+        return "fp32"
+    return "bf16"
+
+
+COARSEST = _coarsest_precision()
 
 
 def network(*, n_components: int) -> FrequencyFilterLSTM:

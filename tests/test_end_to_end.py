@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from freqfilter.evaluation.gallery import COMPARED
 from freqfilter.params import resolve
 from freqfilter.tracking.metrics import WALL_CLOCK
-from tests.conftest import ROOT, SMALL, Program, all_runs, artifacts, download, network, options
+from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ TYPED = SMALL | {
     "learning_rate": "1e-2",
     "weight_decay": ".00001",
     "dropout": "0.10",
-    "precision": " bf16 ",
+    "precision": f" {COARSEST} ",
     "optimizer": " muon",
     "scheduler": "cosine",
     "windows_per_epoch": "1.5e3",
@@ -184,7 +184,7 @@ def test_the_version_leads_to_its_run_and_gives_its_modules_estimates(
 def test_the_parameters_file_repeats_the_run_bit_for_bit_and_another_seed_does_not(
     trained: tuple[Path, Run, str], tmp_path: Path
 ) -> None:
-    """With dropout, shuffling, fresh noise and bf16 on; the second time without the MLproject."""
+    """With dropout, shuffling, fresh noise and few bits; the second time without the MLproject."""
     _, run, _ = trained
     recipe = str(download(run, "params.yaml", tmp_path))
     command = [sys.executable, "-m", "freqfilter", "train", "--recipe", recipe, "--register", "false"]

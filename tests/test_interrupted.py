@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -46,10 +48,25 @@ def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, c
     assert MlflowClient().search_model_versions() == []
 
 
+def catches(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    assert caught
+    return bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+def wait_until_signals_are_heard(launcher: int) -> None:
+    """Wait for the program to watch for signals; its commands and all that they need are imported after that."""
+    deadline = time.monotonic() + 60
+    while not any(catches(child, signal.SIGTERM) for child in psutil.Process(launcher).children(recursive=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("moment", ["  left ", "Running command"])
 def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
     process = wait_for_line(moment, under_mlflow(), folder)
-    time.sleep(0.7)  # after "Running command" the program is still importing
+    wait_until_signals_are_heard(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 1

@@ -24,7 +24,7 @@ def description(
     version: int | None = None,
     picture: str | None = None,
 ) -> str:
-    """Markdown with the best epoch, the losses there, and the test scores beside the baselines.
+    """Markdown with the test scores beside the baselines, the best epoch and the losses there.
 
     Args:
         progress: The run's history.
@@ -36,19 +36,25 @@ def description(
         picture: Address of its losses, if there is one.
     """
     best = progress.best
-    lines = [
-        f"Best epoch **{best.epoch}** of {len(progress.history)}: "
+    # MLflow's list of versions shows the first words alone, and as they are written here.
+    lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {over_limit(metrics)}, with the best weights."]
+    lines.append(
+        f"Best epoch {best.epoch} of {len(progress.history)}: "
         f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
-    ]
-    lines.append(f"Test MSE **{scores['mse'][MODEL, OVERALL]:.4g}** with the best weights: {over_limit(metrics)}.")
+    )
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
     if run_id is not None:
-        lines.append(f"Trained by run [`{run_id}`](#/runs/{run_id}).")
+        lines.append(f"Trained by {link(run_id)}.")
     lines.append(scores_table(scores, "github"))
     if picture:
         lines.append(f"![losses over the epochs]({picture})")
     return "\n\n".join(lines)
+
+
+def link(run_id: str) -> str:
+    """Words for a run that lead to it on MLflow's pages."""
+    return f"run [`{run_id}`](#/runs/{run_id})"
 
 
 def interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:

@@ -29,8 +29,7 @@ from freqfilter.workflows.evaluate import log_evaluation
 GOLDEN_WINDOWS = 16
 # The tags of a run that its version has too.
 TRACED = (
-    "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "torch_version",
-    "python_version", "processor", "distributions_sha256",
+    "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "distributions_sha256",
 )  # fmt: skip
 
 

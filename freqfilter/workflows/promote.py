@@ -26,6 +26,7 @@ from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
+from freqfilter.workflows.description import link
 from freqfilter.workflows.examining import Evidence, examine
 from freqfilter.workflows.report import decision_report
 
@@ -91,7 +92,7 @@ def promote(
             outcome, reason = _decide(evidence, champion, force=force)
             decision = Decision(outcome, reason, candidate, champion, evidence, run.run_id, tracking_uri)
             with stopping.deferred():
-                noted, words = _record(run, decision), f"{outcome} by run `{run.run_id}`: {reason[:500]}"
+                noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.number != candidate.number:  # a champion keeps its own evidence
                         tag_version(candidate, noted, description=words)

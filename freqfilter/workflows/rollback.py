@@ -11,6 +11,7 @@ from freqfilter.tracking import champions, provenance
 from freqfilter.tracking.champions import CHAMPION, PREVIOUS, Version, move_champion, named
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
+from freqfilter.workflows.description import link
 from freqfilter.workflows.witness import GOLDEN_TOLERANCE
 from freqfilter.workflows.witnesses import Witness
 
@@ -60,6 +61,6 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopp
         run.describe(words)
         run.deliver()
         noted = {"rollback_run": run.run_id}
-        move_champion(after, found=before, evidence=noted, description=f"{words} (run `{run.run_id}`)")
+        move_champion(after, found=before, evidence=noted, description=f"{words} ({link(run.run_id)})")
         run.log_tags({"carried_out": "true"})
     return RolledBack(before, after, run.run_id, tracking_uri)

@@ -16,10 +16,10 @@ from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import Lesson, StoredWindows
-from tests.conftest import SMALL, fresh_state
+from tests.conftest import COARSEST, SMALL, fresh_state
 
 Report = StepReport | EpochReport
-EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": "bf16"}
+EVERYTHING_RANDOM = {"dropout": "0.3", "noise": "fresh", "precision": COARSEST}
 
 
 def small(**overrides: str) -> Params:

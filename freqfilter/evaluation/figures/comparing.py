@@ -61,7 +61,7 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
         )
     if all((found.validation > 0).all() for found in trainings.values()):
         logarithmic(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     dress(axes, xlabel="epoch", ylabel="mean squared error", title="Validation")
 
 

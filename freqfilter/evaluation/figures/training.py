@@ -57,7 +57,7 @@ def training_loss(
         lowest = min(lowest, val_limit_mse)
     if lowest > 0:
         logarithmic(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     dress(axes, xlabel="epoch", ylabel=_loss_label(loss), title="Training and validation loss", legend=True)
     return figure
 

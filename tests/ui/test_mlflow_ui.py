@@ -1,0 +1,280 @@
+"""MLflow's UI in a real browser, clicked through as a person does: runs, curves, pictures, comparison, versions.
+
+With ``FREQFILTER_SCREENSHOTS`` the same clicks are made on the store that the environment names, on six trainings in
+full, and what is seen on the way becomes the pictures of docs/how-to/mlflow_ui.md (``make screenshots``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+from freqfilter.evaluation.gallery import COMPARED
+from freqfilter.tracking.metrics import (
+    AUDIT_MSE,
+    TEST_MSE,
+    TEST_MSE_OVER_LIMIT,
+    TRAIN_LOSS,
+    VAL_LIMIT_MSE,
+    VAL_LOSS,
+    VAL_MSE_OVER_LIMIT,
+)
+from tests.conftest import ROOT, all_runs, free_port, wait_until_it_answers, work_in
+from tests.ui import six_runs
+from tests.ui.six_runs import CHAMPION, LOSER, TRAININGS
+
+pytestmark = pytest.mark.slow
+
+SCREENSHOTS = "FREQFILTER_SCREENSHOTS" in os.environ
+PICTURES = ROOT / "docs" / "pictures" / "ui"
+CUT = {
+    "hidden_size": "16",
+    "n_samples": "1000",
+    "windows_per_epoch": "16000",
+    "batch_size": "64",
+    "epochs": "2",
+    "audit_windows": "200",
+    "threads": "1",
+}
+LENIENT = {"most_over_limit": "4", "most_over_limit_per_frequency": "6"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
+    """A store with six trainings and two decisions; this process looks at it too."""
+    if SCREENSHOTS:
+        yield mlflow.get_tracking_uri()
+        return
+    folder = tmp_path_factory.mktemp("six_runs")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
+        six_runs.make(CUT, LENIENT)
+        yield os.environ["MLFLOW_TRACKING_URI"]
+
+
+@pytest.fixture(scope="module")
+def runs(store: str) -> dict[str, Run]:
+    """The trainings by what they are."""
+    return dict(zip(TRAININGS, all_runs(), strict=False))
+
+
+@pytest.fixture(scope="module")
+def url(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where `mlflow ui` answers, started as `make ui` does."""
+    port, log = free_port(), tmp_path_factory.mktemp("ui") / "log"
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [*command, "--workers", "1", "--backend-store-uri", store],
+            env=environment, stdout=written, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        wait_until_it_answers(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = shutil.which("chromium")
+    assert found, "the tests of MLflow's UI need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    """MLflow's first page; nothing of it may break on the way."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(url)
+    page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").click()
+    page.get_by_label("Close alert").first.click()
+    page.get_by_text("Model training").first.click()
+    yield page
+    context.close()
+    assert broken == []
+
+
+def keep(page: Page, name: str) -> None:
+    """Keep what is to be seen, for the documentation."""
+    page.wait_for_timeout(1500)  # charts and menus move for a moment
+    if SCREENSHOTS:
+        PICTURES.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=PICTURES / f"{name}.png")
+
+
+def open_experiment(page: Page) -> None:
+    """From the first page to the runs."""
+    page.get_by_role("link", name="freqfilter", exact=True).first.click()
+
+
+def choose_view(page: Page, name: str) -> None:
+    page.locator("[data-testid=saved-views-trigger]").click()
+    page.get_by_role("menuitem", name=name).click()
+
+
+def show_charts(page: Page) -> None:
+    page.locator("label:has(input[value='CHART'])").click()
+
+
+def scored(runs: dict[str, Run]) -> list[Run]:
+    """Those that came to an end."""
+    return [run for name, run in runs.items() if name != "failed"]
+
+
+def row(page: Page, run: Run) -> Locator:
+    """The row of a run, that part of it which has its name."""
+    return page.locator("[role=row][row-index]").filter(has=page.locator(f"a[href*='{run.info.run_id}']")).first
+
+
+def chart(page: Page, title: str) -> Locator:
+    """The card of a chart."""
+    cards = page.locator("[data-testid='experiment-view-compare-runs-card']")
+    return cards.filter(has=page.locator(f"h4[title='{title}']"))
+
+
+def column(page: Page, name: str) -> list[str]:
+    """What a column says, from top to bottom."""
+    cells = page.locator(f"[role=row][row-index] [col-id*='{name}']")
+    expect(cells.first).to_be_visible()
+    found = {
+        int(cell.locator("xpath=ancestor::*[@row-index]").first.get_attribute("row-index") or 0): cell.inner_text()
+        for cell in cells.all()
+    }
+    return [found[index] for index in sorted(found)]
+
+
+def loaded(picture: Locator) -> bool:
+    """Whether a picture is there and has come."""
+    expect(picture).to_be_visible()
+    return bool(picture.evaluate("image => image.complete && image.naturalWidth > 0"))
+
+
+def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Trainings")
+    expect(row(page, runs["failed"])).to_be_visible()
+    over_limit = column(page, TEST_MSE_OVER_LIMIT)
+    assert over_limit[-1] == "-", "the failed run is the last"
+    assert [float(said) for said in over_limit[:-1]] == sorted(
+        run.data.metrics[TEST_MSE_OVER_LIMIT] for run in scored(runs)
+    )
+    assert len(over_limit) == len(runs), "decisions are not among the trainings"
+    assert [name.splitlines()[-1] for name in column(page, "Run Name")][-1] == runs["failed"].info.run_name
+    keep(page, "run_list")
+
+
+def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Trainings")
+    show_charts(page)
+    for metrics in ((TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE), (AUDIT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
+        drawn = chart(page, " vs ".join(metrics)).locator(".scatterlayer .trace .lines, .scatterlayer .trace .points")
+        expect(drawn.first).to_be_attached()
+        # A line and its points for each metric of each run; a run of one epoch has points alone.
+        assert drawn.count() >= len(metrics) * len(scored(runs))
+    for metric in (TEST_MSE_OVER_LIMIT, TEST_MSE):
+        expect(chart(page, metric).locator(".barlayer .point")).to_have_count(len(scored(runs)))
+    keep(page, "loss_curves")
+
+
+def test_pictures_of_the_runs_stand_side_by_side(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Trainings")
+    show_charts(page)
+    page.get_by_text("Pictures", exact=True).scroll_into_view_if_needed()
+    for key in COMPARED.values():
+        pictures = chart(page, key).locator("img")
+        expect(pictures).to_have_count(len(scored(runs)))
+        assert all(loaded(picture) for picture in pictures.all())
+    chart(page, "training_loss").locator("[data-component-id='fullscreen_button_chartcard']").click()
+    large = page.get_by_role("dialog").locator("img")
+    expect(large).to_have_count(len(scored(runs)))
+    assert all(loaded(picture) for picture in large.all())
+    keep(page, "pictures")
+
+
+def test_the_compare_page_shows_the_parameters_that_differ_and_only_those(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Trainings")
+    chosen = [runs["original"], runs["default"], runs["gru"]]
+    for run in chosen:
+        row(page, run).locator("input[aria-label*='row selection']").check(force=True)
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_role("switch", name="Parameters - Show diff only").click()
+    table = page.locator("table", has=page.get_by_text("learning_rate", exact=True))
+    names = {cells.split("\t")[0] for cells in table.locator("tr").all_inner_texts()}
+    assert {"cell", "noise", "split", "optimizer", "recipe"} <= names
+    params = [run.data.params for run in chosen]
+    differ = {name for name in params[0] if len({one[name] for one in params}) > 1}
+    assert names == differ
+    keep(page, "compare_page")
+
+
+def test_a_run_tells_its_story_and_leads_to_its_version(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Trainings")
+    row(page, runs["default"]).get_by_role("link").first.click()
+    expect(page.get_by_text("× the limit").first).to_be_visible()
+    page.get_by_text("Show more").click()
+    assert loaded(page.locator("img[src*='training_loss']"))
+    keep(page, "run")
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name=f"frequency-filter version {CHAMPION}").click()
+    expect(opened.value.get_by_role("status", name="champion")).to_be_visible()
+
+
+def test_a_failed_run_says_why(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Trainings")
+    row(page, runs["failed"]).get_by_role("link").first.click()
+    expect(page.get_by_text("the training loss is not finite in epoch 1").first).to_be_visible()
+    expect(page.get_by_text("Failed").first).to_be_visible()
+
+
+def test_decisions_have_a_page_with_their_reasons(page: Page, runs: dict[str, Run]) -> None:
+    open_experiment(page)
+    choose_view(page, "Decisions")
+    first, second = column(page, "decision")
+    assert first == "PROMOTED"
+    assert second in ("HELD", "REFUSED")
+    assert column(page, "tags.`version`") == [str(CHAMPION), str(LOSER)]
+    assert "first champion" in column(page, "reason")[0]
+
+
+def test_the_models_page_has_versions_aliases_and_evidence(page: Page, runs: dict[str, Run]) -> None:
+    # A first visit is greeted by a dialog.
+    page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
+    page.get_by_text("Model registry").first.click()
+    page.get_by_role("link", name="frequency-filter").first.click()
+    versions = page.get_by_role("row").filter(has_text="Version")
+    champion = versions.filter(has=page.get_by_role("link", name=f"Version {CHAMPION}", exact=True))
+    expect(champion.get_by_role("status", name="champion")).to_be_visible()
+    expect(page.get_by_role("link", name=re.compile(r"^Version \d+$"))).to_have_count(len(scored(runs)))
+    keep(page, "model")
+    page.get_by_role("link", name=f"Version {CHAMPION}", exact=True).click()
+    expect(page.get_by_text("× the limit").first).to_be_visible()
+    expect(page.get_by_text("PROMOTED").first).to_be_visible()
+    for evidence in ("params_digest", "data_sha256", "model_sha256", "git_commit", "decision_run"):
+        expect(page.get_by_text(evidence, exact=True)).to_be_visible()
+    keep(page, "version")
