@@ -29,9 +29,9 @@ from freqfilter.tracking.metrics import (
     VAL_LOSS,
     VAL_MSE_OVER_LIMIT,
 )
-from tests.conftest import ROOT, all_runs, free_port, wait_until_it_answers, work_in
+from tests.conftest import ROOT, free_port, wait_until_it_answers, work_in
 from tests.ui import six_runs
-from tests.ui.six_runs import CHAMPION, LOSER, TRAININGS
+from tests.ui.six_runs import version
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,9 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
 @pytest.fixture(scope="module")
 def runs(store: str) -> dict[str, Run]:
     """The trainings by what they are."""
-    return dict(zip(TRAININGS, all_runs(), strict=False))
+    found = six_runs.known()
+    assert set(found) == set(six_runs.TRAININGS)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ def test_a_run_tells_its_story_and_leads_to_its_version(page: Page, runs: dict[s
     assert loaded(page.locator("img[src*='training_loss']"))
     keep(page, "run")
     with page.expect_popup() as opened:
-        page.get_by_role("link", name=f"frequency-filter version {CHAMPION}").click()
+        page.get_by_role("link", name=f"frequency-filter version {version(runs['default'])}").click()
     expect(opened.value.get_by_role("status", name="champion")).to_be_visible()
 
 
@@ -258,7 +260,7 @@ def test_decisions_have_a_page_with_their_reasons(page: Page, runs: dict[str, Ru
     first, second = column(page, "decision")
     assert first == "PROMOTED"
     assert second in ("HELD", "REFUSED")
-    assert column(page, "tags.`version`") == [str(CHAMPION), str(LOSER)]
+    assert column(page, "tags.`version`") == [version(runs["default"]), version(runs["gru"])]
     assert "first champion" in column(page, "reason")[0]
 
 
@@ -267,12 +269,13 @@ def test_the_models_page_has_versions_aliases_and_evidence(page: Page, runs: dic
     page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
     page.get_by_text("Model registry").first.click()
     page.get_by_role("link", name="frequency-filter").first.click()
-    versions = page.get_by_role("row").filter(has_text="Version")
-    champion = versions.filter(has=page.get_by_role("link", name=f"Version {CHAMPION}", exact=True))
-    expect(champion.get_by_role("status", name="champion")).to_be_visible()
+    champion = page.get_by_role("link", name=f"Version {version(runs['default'])}", exact=True)
+    its_row = page.get_by_role("row").filter(has=champion)
+    expect(its_row.get_by_role("status", name="champion")).to_be_visible()
+    expect(its_row.get_by_text("PROMOTED: ").first).to_be_visible()
     expect(page.get_by_role("link", name=re.compile(r"^Version \d+$"))).to_have_count(len(scored(runs)))
     keep(page, "model")
-    page.get_by_role("link", name=f"Version {CHAMPION}", exact=True).click()
+    champion.click()
     expect(page.get_by_text("× the limit").first).to_be_visible()
     expect(page.get_by_text("PROMOTED").first).to_be_visible()
     for evidence in ("params_digest", "data_sha256", "model_sha256", "git_commit", "decision_run"):
