@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -87,5 +88,6 @@ def need_store(params: Params) -> None:
 def run_name(recipe: str, given: dict[str, str]) -> str:
     """What is special about a run: its recipe, and what was typed that can change a number."""
     kept = {name for section, name, _ in fields() if section == "tracking"}
-    typed = [f"{name}={value.strip()}" for name, value in given.items() if name not in kept]
+    # Words are parted by spaces, so a list has none.
+    typed = [f"{name}={re.sub(', +', ',', value.strip())}" for name, value in given.items() if name not in kept]
     return textwrap.shorten(" ".join([Path(recipe).stem, *typed]), LONGEST_NAME, placeholder=" …")

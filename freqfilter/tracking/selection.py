@@ -29,6 +29,7 @@ CURVES = {VAL_MSE, AUDIT_MSE, EPOCH_SECONDS}  # a request for each, so that no o
 TRAININGS = "tags.workflow = 'train'"
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
 ALIAS = re.compile(r"(?:models:/)?(?P<model>[^/@]*)@(?P<alias>[^/@]+)")
+OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]]*\])")  # a name may have a list in it, as `default frequencies_hz=[2,5]`
 FILTER = re.compile(
     r"(params?|metrics?|tags?|attributes?|attr|run|datasets?)\.|(status|run_name|start_time|end_time)\b"
 )
@@ -45,7 +46,7 @@ class Training:
         params: Its parameters.
         metrics: The last value of each metric.
         tags: Its tags.
-        curves: The values of those of ``CURVES`` that were logged more than once, by step.
+        curves: The values of ``CURVES`` by step, as far as they were logged.
         test_digest: Of the data that it was tested on; empty where it was not.
         has_model: Whether it has logged one.
     """
@@ -66,8 +67,8 @@ def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
 
     Args:
         words: A list, in YAML or parted by commas, of run ids, run names, versions (``3``, ``NAME/3``,
-            ``NAME@champion``); or a filter of MLflow's, such as ``metrics."test/mse" < 0.3``. A run that others belong
-            to means those. None: the newest that have ended well.
+            ``NAME@champion``); or a filter of MLflow's, such as ``metrics."test/mse" < 0.3``. A name means the newest
+            run that has it. A run that others belong to means those. None: the newest that have ended well.
         tracking: The experiment for filters, and the model for bare version numbers.
 
     Raises:
@@ -75,21 +76,28 @@ def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
     """
     client = MlflowClient()
     with translated("the store's runs"):
+        if words is not None and not words.strip():
+            raise UserError("runs is empty: name runs, or leave it out for the newest")
         if words is None:
             found = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, most=NEWEST)
         elif FILTER.match(words.strip()):
             found = _search(client, f"{TRAININGS} AND {words}", tracking, most=MOST + 1)
         else:
-            found = [run for word in _listed(words) for run in _named(client, word, tracking)]
+            found = [run for word in listed(words) for run in _named(client, word, tracking)]
         every = {run.info.run_id: run for run in found}
         if len(every) > MOST:
             raise UserError(f"runs={words}: more than {MOST} trainings; name fewer")
         return [_training(client, run) for run in every.values()]
 
 
-def _listed(words: str) -> list[str]:
-    listed = parse(words) if words.strip().startswith("[") else words.split(",")
-    return [str(word).strip() for word in listed if str(word).strip()]
+def listed(words: str) -> list[str]:
+    """The words of a list, in YAML or parted by commas.
+
+    >>> listed("default frequencies_hz=[2,5], base"), listed("[1, base]")
+    (['default frequencies_hz=[2,5]', 'base'], ['1', 'base'])
+    """
+    parts = parse(words) if words.strip().startswith("[") else OUTSIDE_BRACKETS.split(words)
+    return [str(word).strip() for word in parts if str(word).strip()]
 
 
 def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, most: int) -> list[MlflowRun]:
@@ -144,18 +152,17 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
     curves = {}
     for name in CURVES & run.data.metrics.keys():
         points = {point.step: point.value for point in client.get_metric_history(run_id, name)}
-        if len(points) > 1:
-            curves[name] = pd.Series(points).sort_index()
+        curves[name] = pd.Series(points).sort_index()
     return Training(
-        run_id,
-        run.info.run_name,
-        run.info.status,
-        _params(run_id),
-        dict(run.data.metrics),
-        dict(run.data.tags),
-        curves,
-        tested,
-        bool(run.outputs and run.outputs.model_outputs),
+        run_id=run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        params=_params(run_id),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+        curves=curves,
+        test_digest=tested,
+        has_model=bool(run.outputs and run.outputs.model_outputs),
     )
 
 

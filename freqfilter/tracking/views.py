@@ -1,7 +1,7 @@
 """Views of an experiment that MLflow's UI offers in its menu *Views*: columns, order, filter and charts.
 
-MLflow 3 keeps a view as an experiment's tag, so that it can be made here; `MLflow's UI <https://mlflow.org/docs/>`_
-offers the same by hand ("Save as new view").
+MLflow 3 keeps a view as an experiment's tag, so that it can be made here; its UI makes the same by hand ("Save as new
+view").
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def compare(
     tracking_uri = open_store()
     found = trainings(runs, tracking)
     if len(found) < 2:
-        raise UserError(f"runs={runs or 'the newest'}: {len(found)} training; to compare takes two")
+        raise UserError(f"runs={runs or 'the newest'}: found {len(found)}, to compare takes two")
     if 0 < realizations < (least := least_realizations(len(found) - 1)):
         raise UserError(
             f"realizations={realizations}: so few tell no difference among {len(found)} trainings from chance; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_NAME = 40
+WIDEST = 24  # letters of a column
 NOT_KNOWN = "–"
 
 
@@ -88,15 +90,11 @@ def figures_table(compared: Sequence[Compared]) -> pd.DataFrame:
 def remarks(compared: Sequence[Compared]) -> list[str]:
     """What has to be known before one is held against another, and how the others stand against the first."""
     lines = []
-    for of in compared:
-        first = next(other for other in compared if not other_task(of.training.params, other.training.params))
-        if first is of and of is not compared[0]:
-            different = "; ".join(other_task(of.training.params, compared[0].training.params))
-            lines.append(
-                f"{of.name} cannot be held against {compared[0].name}: it is for another task ({different}), and has "
-                "another limit. Only their errors over the limit can be set side by side."
-            )
-        elif of.training.test_digest and first.training.test_digest not in ("", of.training.test_digest):
+    for number, of in enumerate(compared):
+        if different := _differ(of, compared[0]):
+            lines.append(_of_another_task(of, compared[0], different))
+        tested = (other for other in compared[:number] if other.training.test_digest and not _differ(of, other))
+        if (first := next(tested, None)) and of.training.test_digest not in ("", first.training.test_digest):
             lines.append(f"{of.name} was tested on other data than {first.name}: their test figures do not compare.")
         if of.training.status != "FINISHED":
             lines.append(f"{of.name} is {of.training.status}: its figures are those of its last epoch.")
@@ -107,6 +105,17 @@ def remarks(compared: Sequence[Compared]) -> list[str]:
     return lines
 
 
+def _differ(one: Compared, other: Compared) -> list[str]:
+    return other_task(one.training.params, other.training.params)
+
+
+def _of_another_task(of: Compared, first: Compared, different: list[str]) -> str:
+    line = f"{of.name} cannot be held against {first.name}: it is for another task ({'; '.join(different)})"
+    if of.training.params.data.data_file or first.training.params.data.data_file:
+        return f"{line}."
+    return f"{line}, and has another limit. Only their errors over the limit can be set side by side."
+
+
 def figure(compared: Sequence[Compared]) -> Figure:
     """Curves and distances from the limit."""
     drawn = {}
@@ -115,12 +124,11 @@ def figure(compared: Sequence[Compared]) -> Figure:
         over = None
         if fresh and fresh.mse_over_limit is not None and fresh.ratio_interval:
             over = (fresh.mse_over_limit, *fresh.ratio_interval)
-        nothing = pd.Series(dtype=float)
         drawn[of.name] = Curves(
-            curves.get(VAL_MSE, nothing),
-            curves.get(AUDIT_MSE, nothing),
-            of.training.metrics.get(VAL_LIMIT_MSE),
-            over,
+            validation=curves.get(VAL_MSE),
+            audit=curves.get(AUDIT_MSE),
+            limit_mse=of.training.metrics.get(VAL_LIMIT_MSE),
+            over_limit=over,
         )
     return side_by_side(drawn)
 
@@ -134,7 +142,7 @@ def as_text(compared: Sequence[Compared], table_format: str) -> str:
     """
     parameters = parameters_table(compared)
     shown = _text(parameters, "parameter", table_format) if len(parameters) else "Their parameters are the same."
-    return "\n\n".join([shown, _text(figures_table(compared), "figure", table_format), *remarks(compared)])
+    return "\n\n".join([*remarks(compared), shown, _text(figures_table(compared), "figure", table_format)])
 
 
 def as_page(compared: Sequence[Compared], drawn: Figure) -> str:
@@ -154,8 +162,13 @@ def as_page(compared: Sequence[Compared], drawn: Figure) -> str:
 
 
 def _text(table: pd.DataFrame, corner: str, table_format: str) -> str:
-    rows = [[name, *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
-    return tabulate(rows, headers=[corner, *table.columns], tablefmt=table_format, disable_numparse=True)
+    def shown(cell: str) -> str:
+        # In the terminal; a page breaks lines itself.
+        return textwrap.fill(cell, WIDEST) if table_format == "simple" else cell
+
+    rows = [[name, *map(shown, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
+    headers = [corner, *map(shown, table.columns)]
+    return tabulate(rows, headers=headers, tablefmt=table_format, disable_numparse=True)
 
 
 def _metric(name: str, digits: str) -> Callable[[Compared], str]:
@@ -200,7 +213,6 @@ _FIGURES: dict[str, Callable[[Compared], str]] = {
     "test MSE over the limit": _with_interval(TEST_MSE_OVER_LIMIT),
     "MSE on fresh realizations": _fresh(over_limit=False),
     "the same over the limit": _fresh(over_limit=True),
-    "beside the first": lambda of: of.standing.words if of.standing and of.standing.against else NOT_KNOWN,
     "validation loss": _metric("best/val_loss", ".4f"),
     "audit MSE": _metric("best/audit_mse", ".4f"),
     "best epoch": _metric("best/epoch", ".0f"),

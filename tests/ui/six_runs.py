@@ -10,18 +10,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from mlflow.entities import Run
 
 from tests.conftest import all_runs, options, start
 
-TRAININGS: dict[str, dict[str, str]] = {
-    "default": {},
-    "original": {"recipe": "original"},
-    "bidirectional": {"bidirectional": "true"},
-    "gru": {"cell": "gru"},
-    "short": {"epochs": "1"},
-    "failed": {"learning_rate": "1e+30"},
+# Recipe, and what is typed beside it.
+TRAININGS: dict[str, tuple[str, dict[str, str]]] = {
+    "default": ("default", {}),
+    "original": ("original", {}),
+    "bidirectional": ("default", {"bidirectional": "true"}),
+    "gru": ("default", {"cell": "gru"}),
+    "short": ("default", {"epochs": "1"}),
+    "failed": ("default", {"learning_rate": "1e+30"}),
 }
 
 
@@ -29,8 +31,10 @@ def known() -> dict[str, Run]:
     """The store's trainings by what they are."""
 
     def kind(run: Run) -> str:
-        kinds = [kind for kind, values in TRAININGS.items() if values.items() <= run.data.params.items()]
-        return kinds[-1]  # the first, without values of its own, is among those of every run
+        params = run.data.params
+        recipe = Path(params["recipe"]).stem
+        kinds = [kind for kind, (of, typed) in TRAININGS.items() if of == recipe and typed.items() <= params.items()]
+        return kinds[-1]  # the default, for which nothing is typed, is among those of every run of its recipe
 
     return {kind(run): run for run in all_runs() if run.data.tags["workflow"] == "train"}
 
@@ -46,16 +50,16 @@ def one_by_one(jobs: Iterable[list[str]]) -> list[object]:
 
 
 def make(
-    cut: dict[str, str], bounds: dict[str, str], do: Callable[[Iterable[list[str]]], list[object]] = one_by_one
+    bounds: dict[str, str], *, files: str = "", do: Callable[[Iterable[list[str]]], list[object]] = one_by_one
 ) -> None:
     """Train, and decide on the default recipe and then on the GRU.
 
     Args:
-        cut: Parameters that make each training short.
         bounds: What a version is held to.
+        files: What makes a recipe's name that of a file; nothing: those that come with the program.
         do: Does what is typed, and gives the exit codes.
     """
-    codes = do(["train", *options(cut | values)] for values in TRAININGS.values())
+    codes = do(["train", *options({"recipe": recipe + files} | typed)] for recipe, typed in TRAININGS.values())
     assert codes == [2 if kind == "failed" else 0 for kind in TRAININGS], codes
     trained = known()
     for kind, right in (("default", (0,)), ("gru", (0, 1))):
@@ -74,4 +78,4 @@ def _at_once(jobs: Iterable[list[str]]) -> list[object]:
 
 
 if __name__ == "__main__":
-    make({}, {}, _at_once)
+    make({}, do=_at_once)

@@ -10,7 +10,8 @@ import pytest
 
 from freqfilter.errors import UserError
 from freqfilter.params import resolve
-from freqfilter.tracking.selection import trainings
+from freqfilter.tracking.selection import Training, listed, trainings
+from freqfilter.workflows.comparison import Compared, names_of, remarks
 from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options, say
 
 pytestmark = pytest.mark.slow
@@ -95,23 +96,72 @@ def test_a_training_is_named_by_id_name_version_alias_filter_or_what_it_belongs_
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        ("nobody", "neither a run's id nor its name nor a version"),
-        ("0" * 32, "not found"),
-        ("7", "version=7"),
-        ("@nobody", "no version of frequency-filter is called nobody"),
-        ("metrics.", "the store's runs"),
-        ("[1", "not valid YAML"),
-        ("evaluate models:/frequency-filter/latest", "is of `evaluate`, not a training"),
-    ],
-)
-def test_what_is_not_there_or_no_training_is_refused(words: str, line: str, typed: Typed) -> None:
+def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **given: str) -> Compared:
+    """A training that nobody has made."""
+    training = Training(
+        run_id="0" * 32,
+        name=name,
+        status=status,
+        params=resolve(SMALL | given),
+        metrics={},
+        tags={},
+        curves={},
+        test_digest=test_digest,
+        has_model=False,
+    )
+    return Compared(name, training, None)
+
+
+def test_what_cannot_be_held_against_the_first_is_said_of_each() -> None:
+    file = {"data_file": "/data/a.npz", "split": "file", "noise": "fixed", "audit_every": "0"}
+    lines = remarks(
+        [
+            compared("first", test_digest="", status="FAILED"),
+            compared("like it"),
+            compared("tested elsewhere", test_digest="2"),
+            compared("two-sided", bidirectional="true", test_digest="3"),
+            compared("two-sided too", bidirectional="true", test_digest="3"),
+            compared("of a file", test_digest="4", **file),
+        ]
+    )
+    assert lines == [
+        "first is FAILED: its figures are those of its last epoch.",
+        "tested elsewhere was tested on other data than like it: their test figures do not compare.",
+        *(
+            f"{name} cannot be held against first: it is for another task (bidirectional=True and not False), and has "
+            "another limit. Only their errors over the limit can be set side by side."
+            for name in ("two-sided", "two-sided too")
+        ),
+        "of a file cannot be held against first: it is for another task (data_file=/data/a.npz and not None).",
+    ]
+
+
+def test_names_are_short_and_all_different_though_they_have_lists_in_them() -> None:
+    names = ["default epochs=6 frequencies_hz=[2,5,9]", "default epochs=6 cell=gru frequencies_hz=[2,5,9]", "original"]
+    assert names_of([compared(name).training for name in names[:2]]) == ["default", "default cell=gru"]
+    assert names_of([compared(names[0]).training] * 2) == ["default 000000"] * 2
+    assert listed(", ".join(names)) == names
+    assert listed(json.dumps(names)) == names
+
+
+REFUSED = {
+    " ": "runs is empty",
+    "nobody": "neither a run's id nor its name nor a version",
+    "0" * 32: "not found",
+    "7": "version=7",
+    "@nobody": "no version of frequency-filter is called nobody",
+    "metrics.": "the store's runs",
+    "[1": "not valid YAML",
+    "evaluate models:/frequency-filter/latest": "is of `evaluate`, not a training",
+}
+
+
+def test_what_is_not_there_or_no_training_is_refused(typed: Typed) -> None:
     train(typed)
     assert typed("evaluate") == (0, "")
-    with pytest.raises(UserError, match=re.escape(line)):
-        trainings(words, resolve(SETTING).tracking)
+    for words, line in REFUSED.items():
+        with pytest.raises(UserError, match=re.escape(line)):
+            trainings(words, resolve(SETTING).tracking)
 
 
 def test_one_training_alone_is_not_compared_and_leaves_nothing(typed: Typed, folder: Path) -> None:

@@ -136,7 +136,7 @@ def test_under_mlflow_run_the_run_that_it_made_is_the_parent(mlflow_run: Program
     parent, children = family()
     assert len(all_runs()) == 3
     assert {run.info.experiment_id for run in all_runs()} == {parent.info.experiment_id}
-    assert parent.info.run_name.startswith("default seeds=[1, 2]")
+    assert parent.info.run_name.startswith("default seeds=[1,2]")
     assert [run.info.status for run in (parent, *children.values())] == ["FINISHED"] * 3
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,14 +19,14 @@ class Curves:
     """What is drawn of a training.
 
     Attributes:
-        validation: Mean squared error by epoch.
-        audit: The same on a realization that chooses nothing.
+        validation: Mean squared error by epoch, if there was a validation.
+        audit: The same on a realization that chooses nothing, if there was one.
         limit_mse: The limit on the validation windows, if it is known.
         over_limit: Error over the limit on fresh realizations, and the ends of its interval, if they are known.
     """
 
-    validation: pd.Series = field(default_factory=pd.Series)
-    audit: pd.Series = field(default_factory=pd.Series)
+    validation: pd.Series | None = None
+    audit: pd.Series | None = None
     limit_mse: float | None = None
     over_limit: tuple[float, float, float] | None = None
 
@@ -48,18 +49,26 @@ def side_by_side(trainings: Mapping[str, Curves]) -> Figure:
 
 
 def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
+    limits: dict[str, int] = {}
+    lowest = math.inf
     for number, (name, found) in enumerate(trainings.items()):
-        (drawn,) = axes.plot(found.validation.index, found.validation, marker="o", markersize=3, label=name)
-        drawn.set(color=colour(number), linestyle=line(number))
-        axes.plot(found.audit.index, found.audit, color=colour(number), linestyle=":", linewidth=1)
-    if any(len(found.audit) for found in trainings.values()):
+        if found.validation is not None:
+            (drawn,) = axes.plot(found.validation.index, found.validation, marker="o", markersize=3, label=name)
+            drawn.set(color=colour(number), linestyle=line(number))
+            lowest = min(lowest, found.validation.min())
+        if found.audit is not None:
+            axes.plot(found.audit.index, found.audit, color=colour(number), linestyle=":", linewidth=1)
+        if found.limit_mse:
+            limits.setdefault(f"{found.limit_mse:.4f}", number)
+    if any(found.audit is not None for found in trainings.values()):
         axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label="audit: new noise, chooses nothing")
-    limits = sorted({round(found.limit_mse, 4) for found in trainings.values() if found.limit_mse})
-    for limit_mse in limits:
+    for limit_mse, number in limits.items():
+        # Of several each has the colour of the first that it is the limit of.
+        shade = colour(number) if len(limits) > 1 else "black"
         axes.axhline(
-            limit_mse, color="black", linestyle="--", linewidth=1, label=f"limit on validation: {limit_mse:.4f}"
+            float(limit_mse), color=shade, linestyle="--", linewidth=1, label=f"limit on validation: {limit_mse}"
         )
-    if all((found.validation > 0).all() for found in trainings.values()):
+    if lowest > 0:
         logarithmic(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     dress(axes, xlabel="epoch", ylabel="mean squared error", title="Validation")
