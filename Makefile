@@ -18,7 +18,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story notebooks docs bench ui serve test soak lint format lock clean
+.PHONY: help install train original alternatives story notebooks screenshots docs bench ui serve test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,14 @@ story: $(VENV)/installed  ## draw the README's first picture from the newest run
 
 notebooks: $(VENV)/installed_dev  ## execute the notebooks and write their outputs into them, three minutes
 	@$(BIN)/python notebooks/execute.py notebooks/*.ipynb
+
+# Six trainings in full and two decisions, then the tests of MLflow's UI on their store.
+SHOTS := $(CURDIR)/build/screenshots
+screenshots: export MLFLOW_TRACKING_URI := sqlite:///$(SHOTS)/mlflow.db
+screenshots: $(VENV)/installed_dev  ## make the pictures of docs/how-to/mlflow_ui.md, an hour; needs Chromium
+	@rm -rf $(SHOTS) && mkdir -p $(SHOTS)
+	@cd $(SHOTS) && PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.ui.six_runs
+	@FREQFILTER_SCREENSHOTS=1 $(BIN)/python -m pytest tests/ui
 
 docs: $(VENV)/installed_dev  ## build the documentation's site into site/; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

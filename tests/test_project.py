@@ -100,6 +100,16 @@ def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() 
     assert re.fullmatch(r"python=3\.11\.\d+", python)
 
 
+def test_there_is_a_reason_for_every_dependency() -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*stated["dependencies"], *(line for extra in stated["optional-dependencies"].values() for line in extra)]
+    names = {line.partition("==")[0] for line in lines if not re.match(r"freqfilter|types-|.*-stubs", line)}
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page[page.index("## Dependencies, and why each") :]
+    assert len(names) > 20
+    assert {name for name in names if not re.search(rf"\b{name}\b", table)} == set()
+
+
 def test_constraints_hold_the_same_versions() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
