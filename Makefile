@@ -99,7 +99,7 @@ serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="
 	@$(BIN)/python -m freqfilter serve $(ARGS)
 
 test: $(VENV)/installed_dev  ## run the tests, two at a time
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(VENV)/installed_dev  ## the random tests with large counts, an hour; again until MINUTES are over, from new seeds
 	@ends=$$(( $$(date +%s) + 60 * $(MINUTES) )); seed=$(or $(SEED),$$RANDOM$$RANDOM); \
