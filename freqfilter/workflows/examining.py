@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
+from freqfilter.errors import UserError
 from freqfilter.evaluation.fresh import PARTS_OF_A_FILE, score_realizations
 from freqfilter.evaluation.paired import LOOKS, PairedTest, Verdict, paired_test
 from freqfilter.evaluation.references import LIMIT, references
@@ -64,6 +65,9 @@ def examine(
         noise_seed: First of the realizations; None: they follow from what both models are.
         stopping: Tells when to stop.
         console: Hears how it goes.
+
+    Raises:
+        UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
     """
     if champion and champion.number == candidate.number:
         return Evidence([Rung("better than the champion", False, "it is the champion")], {}, None, "")
@@ -84,6 +88,8 @@ def examine(
         try:
             errors, test = _measure(ours, None if same else theirs, params, seeds, bounds, stopping, console)
         except WitnessError as error:
+            if error.uri != candidate.uri:
+                raise UserError(f"the champion cannot be asked, so nothing is decided: {error}") from error
             return Evidence([*rungs, Rung("answers", False, str(error))], {}, None, words)
     of_candidate = errors["candidate"]
     held_against = {side: table for side, table in errors.items() if side not in ("candidate", "champion")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,19 @@ from freqfilter.errors import UserError
 from freqfilter.params import Params, restore
 
 LONGEST_ANSWER_S = 300.0
+FROM_OUTSIDE = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}  # no model ends its process so
 
 
 class WitnessError(UserError):
-    """A model that cannot be loaded, or breaks when it is asked."""
+    """A model that cannot be loaded, or breaks when it is asked.
+
+    Attributes:
+        uri: The model.
+    """
+
+    def __init__(self, uri: str, message: str) -> None:
+        super().__init__(message)
+        self.uri = uri
 
 
 class Witness:
@@ -60,6 +70,7 @@ class Witness:
 
         Raises:
             WitnessError: If it cannot be loaded.
+            UserError: If somebody else has ended its process.
         """
         if self._about is None:
             self._about = self._answer()
@@ -85,6 +96,7 @@ class Witness:
 
         Raises:
             WitnessError: If it breaks.
+            UserError: If somebody else has ended its process.
         """
         found = [self._answer() for _ in range(count)]
         return {answer["name"]: answer["mse"] for answer in found}
@@ -92,17 +104,30 @@ class Witness:
     def _answer(self) -> dict[str, Any]:
         if self._process.stdout is None:
             raise ValueError("a witness answers")
-        watchdog = threading.Timer(LONGEST_ANSWER_S, self._process.kill)
+        too_late = threading.Event()
+
+        def end() -> None:
+            too_late.set()
+            self._process.kill()
+
+        watchdog = threading.Timer(LONGEST_ANSWER_S, end)
         watchdog.start()
         line = self._process.stdout.readline()
         watchdog.cancel()
+        if too_late.is_set():
+            raise WitnessError(self._uri, f"{self._uri}: no answer within {LONGEST_ANSWER_S:.0f} s")
         answer = json.loads(line) if line else {"refused": self._last_words()}
         if "refused" in answer:
-            raise WitnessError(answer["refused"])
+            raise WitnessError(self._uri, answer["refused"])
         return dict(answer)
 
     def _last_words(self) -> str:
-        self._process.wait()
+        if (ended_by := -self._process.wait()) in FROM_OUTSIDE:
+            name = signal.Signals(ended_by).name
+            raise UserError(
+                f"{self._uri}: its process was ended by {name} from outside, as a system short of memory does; "
+                "nothing is decided, ask again"
+            )
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").strip().splitlines()
         return f"{self._uri}: its process ended: {said[-1] if said else 'without a word'}"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 
 import freqfilter
 from freqfilter.params import resolve
+from freqfilter.workflows.witnesses import Witness
 from tests.conftest import Program, Typed, all_runs, artifacts, call, download, options, say
 from tests.promotion.making import (
     BOUNDS,
@@ -137,6 +139,27 @@ def pickled_version(tmp_path: Path) -> int:
             name="m", python_model=Pickled(), registered_model_name=NAME, pip_requirements=[]
         )
     return int(info.registered_model_version)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_end_of_a_models_process_is_no_verdict(
+    number: int, registry_with: Callable[[int | None], Path], typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a system short of memory ends it, whether it is the champion's or the candidate's."""
+    registry_with(1)
+    ask = Witness.ask
+
+    def killed(self: Witness, noise_seeds: list[int] | None) -> None:
+        if self._uri == version(number).uri:
+            self._process.kill()
+        ask(self, noise_seeds)
+
+    monkeypatch.setattr(Witness, "ask", killed)
+    code, line = typed("promote", "--version", "2", *BOUNDS)
+    assert (code, line.count("\n")) == (2, 1)
+    assert "ended by SIGKILL from outside" in line
+    assert "decision" not in version(2).tags
+    assert aliases()["champion"] == 1
 
 
 def test_to_ask_again_gives_the_same_and_another_seed_is_named(promote, registry: Path) -> None:  # type: ignore[no-untyped-def]
