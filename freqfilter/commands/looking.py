@@ -122,7 +122,8 @@ def evaluate(
     type=click.IntRange(0, 1000),
     default=12,
     show_default=True,
-    help="fresh noise realizations that all of them are scored on, to tell a difference from chance",
+    help="fresh noise realizations that all of them are scored on, to tell a difference from chance: 6 at least for "
+    "two, more for more; 0: none",
 )
 @click.option("--page", metavar="FILE", default="comparison.html", show_default=True, help="the page to write")
 @parameter_options(sections=("tracking",))

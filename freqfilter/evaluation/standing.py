@@ -40,8 +40,8 @@ class Standing:
         if found.p_value >= CHANCE:
             return f"no more than chance: {share:+.2f} % ({low:+.2f} to {high:+.2f}), p = {found.p_value:.2g}"
         if share < 0:
-            return f"better by {-share:.2f} % ({-high:.2f} to {-low:.2f}), p = {found.p_value:.2g}"
-        return f"worse by {share:.2f} % ({low:.2f} to {high:.2f}), p = {found.p_value:.2g}"
+            return f"better by {-share:.2f} % ({-high:.2f} to {-low:.2f}), more than chance, p = {found.p_value:.2g}"
+        return f"worse by {share:.2f} % ({low:.2f} to {high:.2f}), more than chance, p = {found.p_value:.2g}"
 
 
 def least_realizations(n_others: int) -> int:
