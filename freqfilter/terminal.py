@@ -47,8 +47,12 @@ class Terminal:
             self._show_step(report, epochs)
 
     def _show_epoch(self, report: EpochReport, epochs: int) -> None:
+        now = time.monotonic()
+        if not self._epochs_seen:
+            # Of an epoch that was resumed only the rest has been seen here.
+            self._started = min(self._started or now, now - report.seconds)
         self._epochs_seen += 1
-        left_s = (time.monotonic() - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
+        left_s = (now - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
         minutes, seconds = divmod(round(left_s), 60)
         self._figures = "  ".join(_figures(report))
         line = f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}  {self._figures}"
