@@ -37,7 +37,7 @@ FACTS = {
         assert differing == {"seed", "cell", "noise", "targets"}
         assert [len(curve.validation) for curve in curves.values()] == 4 * [8]
         assert best["over the limit"].idxmax() == "noise=fixed"
-        assert best["train_loss"].idxmin() == "noise=fixed"
+        assert best["last train_loss"].idxmin() == "noise=fixed"
     """,
     "4_promoting_and_loading": """
         assert [decision.outcome for decision in (first, second, third)] == ["PROMOTED", "REFUSED", "PROMOTED"]
