@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,7 +93,7 @@ def url(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until_it_answers(f"http://127.0.0.1:{port}/health", process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, 15)
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
 
 
@@ -128,15 +129,13 @@ def keep(page: Page, name: str) -> None:
     page.wait_for_timeout(1500)  # charts and menus move for a moment
     if SCREENSHOTS:
         PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / f"{name}.png")
+        own = page.get_by_text("sqlite:///")  # where the store lies on this machine
+        page.screenshot(path=PICTURES / f"{name}.png", mask=[own], mask_color="#e8e8e8")
 
 
-def open_experiment(page: Page) -> None:
-    """From the first page to the runs."""
+def open_view(page: Page, name: str) -> None:
+    """From the first page to the experiment's runs, in a view that it brings."""
     page.get_by_role("link", name="freqfilter", exact=True).first.click()
-
-
-def choose_view(page: Page, name: str) -> None:
     page.locator("[data-testid=saved-views-trigger]").click()
     page.get_by_role("menuitem", name=name).click()
     expect(page.get_by_text("You're viewing a shared view")).to_be_visible()
@@ -180,8 +179,7 @@ def loaded(picture: Locator) -> bool:
 
 
 def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Trainings")
+    open_view(page, "Trainings")
     expect(row(page, runs["failed"])).to_be_visible()
     over_limit = column(page, TEST_MSE_OVER_LIMIT)
     assert over_limit[-1] == "-", "the failed run is the last"
@@ -194,8 +192,7 @@ def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: d
 
 
 def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Trainings")
+    open_view(page, "Trainings")
     show_charts(page)
     for metrics in ((TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE), (AUDIT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
         # Each lies over a faint one, which would be the same without smoothing.
@@ -207,8 +204,7 @@ def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs:
 
 
 def test_pictures_of_the_runs_stand_side_by_side(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Trainings")
+    open_view(page, "Trainings")
     show_charts(page)
     page.get_by_text("Pictures", exact=True).scroll_into_view_if_needed()
     for key in COMPARED.values():
@@ -223,8 +219,7 @@ def test_pictures_of_the_runs_stand_side_by_side(page: Page, runs: dict[str, Run
 
 
 def test_the_compare_page_shows_the_parameters_that_differ_and_only_those(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Trainings")
+    open_view(page, "Trainings")
     chosen = [runs["original"], runs["default"], runs["gru"]]
     for run in chosen:
         row(page, run).locator("input[aria-label*='row selection']").check(force=True)
@@ -240,8 +235,7 @@ def test_the_compare_page_shows_the_parameters_that_differ_and_only_those(page: 
 
 
 def test_a_run_tells_its_story_and_leads_to_its_version(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Trainings")
+    open_view(page, "Trainings")
     row(page, runs["default"]).get_by_role("link").first.click()
     expect(page.get_by_text("× the limit").first).to_be_visible()
     page.get_by_text("Show more").click()
@@ -253,16 +247,14 @@ def test_a_run_tells_its_story_and_leads_to_its_version(page: Page, runs: dict[s
 
 
 def test_a_failed_run_says_why(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Trainings")
+    open_view(page, "Trainings")
     row(page, runs["failed"]).get_by_role("link").first.click()
     expect(page.get_by_text("the training loss is not finite in epoch 1").first).to_be_visible()
     expect(page.get_by_text("Failed").first).to_be_visible()
 
 
 def test_decisions_have_a_page_with_their_reasons(page: Page, runs: dict[str, Run]) -> None:
-    open_experiment(page)
-    choose_view(page, "Decisions")
+    open_view(page, "Decisions")
     first, second = column(page, "decision")
     assert first == "PROMOTED"
     assert second in ("HELD", "REFUSED")
