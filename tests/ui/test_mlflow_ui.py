@@ -263,8 +263,9 @@ def test_decisions_have_a_page_with_their_reasons(page: Page, runs: dict[str, Ru
 
 
 def test_the_models_page_has_versions_aliases_and_evidence(page: Page, runs: dict[str, Run]) -> None:
-    # A first visit is greeted by a dialog.
-    page.add_locator_handler(page.get_by_role("dialog"), lambda: page.keyboard.press("Escape"))
+    # A first visit is greeted by a dialog, which does not hear the key while it is still opening: press it again then.
+    greeting = page.get_by_role("dialog")
+    page.add_locator_handler(greeting, lambda: page.keyboard.press("Escape"), no_wait_after=True)
     page.get_by_text("Model registry").first.click()
     page.get_by_role("link", name="frequency-filter").first.click()
     champion = page.get_by_role("link", name=f"Version {version(runs['default'])}", exact=True)
