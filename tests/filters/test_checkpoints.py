@@ -25,13 +25,12 @@ def stated(params: Params) -> Stated:
     return Stated(params, "default", {"train": "0123"})
 
 
-PLATEAU = {"scheduler_patience": "1", "learning_rate": "0.3"}
+# Steps so small that no epoch counts as better, so that the scheduler acts on every processor.
+PLATEAU = {"scheduler_patience": "1", "learning_rate": "1e-7"}
 COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500", "targets": "posterior_mean"}
 
 
-@pytest.mark.parametrize(
-    "overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0", "learning_rate": "1"}, COSINE]
-)
+@pytest.mark.parametrize("overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0"}, COSINE])
 @pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
 def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(
     stop_after: int, overrides: dict[str, str], tmp_path: Path
