@@ -14,12 +14,15 @@ from tqdm import tqdm
 from freqfilter.filters.state import EpochReport
 from freqfilter.filters.training import StepReport
 
+SILENCE_S = 60  # after which a log file gets a line within an epoch, too
+
 
 class Terminal:
     """Lines on standard output, and a live bar below them where that is a terminal."""
 
     def __init__(self) -> None:
         self._bar: tqdm[Never] | None = None
+        self._written = time.monotonic()  # when the last line was
         self._forget()
 
     def _forget(self) -> None:
@@ -45,6 +48,8 @@ class Terminal:
             self._show_epoch(report, epochs)
         elif sys.stdout.isatty():
             self._show_step(report, epochs)
+        elif time.monotonic() - self._written >= SILENCE_S:
+            self._write(f"{_epoch(report, epochs)}  batch {report.batch}/{report.n_batches}")
 
     def _show_epoch(self, report: EpochReport, epochs: int) -> None:
         now = time.monotonic()
@@ -55,8 +60,7 @@ class Terminal:
         left_s = (now - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
         minutes, seconds = divmod(round(left_s), 60)
         self._figures = "  ".join(_figures(report))
-        line = f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}  {self._figures}"
-        self._write(f"{line}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
+        self._write(f"{_epoch(report, epochs)}  {self._figures}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
         if report.epoch == epochs:
             self.close()
 
@@ -70,6 +74,7 @@ class Terminal:
         self._bar.update(done - self._bar.n)
 
     def _write(self, line: str) -> None:
+        self._written = time.monotonic()
         try:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -91,6 +96,10 @@ class Quiet:
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
         """Show nothing."""
+
+
+def _epoch(report: StepReport | EpochReport, epochs: int) -> str:
+    return f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}"
 
 
 def _figures(report: EpochReport) -> list[str]:

@@ -228,7 +228,9 @@ def slow_epoch(report: EpochReport, expected_s: float | None, params: Params, *,
         return None
     remedies = []
     if threads > 1:
-        remedies.append(f"threads=1 (now {threads})")
+        # What the environment says may also change where the run is resumed.
+        one = "threads=1" if params.training.threads else "OMP_NUM_THREADS=1 in the environment"
+        remedies.append(f"{one} (now {threads})")
     if params.training.precision in ("bf16", "fp16"):
         remedies.append(f"precision=fp32 (now {params.training.precision})")
     remedy = f"; try {' or '.join(remedies)}" if remedies else ": end them, or lower epochs or hidden_size"

@@ -174,17 +174,20 @@ def test_an_epoch_far_slower_than_the_processor_is_noticed(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("seconds", "threads", "precision", "remedy"),
+    ("seconds", "threads", "overrides", "remedy"),
     [
-        (100.0, 2, "fp32", "try threads=1 (now 2)"),
-        (100.0, 1, "bf16", "try precision=fp32 (now bf16)"),
-        (100.0, 1, "fp32", "end them"),
-        (16.0, 2, "fp32", None),
+        (100.0, 2, {"threads": "2"}, "try threads=1 (now 2)"),
+        (100.0, 2, {"threads": "0"}, "try OMP_NUM_THREADS=1 in the environment (now 2)"),
+        (100.0, 1, {"precision": "bf16"}, "try precision=fp32 (now bf16)"),
+        (100.0, 1, {}, "end them"),
+        (16.0, 2, {}, None),
     ],
 )
-def test_a_slow_epoch_names_what_to_change(seconds: float, threads: int, precision: str, remedy: str | None) -> None:
+def test_a_slow_epoch_names_what_to_change(
+    seconds: float, threads: int, overrides: dict[str, str], remedy: str | None
+) -> None:
     report = EpochReport(1, train_loss=1.0, gradient_norm=1.0, learning_rate=1e-3, seconds=seconds)
-    found = slow_epoch(report, 10.0, small(precision=precision), threads=threads)
+    found = slow_epoch(report, 10.0, small(**overrides), threads=threads)
     assert (found is None) == (remedy is None)
     if found and remedy:
         assert remedy in found.line
