@@ -73,7 +73,7 @@ METRICS = {
         "test/db_over_limit": "the same distance in decibels",
         "test/*_*hz": "any of these for one component, such as `test/mse_5hz` or `test/mse_over_limit_5hz`",
         "test/*_mse": "mean squared error of another extractor on the same windows, such as `test/limit_mse`, "
-        "`test/limit_two_sided_mse`, `test/linear_mmse_mse`, `test/band_pass_causal_mse`, `test/zero_mse`",
+        "`test/limit_two_sided_mse`, `test/linear_mmse_mse`, `test/linear_mmse_two_sided_mse`, `test/zero_mse`",
     },
     "Fresh realizations: `evaluate` with `realizations`": {
         "fresh/realizations": "how many there were",

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FACTS = {
     "1_signals_and_limit": """
         least = mse["all"]
-        assert least["limit_two_sided"] < least["limit"] < least["linear_mmse_causal"] < least["zero"]
+        assert least["limit_two_sided"] < least["limit"] < least["linear_mmse"] < least["zero"]
         assert abs(in_use.causal.mse - 0.208) < 0.01
         errors = [scores.two_sided.mse for scores in of_lengths.values()]
         assert errors[0] > 0.25

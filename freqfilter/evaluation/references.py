@@ -19,8 +19,9 @@ LIMIT = "limit"  # the least error for a filter that sees as much as the one tha
 def references(params: Params, splits: Splits) -> dict[str, Extractor]:
     """Extractors by name, in the order of a table.
 
-    The limit is there where the signal model is known and the realization is not too long for it. ``limit`` is that of
-    a filter like the one in question, causal or bidirectional; the other one is named by its view.
+    The limit is there where the signal model is known and the realization is not too long for it. ``limit``,
+    ``linear_mmse`` and ``band_pass`` see as much as the filter in question, causal or bidirectional; those that see
+    more or less are named by their view.
 
     Args:
         params: The parameters of the filter that is judged.
@@ -35,11 +36,12 @@ def references(params: Params, splits: Splits) -> dict[str, Extractor]:
     if params.data.data_file is not None:
         return blind
     model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
+    causal, other = not params.model.bidirectional, _other_view(params)
     classical: dict[str, Extractor] = {
-        "linear_mmse": linear_mmse(model, n_samples=n_samples, causal=False),
-        "linear_mmse_causal": linear_mmse(model, n_samples=n_samples, causal=True),
-        "band_pass": band_pass(model, n_samples=n_samples, zero_phase=True),
-        "band_pass_causal": band_pass(model, n_samples=n_samples, zero_phase=False),
+        "linear_mmse": linear_mmse(model, n_samples=n_samples, causal=causal),
+        f"linear_mmse_{other}": linear_mmse(model, n_samples=n_samples, causal=not causal),
+        "band_pass": band_pass(model, n_samples=n_samples, zero_phase=not causal),
+        f"band_pass_{other}": band_pass(model, n_samples=n_samples, zero_phase=causal),
         "least_squares": least_squares(model, n_samples=n_samples),
     }
     return limits(params) | classical | blind
@@ -51,5 +53,8 @@ def limits(params: Params) -> dict[str, Extractor]:
     if params.data.data_file is not None or model.n_samples - n_samples + 1 > MOST_STARTS:
         return {}
     limit = LimitExtractor(Limit.from_model(model, n_samples=n_samples), two_sided=params.model.bidirectional)
-    other = "limit_causal" if params.model.bidirectional else "limit_two_sided"
-    return {LIMIT: limit, other: limit.other_side()}
+    return {LIMIT: limit, f"{LIMIT}_{_other_view(params)}": limit.other_side()}
+
+
+def _other_view(params: Params) -> str:
+    return "causal" if params.model.bidirectional else "two_sided"

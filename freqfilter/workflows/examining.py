@@ -13,7 +13,7 @@ from freqfilter.errors import UserError
 from freqfilter.evaluation.fresh import PARTS_OF_A_FILE, score_realizations
 from freqfilter.evaluation.paired import LOOKS, PairedTest, Verdict, paired_test
 from freqfilter.evaluation.references import LIMIT, references
-from freqfilter.evaluation.rungs import Bounds, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
+from freqfilter.evaluation.rungs import BEATEN, Bounds, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
 from freqfilter.evaluation.scores import OVERALL, Extractor
 from freqfilter.params import Params
 from freqfilter.params.task import other_task
@@ -162,6 +162,5 @@ def _measure(
 
 def _held_against(params: Params) -> dict[str, Extractor]:
     """What the candidate has to beat, and the limit where it is known."""
-    linear = "linear_mmse" if params.model.bidirectional else "linear_mmse_causal"
     every = references(params, Splits.from_params(params))
-    return {name: extractor for name, extractor in every.items() if name in ("zero", "mean", linear, LIMIT)}
+    return {name: extractor for name, extractor in every.items() if name in (*BEATEN, LIMIT)}

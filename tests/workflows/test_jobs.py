@@ -178,7 +178,7 @@ def test_evaluate_draws_what_training_drew(typed: Typed, folder: Path) -> None:
     ]
     np.testing.assert_allclose(of_runs[0]["mse"], of_runs[1]["mse"], rtol=1e-5)
     assert of_runs[0].index.get_level_values("extractor").unique().tolist() == [
-        "model", "limit", "limit_two_sided", "linear_mmse", "linear_mmse_causal", "band_pass", "band_pass_causal",
+        "model", "limit", "limit_two_sided", "linear_mmse", "linear_mmse_two_sided", "band_pass", "band_pass_two_sided",
         "least_squares", "zero", "mean", "random",
     ]  # fmt: skip
 
