@@ -125,7 +125,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["train", "--data_file", "~nobody_of_that_name/x.npz"], ["data_file=~nobody_of_that_name"]),
         (["train", "--frequencies_hz", str(list(range(1, 300)))], ["frequencies_hz", "at most 200"]),
         (["train", "--split", "file"], ["split=file", "data_file"]),
-        (["train", "--start_from", "models:/nothing/1"], ["models:/nothing/1", "not found"]),
+        (["train", "--start_from", "models:/nothing/1"], ["models:/nothing/1", "not found (looked in sqlite:///"]),
         (["train", "--start_from", "0" * 32], ["run_id=000", "not found"]),
         (["train", "--seeds", "3"], ["seeds=3", "[1, 2, 3]"]),
         (["train", "--seeds", "[]"], ["seeds=[]", "[1, 2, 3]"]),

@@ -91,11 +91,16 @@ def see_that_it_answers(uri: str) -> None:
 
 @contextmanager
 def translated(subject: str) -> Iterator[None]:
-    """A block in which what MLflow refuses becomes a user's error about ``subject``."""
+    """A block in which what MLflow refuses becomes a user's error about ``subject``.
+
+    What is missing may stand in another store: without ``MLFLOW_TRACKING_URI`` each folder has its own.
+    """
     try:
         yield
     except STORE_ERRORS as error:
-        raise UserError(f"{subject}: {one_line(error, most=300)}") from error
+        missing = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
+        where = f" (looked in {without_credentials(mlflow.get_tracking_uri())})" if missing else ""
+        raise UserError(f"{subject}: {one_line(error, most=300)}{where}") from error
 
 
 def patiently(ask: Callable[[], Answer]) -> Answer:
