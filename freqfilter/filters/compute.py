@@ -74,7 +74,7 @@ class Compute:
             # cuBLAS sums in an order of its own unless it is given fixed workspaces (CUDA documentation, cuBLAS,
             # "Results Reproducibility"); read when the first CUDA context is made.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(params.deterministic)
+        use_deterministic_algorithms(params.deterministic)
         # Nothing here reads memory that it has not written; to fill all of it would take a tenth of a step's time.
         deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.deterministic = params.deterministic
@@ -125,6 +125,14 @@ class Compute:
         except RuntimeError as error:
             return str(error).splitlines()[0]
         return None
+
+
+def use_deterministic_algorithms(wanted: bool) -> None:
+    """Have PyTorch use only algorithms that give the same bits each time, or let it choose.
+
+    ``torch.use_deterministic_algorithms`` is the same after seconds, which importing PyTorch's compiler takes.
+    """
+    torch.set_deterministic_debug_mode("error" if wanted else "default")
 
 
 def _keep_freed_memory() -> None:

@@ -155,6 +155,7 @@ class Run:
 
     def log_figure(self, figure: Figure, artifact: str, *, dpi: int = 120) -> None:
         """Log a figure as a picture of ``dpi`` dots an inch."""
+        _lay_out(figure, dpi)
         with replacing(self.folder / artifact) as file:
             figure.savefig(file, format="png", dpi=dpi)
         self.log_file(self.folder / artifact)
@@ -198,6 +199,14 @@ def diagnoses(tags: Mapping[str, str]) -> list[str]:
 def picture_address(run_id: str, key: str) -> str:
     """Where MLflow's UI shows a picture that was logged, for a text on one of its pages."""
     return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"
+
+
+def _lay_out(figure: Figure, dpi: int) -> None:
+    """Give all that is in a figure its place; matplotlib would go through it twice, and again for each picture."""
+    if engine := figure.get_layout_engine():
+        figure.set_dpi(dpi)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def _picture(key: str) -> str:

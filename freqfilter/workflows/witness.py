@@ -20,6 +20,7 @@ import torch
 from freqfilter.errors import UserError
 from freqfilter.evaluation.fresh import score_realizations
 from freqfilter.evaluation.scores import MODEL
+from freqfilter.filters.compute import use_deterministic_algorithms
 from freqfilter.filters.loaded import Filter
 
 TIMED = 20  # calls, whose median is the latency
@@ -72,7 +73,7 @@ def _main(uri: str) -> None:
         answers.flush()
 
     torch.set_num_threads(1)  # the same bits wherever it is asked
-    torch.use_deterministic_algorithms(True)
+    use_deterministic_algorithms(True)
     try:
         with tempfile.TemporaryDirectory() as folder:
             files = checked_files(uri, Path(folder))
