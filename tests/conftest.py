@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -14,8 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import PIL.Image
 import pytest
 import torch
+from filelock import FileLock
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -182,13 +186,39 @@ def download(run: Run, artifact: str, to: Path) -> Path:
     return Path(mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=artifact, dst_path=str(to)))
 
 
+def made_once(name: str, make: Callable[[Path], object], factory: pytest.TempPathFactory) -> Path:
+    """A folder with what takes seconds to make: the first of pytest's workers makes it, for all of them."""
+    among = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        among = among.parent
+    folder = among / name
+    with FileLock(among / f"{name}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def in_store(store: Path, cache: Path, *words: str) -> None:
+    """``python -m freqfilter WORD…`` on an SQLite store, in its folder."""
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
+        "XDG_CACHE_HOME": str(cache),
+        "PYTHONPATH": str(ROOT),
+    }
+    subprocess.run([sys.executable, "-m", "freqfilter", *words], env=environment, check=True, cwd=store.parent)
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite store with all of MLflow's tables, made once since that takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{path}"}
-    subprocess.run([sys.executable, "-m", "freqfilter", "init_store"], env=environment, check=True, cwd=path.parent)
-    return path
+    """An SQLite store with all of MLflow's tables."""
+
+    def make(folder: Path) -> None:
+        in_store(folder / "mlflow.db", folder / "cache", "init_store")
+
+    return made_once("store", make, tmp_path_factory) / "mlflow.db"
 
 
 def work_in(folder: Path, store: Path, patch: pytest.MonkeyPatch, *, cache: Path) -> None:
@@ -212,7 +242,16 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
     work = tmp_path / "work"
     work.mkdir()
     work_in(work, store, monkeypatch, cache=empty_store.parent / "cache")
+    draw_nothing(monkeypatch)
     return work
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave a dot in place of each picture that this process would draw, which is most of a small run's time."""
+    dot = io.BytesIO()
+    PIL.Image.new("RGB", (1, 1)).save(dot, format="png")
+    patch.setattr(Figure, "savefig", lambda figure, file, **settings: file.write(dot.getvalue()))
+    patch.setattr(Figure, "get_layout_engine", lambda figure: None)
 
 
 Typed = Callable[..., tuple[object, str]]

@@ -19,7 +19,6 @@ import click
 import mlflow.cli
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.projects.utils import load_project
 
@@ -32,8 +31,7 @@ from freqfilter.params.resolve import DEFAULT_RECIPE, fields, resolve
 from freqfilter.terminal import Terminal
 from freqfilter.tracking import provenance
 from freqfilter.tracking.processes import Worker
-from freqfilter.tracking.runs import Run
-from tests.conftest import ROOT, SMALL, all_runs, options, start, work_in
+from tests.conftest import ROOT, SMALL, all_runs, draw_nothing, options, start, work_in
 
 pytestmark = pytest.mark.slow
 
@@ -111,8 +109,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
         # Most of a small run's time goes into what is no matter here.
-        patch.setattr(Figure, "savefig", lambda figure, file, **settings: file.write(b"no picture"))
-        patch.setattr(Run, "log_picture", lambda run, figure, key: None)
+        draw_nothing(patch)
         patch.setattr(gallery, "of_evaluation", lambda *arguments, **settings: iter(()))
         patch.setattr(provenance, "_distributions_digest", cache(provenance._distributions_digest))
         patch.setattr("freqfilter.workflows.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone

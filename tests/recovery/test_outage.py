@@ -75,7 +75,7 @@ def test_a_server_that_hangs_is_said_in_one_line(at_server: Server, freqfilter: 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("number", range(many(3, 20)))
+@pytest.mark.parametrize("number", range(many(2, 20)))
 def test_training_goes_on_through_outages_and_each_point_arrives_once(
     number: int, at_server: Server, folder: Path
 ) -> None:
