@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -9,14 +10,17 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from numpy.typing import NDArray
 
 import freqfilter
 from freqfilter.errors import UserError
+from freqfilter.evaluation.figures.style import dress, new_figure
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.params import TrackingParams, resolve, restore
 from freqfilter.stopping import Stopped, Stopping
@@ -26,6 +30,8 @@ from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.store import open_store
 from tests.conftest import SMALL, all_runs, network
+
+DRAWS = {name: getattr(Figure, name) for name in ("savefig", "get_layout_engine")}  # before fixtures replace them
 
 
 def kept_in(folder: Path, **overrides: str) -> TrackingParams:
@@ -133,6 +139,40 @@ def test_artifacts_keep_their_names(folder: Path) -> None:
     assert (download / "c.txt").read_bytes() == b"text"
     assert np.load(download / "models/b.npz")["numbers"].tolist() == [1, 2]
     assert (download / "visualizations/a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_is_laid_out_once_looks_as_matplotlib_draws_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, method in DRAWS.items():
+        monkeypatch.setattr(Figure, name, method)
+
+    def figure() -> Figure:
+        made = new_figure(5, 3)
+        for axes in made.subplots(1, 2):
+            axes.plot([0, 1], [1e5, 3e5])
+            dress(axes, xlabel="time", ylabel="a label that takes room", title="title")
+        return made
+
+    def ink(picture: Path | io.BytesIO) -> NDArray[np.bool_]:
+        return np.asarray(PIL.Image.open(picture).convert("L")) < 200
+
+    def edges(inked: NDArray[np.bool_]) -> NDArray[np.int64]:
+        rows, columns = np.nonzero(inked)
+        return np.array([rows.min(), rows.max(), columns.min(), columns.max()])
+
+    with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
+        once = figure()
+        run.log_figure(once, "a.png")
+        run.log_picture(once, "a")
+    got = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(folder / "got")))
+    (small,) = got.glob("images/*.png")
+    expected, expected_small = io.BytesIO(), io.BytesIO()
+    figure().savefig(expected, dpi=120)
+    figure().savefig(expected_small, dpi=60)
+    assert np.array_equal(ink(got / "a.png"), ink(expected))
+    assert ink(small).shape == ink(expected_small).shape
+    assert np.abs(edges(ink(small)) - edges(ink(expected_small))).max() <= 4  # pixels
 
 
 def trained(seed: int = 0) -> FrequencyFilterLSTM:
