@@ -27,6 +27,7 @@ from freqfilter.params import Params
 from freqfilter.signals.randomness import stream
 from freqfilter.tracking.environment import environment, scratch
 from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, SAFE, SCHEMA, files_digest
+from freqfilter.tracking.runs import on_page
 from freqfilter.tracking.store import patiently, translated
 
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
@@ -152,7 +153,7 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         for version in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
             if (version.name, version.source) == (name, uri):
                 return int(version.version)
-        made = client.create_model_version(name, uri, tags=noted, description=description, model_id=model_id)
+        made = client.create_model_version(name, uri, tags=noted, description=on_page(description), model_id=model_id)
         return int(made.version)
 
     with translated(f"model_name={name}"):

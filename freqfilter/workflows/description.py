@@ -11,8 +11,6 @@ from tabulate import tabulate
 from freqfilter.evaluation.scores import MODEL, OVERALL
 from freqfilter.filters.state import Progress
 
-GAP = "\N{NO-BREAK SPACE}" * 2  # MLflow's pages put no room between the columns of a table
-
 
 def description(
     progress: Progress,
@@ -103,12 +101,10 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     components = scores.index.get_level_values("component").unique()
     extractors = scores.index.get_level_values("extractor").unique()
     table = scores["mse"].unstack("component").loc[extractors, components]
-    gap = GAP if table_format == "github" else ""
     return tabulate(
-        [[name, *(f"{gap}{mse:.4g}" for mse in row)] for name, row in zip(table.index, table.to_numpy(), strict=True)],
-        headers=["test MSE", *(f"{gap}{component}" for component in components)],
+        [[name, *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],
+        headers=["test MSE", *components],
         tablefmt=table_format,
-        disable_numparse=bool(gap),
         floatfmt=".4g",
     )
 
@@ -123,11 +119,10 @@ def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = Fa
     """
     if with_spread:
         table = pd.concat([table, table.agg(["mean", "std"])])
-    gap = GAP if table_format == "github" else ""
     rows = zip(table.index, table.to_numpy().tolist(), strict=True)
     return tabulate(
-        [[f"{name}{gap}", *map(_shown, row)] for name, row in rows],
-        headers=["run", *(f"{gap}{column}" for column in table.columns)],
+        [[name, *map(_shown, row)] for name, row in rows],
+        headers=["run", *table.columns],
         tablefmt=table_format,
         disable_numparse=True,
         colalign=["left", *["right"] * table.shape[1]],
