@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from tests.conftest import all_runs, options, start
@@ -42,6 +43,12 @@ def known() -> dict[str, Run]:
 def version(run: Run) -> str:
     """The version that a training has registered."""
     return str(run.data.tags["model_version"])
+
+
+def champion() -> str:
+    """Which of the trainings has won: the default recipe, or the GRU that was held against it."""
+    won = MlflowClient().get_model_version_by_alias("frequency-filter", "champion").version
+    return next(kind for kind, run in known().items() if run.data.tags.get("model_version") == str(won))
 
 
 def one_by_one(jobs: Iterable[list[str]]) -> list[object]:
