@@ -17,8 +17,8 @@ from tests.conftest import SMALL
 
 NAME = "frequency-filter"
 SETTING = SMALL | {"hidden_size": "16", "learning_rate": "0.02", "noise_std": "0.2"}
-# What small filters can be held to.
-BOUNDS = ("--most_over_limit", "1.25", "--most_over_limit_per_frequency", "1.6")
+# What small filters keep to on every processor: the lesser of the two has 1.2 and 1.5, the deaf one 3.9.
+BOUNDS = ("--most_over_limit", "1.5", "--most_over_limit_per_frequency", "2.5")
 
 
 def setting(**overrides: str) -> Params:
