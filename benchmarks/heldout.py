@@ -40,5 +40,6 @@ class HeldOut:
 
     def ratio(self, network: nn.Module) -> float:
         """The network's mean squared error over the limit's."""
-        errors = (estimate(network, self.inputs) - self.targets).square()
+        device = next(network.parameters()).device
+        errors = (estimate(network, self.inputs.to(device)).cpu() - self.targets).square()
         return float(errors.double().mean()) / self.limit_mse

@@ -1,7 +1,8 @@
 """The reference: a plain training script as the original is, kept naive on purpose.
 
 All windows stand in memory, a `DataLoader` collates them one by one, everything is float32, and the loss is read after
-each step. It knows nothing of this package but the noise's numbers, which are NumPy's own.
+each step. CUDA is used where there is one. It knows nothing of this package but the noise's numbers, which are NumPy's
+own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 BATCH_SIZE = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Filter(nn.Module):
@@ -68,7 +70,7 @@ class Training:
         held_out, kept = order[:n_validation], order[n_validation:]
         training = DataLoader(TensorDataset(inputs[kept], targets[kept]), batch_size=BATCH_SIZE, shuffle=True)
         validation = DataLoader(TensorDataset(inputs[held_out], targets[held_out]), batch_size=BATCH_SIZE)
-        model = Filter()
+        model = Filter().to(DEVICE)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-5)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
         return cls(model, optimizer, scheduler, training, validation)
@@ -76,7 +78,7 @@ class Training:
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
         """One step of training."""
         self.optimizer.zero_grad()
-        loss = nn.functional.mse_loss(self.model(x), y)
+        loss = nn.functional.mse_loss(self.model(x.to(DEVICE)), y.to(DEVICE))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -86,7 +88,7 @@ class Training:
         """Validation loss; the scheduler sees it."""
         self.model.eval()
         with torch.no_grad():
-            losses = [nn.functional.mse_loss(self.model(x), y).item() for x, y in self.validation]
+            losses = [nn.functional.mse_loss(self.model(x.to(DEVICE)), y.to(DEVICE)).item() for x, y in self.validation]
         loss = float(np.mean(losses))
         self.scheduler.step(loss)
         return loss

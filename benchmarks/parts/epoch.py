@@ -35,7 +35,7 @@ def show_equal() -> float:
     """The largest relative difference of the losses of both sides, over the first steps of the same training."""
     params = resolve(QUIET | {"dropout": "0"}, recipe="original")
     state, splits = begin(params)
-    windows = splits.epoch(1)
+    windows = splits.epoch(1).to(state.compute.device)
     reference = Training.begin(seed=0)
     reference.model.lstm.dropout = 0.0
     reference.model.dropout.p = 0.0
@@ -44,7 +44,7 @@ def show_equal() -> float:
     reference.model.train()
     largest = 0.0
     for positions in epoch_order(42, 1, len(windows)).split(params.training.batch_size)[:STEPS_COMPARED]:
-        lesson = windows.lesson(positions)
+        lesson = windows.lesson(positions.to(state.compute.device))
         ours = float(training_step(state, lesson, params.training)[0])
         theirs = reference.step(lesson.inputs, lesson.targets)
         largest = max(largest, abs(ours / theirs - 1))

@@ -79,14 +79,18 @@ class FrequencyFilterLSTM(nn.Module):
             state: What an earlier call returned, to go on where that one ended; None starts from zero.
         """
         time_first = inputs.transpose(0, 1).contiguous()
-        if self.training and self.recurrent.dropout and not inputs.is_cuda:
+        if self.training and self.recurrent.dropout:
             features = self._layer_by_layer(time_first)
         else:
             features, state = self.recurrent(time_first, state)
         return self.output(self.dropout(features)).transpose(0, 1), state
 
     def _layer_by_layer(self, inputs: Tensor) -> Tensor:
-        """What the recurrent layers give from a state of zero, with our own dropout between them."""
+        """What the recurrent layers give from a state of zero, with our own dropout between them.
+
+        That of cuDNN has a random state of its own, which nobody can read: training could not go on from a checkpoint
+        with the same numbers.
+        """
         recurrent, features = self.recurrent, inputs
         n_directions = 2 if recurrent.bidirectional else 1
         zeros = inputs.new_zeros(n_directions, inputs.shape[1], recurrent.hidden_size)
@@ -95,6 +99,8 @@ class FrequencyFilterLSTM(nn.Module):
             weights: list[Tensor] = [weight for of_direction in of_layer for weight in of_direction]
             if layer > 0:
                 features = self.dropout(features)
+            if features.is_cuda:
+                weights = _in_one_piece(weights)
             # With biases; one layer, without dropout; in training; in these directions; time first.
             if isinstance(recurrent, nn.LSTM):
                 features, *_ = torch.lstm(
@@ -103,6 +109,18 @@ class FrequencyFilterLSTM(nn.Module):
             else:
                 features, _ = torch.gru(features, zeros, weights, True, 1, 0.0, True, recurrent.bidirectional, False)
         return features
+
+
+def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
+    """A layer's weights as cuDNN wants them, one behind the other: the matrices of all directions, then the biases.
+
+    It would copy them itself, and warn at each call.
+    """
+    order = sorted(range(len(weights)), key=lambda place: weights[place].dim(), reverse=True)
+    piece = torch.cat([weights[place].flatten() for place in order])
+    parts = torch.split(piece, [weights[place].numel() for place in order])
+    placed = {place: part.view_as(weights[place]) for place, part in zip(order, parts, strict=True)}
+    return [placed[place] for place in range(len(weights))]
 
 
 def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Tensor:

@@ -201,6 +201,7 @@ class Validation:
 
 def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -> Validation:
     """Judge the network on windows."""
+    windows = windows.to(state.compute.device)
     state.network.eval()
     losses, errors = [], []
     for inputs, targets in batches(windows, SCORED_AT_ONCE, state.compute.device):

@@ -23,6 +23,7 @@ from freqfilter.signals.model import SignalModel, stretches
 
 CELLS_AT_ONCE = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
 LOWEST = -115.0  # log2 of a probability beside the highest: 2⁻¹¹⁵ is nothing, and what is less takes ten times as long
+SAMPLES_AT_ONCE = 64  # on a CUDA device, which takes longer to begin a step than to do it
 LEAST_NOISE = 1e-6  # stands for no noise; the starts that fit best then share the probability
 
 
@@ -128,7 +129,11 @@ def posterior_mean(mixtures: Tensor, candidates: Tensor, *, noise_std: float, tw
     """
     ones = torch.ones_like(candidates[:1])
     of_samples = torch.cat([candidates, ones]).permute(2, 1, 0).contiguous()
-    all_weights = _weights(mixtures, list(candidates.mean(dim=0).T.contiguous()), noise_std)
+    expected = candidates.mean(dim=0).T.contiguous()
+    if mixtures.is_cuda:
+        all_weights = _weights_in_blocks(mixtures, expected, noise_std)
+    else:
+        all_weights = _weights(mixtures, list(expected), noise_std)
     if two_sided:
         *_, weights = all_weights
         sums = [weights @ of_sample for of_sample in of_samples]
@@ -148,7 +153,7 @@ def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -
         candidates: What the mixture would be without noise, for each sample (n_candidates,).
         noise_std: Standard deviation of the noise.
     """
-    precision = 1 / (2 * max(noise_std, LEAST_NOISE) ** 2) / math.log(2)  # PyTorch's exp2 is faster than its exp
+    precision = _precision(noise_std)
     log_weights = mixtures.new_zeros(len(mixtures), len(candidates[0]))
     weights = torch.empty_like(log_weights)
     for seen, candidate in zip(mixtures.T, candidates, strict=True):
@@ -157,6 +162,25 @@ def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -
         log_weights.sub_(log_weights.amax(dim=1, keepdim=True))
         torch.clamp(log_weights, min=LOWEST, out=weights)
         yield weights.exp2_()
+
+
+def _weights_in_blocks(mixtures: Tensor, candidates: Tensor, noise_std: float) -> Iterator[Tensor]:
+    """The same of candidates (n_samples, n_candidates), in few operations on much memory."""
+    log_weights = mixtures.new_zeros(len(mixtures), candidates.shape[1])
+    blocks = (torch.split(of_samples, SAMPLES_AT_ONCE) for of_samples in (mixtures.T, candidates))
+    for seen, candidate in zip(*blocks, strict=True):
+        distances = (seen[:, :, None] - candidate[:, None]).square_()
+        # PyTorch's cumulative sum is not repeatable on CUDA.
+        so_far = (mixtures.new_ones(len(seen), len(seen)).tril_() @ distances.flatten(1)).view_as(distances)
+        of_block = torch.sub(log_weights, so_far, alpha=_precision(noise_std))
+        of_block -= of_block.amax(dim=2, keepdim=True)
+        log_weights = of_block[-1]
+        yield from of_block.clamp(min=LOWEST).exp2_()
+
+
+def _precision(noise_std: float) -> float:
+    """What a squared distance is worth in the log2 of a probability; PyTorch's exp2 is faster than its exp."""
+    return 1 / (2 * max(noise_std, LEAST_NOISE) ** 2) / math.log(2)
 
 
 class LimitExtractor:

@@ -63,7 +63,7 @@ def judge(
     compared = score_test_set(state.network, splits, params, device=compute.device)
     audit_mse = None
     if splits.audit:
-        audit_mse = validate(state, splits.audit.to(compute.device), params.training).mse
+        audit_mse = validate(state, splits.audit, params.training).mse
     log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
     return compared, best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
 

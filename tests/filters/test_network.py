@@ -22,6 +22,9 @@ KINDS = [
 ]
 
 
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
 def small(**kind: object) -> FrequencyFilterLSTM:
     torch.manual_seed(0)
     return FrequencyFilterLSTM(n_components=3, hidden_size=6, dropout=0.5, **kind).eval()  # type: ignore[arg-type]
@@ -148,10 +151,25 @@ def test_dropout_keeps_the_share_that_it_should_and_the_expectation(probability:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layer_by_layer_the_network_is_the_same(kind: dict[str, object]) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_layer_by_layer_the_network_is_the_same(
+    device: str, kind: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dropout that keeps nearly everything goes through the layers one by one, and changes nothing to speak of."""
-    module, inputs = small(**kind), torch.randn(7, 20, 4)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    module, inputs = small(**kind).to(device), torch.randn(7, 20, 4, device=device)
     expected = module(inputs)
     module.train()
     module.recurrent.dropout = module.dropout.p = 1e-9
     torch.testing.assert_close(module(inputs), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_in_one_piece_are_the_same_weights_and_stand_as_cudnn_wants_them(kind: dict[str, object]) -> None:
+    weights = [weight for of_direction in small(**kind).recurrent.all_weights for weight in of_direction]
+    in_one_piece = network_module._in_one_piece(weights)
+    for one, other in zip(weights, in_one_piece, strict=True):
+        assert torch.equal(one, other)
+    by_place = sorted(in_one_piece, key=lambda weight: weight.storage_offset())
+    assert len({weight.untyped_storage().data_ptr() for weight in in_one_piece}) == 1
+    assert [weight.dim() for weight in by_place] == sorted((weight.dim() for weight in weights), reverse=True)

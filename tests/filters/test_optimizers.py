@@ -37,10 +37,11 @@ def test_muon_moves_more_directions_than_adam() -> None:
 
     def directions(optimizer: str) -> float:
         params = resolve(SMALL | {"optimizer": optimizer, "hidden_size": "32"})
-        state, windows = fresh_state(params), Splits.from_params(params).train
+        state = fresh_state(params)
+        windows = Splits.from_params(params).train.to(state.compute.device)
         hidden = state.network.recurrent.weight_hh_l0
         before = hidden.detach().clone()
-        inputs, targets = windows.batch(torch.arange(64))
+        inputs, targets = windows.batch(torch.arange(64, device=state.compute.device))
         (state.network(inputs) - targets).square().mean().backward()
         for one in state.optimizers:
             one.step()

@@ -113,8 +113,9 @@ def test_the_last_epoch_is_validated_whatever_validate_every_says() -> None:
 
 def test_losses_are_means_over_batches_and_val_mse_a_mean_over_samples() -> None:
     params = small(batch_size="100", epochs="1")
-    state, windows = run(params), Splits.from_params(params).validation
-    inputs, targets = windows.batch(torch.arange(len(windows)))
+    state = run(params)
+    windows = Splits.from_params(params).validation.to(state.compute.device)
+    inputs, targets = windows.batch(torch.arange(len(windows), device=state.compute.device))
     with torch.inference_mode():
         errors = (state.network(inputs) - targets).square()
     of_batches = [float(batch.mean()) for batch in errors.split(100)]
@@ -226,8 +227,10 @@ def test_a_plateau_cuts_the_rate_of_all_optimizers() -> None:
 def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: str, gradient_clip_norm: str) -> None:
     params = small(optimizer=optimizer, gradient_clip_norm=gradient_clip_norm)
     state = fresh_state(params)
-    state.scaler = torch.amp.GradScaler("cpu")
-    lesson = Splits.from_params(params).train.lesson(torch.arange(64))
+    state.scaler = torch.amp.GradScaler(state.compute.device.type)
+    lesson = (
+        Splits.from_params(params).train.to(state.compute.device).lesson(torch.arange(64, device=state.compute.device))
+    )
     training_step(state, lesson, params.training)
     before, scale = copy.deepcopy(state.network.state_dict()), state.scaler.get_scale()
     state.network.output.bias.register_hook(lambda gradient: gradient * math.inf)
@@ -240,7 +243,7 @@ def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: st
 def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean_component() -> None:
     params = small()
     state, splits = fresh_state(params), Splits.from_params(params)
-    inputs, _, clean = splits.train.lesson(torch.arange(64))
+    inputs, _, clean = splits.train.to(state.compute.device).lesson(torch.arange(64, device=state.compute.device))
     with torch.no_grad():
         targets = state.network(inputs)
         loss = float((targets - clean).square().mean())

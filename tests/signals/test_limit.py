@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from freqfilter.params import resolve
+from freqfilter.signals import limit as limits
 from freqfilter.signals.limit import Limit, LimitExtractor, posterior_mean
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.splits import Splits
@@ -222,12 +223,17 @@ def test_windows_are_answered_alike_however_many_are_asked_together() -> None:
     torch.testing.assert_close(limit.posterior(mixtures).causal[:20], apart, atol=1e-6, rtol=0)
 
 
-def test_over_all_starts_the_mean_of_candidates_is_the_limit() -> None:
+@pytest.mark.parametrize("in_blocks", [False, True])
+def test_over_all_starts_the_mean_of_candidates_is_the_limit(in_blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stated = model()
     _, mixtures = windows_of(stated, 8)
     limit = Limit.from_model(stated, n_samples=8)
     candidates = limit.components.unfold(1, 8, 1)
     posterior = limit.posterior(mixtures)
+    if in_blocks:  # as on a CUDA device
+        of_blocks = limits._weights_in_blocks
+        monkeypatch.setattr(limits, "SAMPLES_AT_ONCE", 3)
+        monkeypatch.setattr(limits, "_weights", lambda seen, listed, std: of_blocks(seen, torch.stack(listed), std))
     for two_sided, expected in ((False, posterior.causal), (True, posterior.two_sided)):
         found = posterior_mean(mixtures, candidates, noise_std=stated.noise_std, two_sided=two_sided)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
