@@ -3,15 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from freqfilter.params import TrainingParams
 
 
-def optimizers(network: nn.Module, params: TrainingParams) -> list[Optimizer]:
+class _InFloat32(TorchFunctionMode):
+    """A block in which what asks for bfloat16 gets float32."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
+
+
+class Float32Muon(torch.optim.Muon):
+    """Muon that multiplies in float32.
+
+    PyTorch's own always does so in bfloat16, which a processor without instructions for it takes sixty times as long
+    for: longer than for all else in a training step.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        """A step as ``torch.optim.Muon`` takes it."""
+        with _InFloat32():
+            return super().step(closure)  # type: ignore[no-untyped-call]
+
+
+def optimizers(network: nn.Module, params: TrainingParams, *, dtype: torch.dtype) -> list[Optimizer]:
     """The optimizers of a network's parameters, each of which belongs to exactly one.
 
     Muon is made for matrices between hidden features: it takes a step that moves all their directions equally far,
@@ -22,6 +49,7 @@ def optimizers(network: nn.Module, params: TrainingParams) -> list[Optimizer]:
     Args:
         network: What is trained.
         params: ``optimizer``, ``learning_rate`` and ``weight_decay``.
+        dtype: What training computes in.
     """
     hidden: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
@@ -30,7 +58,8 @@ def optimizers(network: nn.Module, params: TrainingParams) -> list[Optimizer]:
     rate, weight_decay = params.learning_rate, params.weight_decay
     found: list[Optimizer] = [torch.optim.Adam(other, lr=rate, weight_decay=weight_decay)]
     if hidden:
-        found.append(torch.optim.Muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+        muon = torch.optim.Muon if dtype is torch.bfloat16 else Float32Muon
+        found.append(muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
     return found
 
 

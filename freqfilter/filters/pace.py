@@ -50,7 +50,7 @@ def expected_epoch_seconds(
     torch.set_num_threads(1)
     try:
         of_training, of_validation = (_time_step_seconds(model, batch, kind) for kind in (dtype, torch.float32))
-        of_step = _optimizer_seconds(model, training) + _lesson_seconds(train, training) + STEP_S
+        of_step = _optimizer_seconds(model, training, dtype) + _lesson_seconds(train, training) + STEP_S
     finally:
         torch.set_num_threads(threads)
     arithmetic = (1 + BACKWARD) * of_training * n_training + of_validation * n_validation
@@ -80,13 +80,13 @@ def _lesson_seconds(train: WindowSet, training: TrainingParams) -> float:
         return _fastest(lambda: train.lesson(torch.arange(n_windows))) * training.batch_size / n_windows
 
 
-def _optimizer_seconds(model: ModelParams, training: TrainingParams) -> float:
+def _optimizer_seconds(model: ModelParams, training: TrainingParams, dtype: torch.dtype) -> float:
     """The fastest step of the optimizers, which take nothing from a gradient of zero."""
     with torch.random.fork_rng(devices=[]):
         network = FrequencyFilterLSTM(n_components=1, **model.model_dump())
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    every = optimizers(network, training)
+    every = optimizers(network, training, dtype=dtype)
 
     def step() -> None:
         for optimizer in every:

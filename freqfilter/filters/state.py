@@ -79,7 +79,7 @@ class TrainingState:
             torch.manual_seed(torch_seed(training.seed, "dropout"))
             self._randomness = _read_generators(compute)
         self.network.to(compute.device)
-        self.optimizers = optimizers(self.network, training)
+        self.optimizers = optimizers(self.network, training, dtype=compute.dtype or torch.float32)
         self._plateau = (
             torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self.optimizers[0],

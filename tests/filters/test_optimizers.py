@@ -17,14 +17,15 @@ from tests.conftest import SMALL, fresh_state
 def test_every_parameter_has_exactly_one_optimizer(optimizer: str, model: dict[str, str]) -> None:
     params = resolve(SMALL | model | {"optimizer": optimizer})
     network = fresh_state(params).network
-    held = [id(p) for o in optimizers(network, params.training) for group in o.param_groups for p in group["params"]]
+    every = optimizers(network, params.training, dtype=torch.float32)
+    held = [id(p) for optimizer in every for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
 
 
 def test_muon_has_the_matrices_between_hidden_features() -> None:
     params = resolve(SMALL | {"optimizer": "muon", "bidirectional": "true"})
     network = fresh_state(params).network
-    _, muon = optimizers(network, params.training)
+    _, muon = optimizers(network, params.training, dtype=torch.float32)
     names = {id(p): name for name, p in network.named_parameters()}
     assert {names[id(p)].removeprefix("recurrent.") for p in muon.param_groups[0]["params"]} == {
         "weight_hh_l0", "weight_hh_l0_reverse", "weight_hh_l1", "weight_hh_l1_reverse",
@@ -49,6 +50,24 @@ def test_muon_moves_more_directions_than_adam() -> None:
         return float(moved.sum().square() / moved.square().sum())
 
     assert directions("muon") > 2 * directions("adam")
+
+
+@pytest.mark.parametrize(("dtype", "doubt"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+def test_muon_moves_by_the_orthogonal_part_of_the_gradient(dtype: torch.dtype, doubt: float) -> None:
+    """As its authors' five Newton-Schulz steps find it, here in double precision."""
+    params = resolve(SMALL | {"optimizer": "muon", "hidden_size": "32", "learning_rate": "1", "weight_decay": "0"})
+    network = fresh_state(params).network
+    _, muon = optimizers(network, params.training, dtype=dtype)
+    hidden = network.recurrent.weight_hh_l0
+    before = hidden.detach().clone()
+    hidden.grad = torch.randn_like(hidden)
+    part = hidden.grad.double().T / hidden.grad.double().norm()
+    for _ in range(5):
+        square = part @ part.T
+        part = 3.4445 * part + (-4.7750 * square + 2.0315 * square @ square) @ part
+    muon.step()
+    moved = 0.2 * 128**0.5 * part.T
+    assert float((before - hidden.detach() - moved).norm() / moved.norm()) < doubt
 
 
 def test_the_learning_rate_rises_to_the_stated_one_and_falls_to_nothing_however_long_an_epoch_is() -> None:
