@@ -1,8 +1,8 @@
 """The reference: a plain training script as the original is, kept naive on purpose.
 
 All windows stand in memory, a `DataLoader` collates them one by one, everything is float32, and the loss is read after
-each step. CUDA is used where there is one. It knows nothing of this package but the noise's numbers, which are NumPy's
-own.
+each step. CUDA is used where there is one, as PyTorch sets it up. It knows nothing of this package but the noise's
+numbers, which are NumPy's own.
 """
 
 from __future__ import annotations

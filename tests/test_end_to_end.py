@@ -39,6 +39,7 @@ TYPED = SMALL | {
     "data_file": "",
     "checkpoint_every": "2",
     "run_dir": "scratch",
+    "device": " cpu",
 }
 
 

@@ -28,7 +28,7 @@ GROWING = {
 
 def costs(name: str, value: int) -> dict[str, float]:
     """What the default recipe costs with one value changed, in the units of ``FIGURES``."""
-    params = resolve({name: str(value), "windows_per_epoch": str((WARM + STEPS) * 512)})
+    params = resolve({name: str(value), "device": "cpu", "windows_per_epoch": str((WARM + STEPS) * 512)})
     state, splits = begin(params)
     windows, n_windows = splits.epoch(1), params.training.batch_size
     for step in range(WARM + STEPS):

@@ -37,7 +37,7 @@ def multiplication(precision: str) -> float:
 
 def step_seconds(precision: str, batch_size: int) -> dict[str, float]:
     """Seconds of the pieces of a training step of the default recipe, each the median of some steps."""
-    params = resolve({"precision": precision, "batch_size": str(batch_size)})
+    params = resolve({"precision": precision, "batch_size": str(batch_size), "device": "cpu"})
     state, splits = begin(params)
     windows, network = splits.epoch(1), state.network.train()
     seconds: dict[str, list[float]] = {piece: [] for piece in PIECES}
@@ -66,7 +66,7 @@ def step_seconds(precision: str, batch_size: int) -> dict[str, float]:
 
 def answer(precision: str, batch_size: int) -> dict[str, Any]:
     """Peak before and after, pieces, and GFLOP/s of the network's passes and of the whole step."""
-    params = resolve({"precision": precision})
+    params = resolve({"precision": precision, "device": "cpu"})
     state, _ = begin(params)
     before = multiplication(precision)
     pieces = step_seconds(precision, batch_size)

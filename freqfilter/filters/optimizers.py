@@ -28,7 +28,7 @@ class _InFloat32(TorchFunctionMode):
 class Float32Muon(torch.optim.Muon):
     """Muon that multiplies in float32.
 
-    PyTorch's own always does so in bfloat16, which a processor without instructions for it takes sixty times as long
+    PyTorch's own always does so in bfloat16, which a processor without instructions for it takes twenty times as long
     for: longer than for all else in a training step.
     """
 

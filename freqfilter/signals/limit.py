@@ -11,6 +11,7 @@ Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Th
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -135,7 +136,7 @@ def posterior_mean(mixtures: Tensor, candidates: Tensor, *, noise_std: float, tw
     else:
         all_weights = _weights(mixtures, list(expected), noise_std)
     if two_sided:
-        *_, weights = all_weights
+        (weights,) = deque(all_weights, maxlen=1)
         sums = [weights @ of_sample for of_sample in of_samples]
     else:
         sums = [weights @ of_sample for weights, of_sample in zip(all_weights, of_samples, strict=True)]
@@ -167,7 +168,7 @@ def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -
 def _weights_in_blocks(mixtures: Tensor, candidates: Tensor, noise_std: float) -> Iterator[Tensor]:
     """The same of candidates (n_samples, n_candidates), in few operations on much memory."""
     log_weights = mixtures.new_zeros(len(mixtures), candidates.shape[1])
-    blocks = (torch.split(of_samples, SAMPLES_AT_ONCE) for of_samples in (mixtures.T, candidates))
+    blocks = (torch.split(of_samples, SAMPLES_AT_ONCE) for of_samples in (mixtures.T.contiguous(), candidates))
     for seen, candidate in zip(*blocks, strict=True):
         distances = (seen[:, :, None] - candidate[:, None]).square_()
         # PyTorch's cumulative sum is not repeatable on CUDA.

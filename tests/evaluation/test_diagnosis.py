@@ -166,7 +166,7 @@ class Slow(StoredWindows):
 
 def test_an_epoch_far_slower_than_the_processor_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "SLOW_BY_S", 0.1)
-    params = small(epochs="1", hidden_size="2")
+    params = small(epochs="1", hidden_size="2", device="cpu")
     splits = Splits.from_params(params)
     slow = Slow(*splits.epoch(1).batch(torch.arange(splits.n_epoch)))
     line = findings(params, replace(splits, epoch=lambda _: slow))["slow_epoch"]
