@@ -52,6 +52,7 @@ PLACEHOLDERS = {
 # Commands that are not executed here, and the test that does what they do.
 SERVED = "test_right_answers_to_many_and_a_reason_for_what_is_wrong"
 ELSEWHERE = {
+    ".venv/bin/pip install -c constraints.txt -e '.[onnx]'": "test_constraints_hold_the_same_versions",
     ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'": "test_constraints_hold_the_same_versions",
     "tensorboard --logdir board": "test_tensorboard_gets_the_same_scalars_and_parameters",
     "curl -s http://127.0.0.1:5001/ping": SERVED,
@@ -119,6 +120,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
             MlflowClient().set_registered_model_alias("frequency-filter", alias, version)
         signals = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
         assert start("prepare", *options(signals)) == 0
+        assert start("export") == 0
         yield folder
 
 

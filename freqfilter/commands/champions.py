@@ -11,7 +11,7 @@ from freqfilter.commands.group import cli
 from freqfilter.errors import UserError
 from freqfilter.launch import launcher
 from freqfilter.options import given_words, need_store, parameter_options, typing_folder
-from freqfilter.params.resolve import resolve
+from freqfilter.params.resolve import resolve, user_path
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -148,6 +148,23 @@ def copy(number: int | None, to: str, to_name: str | None, **typed: str | None) 
 
     copied = copy_version(tracking, number=number, to=to, to_name=to_name)
     click.echo(f"{copied.model_name} version {copied.number} at {copied.tracking_uri}")
+
+
+@cli.command()
+@version_option
+@click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="the file to write")
+@parameter_options(sections=("tracking",))
+def export(number: int | None, output: str, **typed: str | None) -> None:
+    """Write a version, or the newest, as an ONNX file for programs without PyTorch."""
+    tracking = _tracking(typed)
+    path = user_path(output, typing_folder({"output": output} | given_words(typed)))
+    from freqfilter.workflows.export import export as run_export
+
+    done = run_export(tracking, number=number, output=path)
+    click.echo(
+        f"written: {path}, {done.version.model_name} version {done.version.number}; its estimates differ from the "
+        f"version's by {done.largest_difference:.0e} at most"
+    )
 
 
 @cli.command()

@@ -18,7 +18,7 @@ from freqfilter.tracking.environment import environment
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.processes import Worker
 from freqfilter.tracking.runs import OUTBOX
-from freqfilter.tracking.store import translated
+from freqfilter.tracking.store import patiently, translated
 
 OFFLINE_ID = "offline_id"  # the tag of a run that was offline: what it was called there
 
@@ -123,6 +123,17 @@ def download(run_id: str, artifact: str, folder: Path) -> None:
     with environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), translated(f"the files of run {run_id}"):
         if MlflowClient().list_artifacts(run_id, artifact):
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
+
+
+def upload(run_id: str, file: Path, folder: str) -> str:
+    """Add a file to a folder of a run's artifacts; its URI.
+
+    Raises:
+        UserError: If the store does not take it.
+    """
+    with environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), translated(f"the files of run {run_id}"):
+        patiently(lambda: MlflowClient().log_artifact(run_id, str(file), folder))
+    return f"runs:/{run_id}/{folder}/{file.name}"
 
 
 def end_run(run_id: str, status: str) -> None:

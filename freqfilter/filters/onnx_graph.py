@@ -1,0 +1,106 @@
+"""The network as an ONNX graph, for programs without PyTorch.
+
+PyTorch's own exporter unrolls a GRU, and fixes the number of windows or samples; ONNX has operators for both cells.
+Source: ONNX operators, https://onnx.ai/onnx/operators, LSTM and GRU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from freqfilter.filters.network import FrequencyFilterLSTM
+
+INPUTS, ESTIMATES = "inputs", "estimates"
+OPSET, IR_VERSION = 17, 8  # of 2022: old runtimes read them, and nothing newer is needed
+# Where PyTorch's gates (LSTM: input, forget, cell, output; GRU: reset, update, new) stand in ONNX's order.
+GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+
+Array = NDArray[np.float32]
+
+
+def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.ModelProto:
+    """The network's estimates as an ONNX model, for any number of windows and samples.
+
+    Args:
+        network: In evaluation mode, on the processor.
+        facts: What the file says of itself, its metadata.
+
+    Returns:
+        A model with the input ``inputs`` (n_windows, n_samples, 1 + n_components) and the output ``estimates``
+        (n_windows, n_samples, 1), both float32.
+    """
+    weights: dict[str, Array] = {}
+    nodes = [helper.make_node("Transpose", [INPUTS], ["features"], perm=[1, 0, 2])]
+    features = "features"
+    for layer in range(network.recurrent.num_layers):
+        weights |= _layer_weights(network, layer)
+        nodes += _layer_nodes(network, layer, features)
+        features = f"features_{layer}"
+    weights |= {"output_weight": _array(network.output.weight.T), "output_bias": _array(network.output.bias)}
+    nodes += [
+        helper.make_node("MatMul", [features, "output_weight"], ["product"]),
+        helper.make_node("Add", ["product", "output_bias"], ["by_time"]),
+        helper.make_node("Transpose", ["by_time"], [ESTIMATES], perm=[1, 0, 2]),
+    ]
+    n_features = network.recurrent.input_size
+    graph = helper.make_graph(
+        nodes,
+        "frequency_filter",
+        [helper.make_tensor_value_info(INPUTS, TensorProto.FLOAT, ["n_windows", "n_samples", n_features])],
+        [helper.make_tensor_value_info(ESTIMATES, TensorProto.FLOAT, ["n_windows", "n_samples", 1])],
+        [numpy_helper.from_array(np.array([0, 0, -1]), "time_windows_features")]
+        + [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(
+        graph, producer_name="freqfilter", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _layer_nodes(network: FrequencyFilterLSTM, layer: int, features: str) -> Iterator[onnx.NodeProto]:
+    """A recurrent layer; its directions stand behind each other in the features that it gives."""
+    recurrent = network.recurrent
+    # As PyTorch has it, a GRU's reset gate is applied after the matrix product.
+    of_cell: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
+    yield helper.make_node(
+        recurrent.mode,
+        [features, f"input_{layer}", f"recurrence_{layer}", f"bias_{layer}"],
+        [f"by_direction_{layer}"],
+        hidden_size=recurrent.hidden_size,
+        direction="bidirectional" if recurrent.bidirectional else "forward",
+        **of_cell,
+    )
+    yield helper.make_node("Transpose", [f"by_direction_{layer}"], [f"in_turn_{layer}"], perm=[0, 2, 1, 3])
+    yield helper.make_node("Reshape", [f"in_turn_{layer}", "time_windows_features"], [f"features_{layer}"])
+
+
+def _layer_weights(network: FrequencyFilterLSTM, layer: int) -> dict[str, Array]:
+    recurrent = network.recurrent
+    n_directions = 2 if recurrent.bidirectional else 1
+    # Of each direction: input and recurrent weights, input and recurrent biases.
+    directions = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
+    inputs, recurrence, input_bias, recurrent_bias = (
+        np.stack([_in_order(weight, recurrent.mode) for weight in kind]) for kind in zip(*directions, strict=True)
+    )
+    bias = np.concatenate([input_bias, recurrent_bias], axis=1)
+    return {f"input_{layer}": inputs, f"recurrence_{layer}": recurrence, f"bias_{layer}": bias}
+
+
+def _in_order(weight: Tensor, mode: str) -> Array:
+    """A direction's weights or biases, their gates in ONNX's order."""
+    gates = torch.chunk(weight, len(GATES[mode]))
+    return _array(torch.cat([gates[place] for place in GATES[mode]]))
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.detach().numpy())

@@ -1,0 +1,108 @@
+"""Write a version as an ONNX file, for programs without PyTorch and MLflow, and keep it beside the version."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from freqfilter.errors import UserError
+from freqfilter.files import replacing
+from freqfilter.filters.loaded import Filter
+from freqfilter.params import TrackingParams
+from freqfilter.tracking import champions
+from freqfilter.tracking.loading import MODEL_DIGEST, load_uri
+from freqfilter.tracking.store import open_store
+from freqfilter.tracking.stored import upload
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+TOLERANCE = 1e-5
+SHAPES = ((1, 1), (3, 7), (2, 200))  # windows and samples that are tried beside the golden inputs
+FOLDER = "onnx"  # among the artifacts of the run that trained the version
+PACKAGES = ("onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        version: Of which version.
+        path: The file.
+        largest_difference: Of its estimates from the version's own.
+    """
+
+    version: champions.Version
+    path: Path
+    largest_difference: float
+
+
+def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exported:
+    """Write a version as an ONNX file, whose answers have been seen to be the version's own.
+
+    The file is also kept among the artifacts of the run that trained the version, and the version is tagged with where
+    it is and its digest.
+
+    Args:
+        tracking: Where the registry is, and the name of the model.
+        number: The version; None: the newest.
+        output: The file to write.
+
+    Raises:
+        UserError: If ONNX is not installed, there is no such version, or the file cannot be written.
+        RuntimeError: If the file does not give the version's estimates.
+    """
+    if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
+        raise UserError(
+            f"{' and '.join(missing)} not installed; pip install 'freqfilter[onnx]', or in a checkout "
+            "pip install -c constraints.txt -e '.[onnx]'"
+        )
+    from onnxruntime import InferenceSession
+
+    from freqfilter.filters.onnx_graph import onnx_model
+
+    open_store()
+    version = champions.candidate(tracking.model_name, number)
+    found = load_uri(version.uri)
+    content = onnx_model(found.module, _about(version, found)).SerializeToString()
+    difference = _largest_difference(InferenceSession(content), found)
+    if difference > TOLERANCE:
+        raise RuntimeError(f"{version.uri}: the ONNX file's estimates are off by {difference:.1e}")
+    with replacing(output) as file:
+        file.write(content)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / f"{version.model_name}_{version.number}.onnx"
+        kept.write_bytes(content)
+        where = upload(version.run_id, kept, FOLDER)
+    champions.tag_version(version, {"onnx": where, "onnx_sha256": hashlib.sha256(content).hexdigest()})
+    return Exported(version, output, difference)
+
+
+def _about(version: champions.Version, found: Filter) -> dict[str, str]:
+    facts = {name: json.dumps(value) for name, value in found.facts.items() if name != "params"}
+    return facts | {"version": version.uri, MODEL_DIGEST: version.tags.get(MODEL_DIGEST, "")}
+
+
+def _largest_difference(session: InferenceSession, found: Filter) -> float:
+    """Over golden inputs and random ones of other shapes."""
+    random = np.random.default_rng(1)
+    n_features = 1 + len(found.facts["frequencies_hz"])
+    tried = [random.normal(size=(*shape, n_features)).astype(np.float32) for shape in SHAPES]
+    if found.golden is not None:
+        tried.append(found.golden[0])
+    largest = 0.0
+    for inputs in tried:
+        (estimates,) = session.run(None, {"inputs": inputs})
+        with torch.inference_mode():
+            expected = found.module(torch.from_numpy(inputs)).numpy()
+        largest = max(largest, float(np.abs(estimates - expected).max()))
+    return largest
