@@ -36,3 +36,8 @@ class TrainingError(UserError):
     def __init__(self, diagnosis: str, message: str) -> None:
         super().__init__(message)
         self.diagnosis = diagnosis
+
+
+def how_to_install(extra: str) -> str:
+    """What to type where an extra is missing."""
+    return f"pip install 'freqfilter[{extra}]', or in a checkout pip install -c constraints.txt -e '.[{extra}]'"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from freqfilter.errors import UserError
+from freqfilter.errors import UserError, how_to_install
 from freqfilter.files import writable_folder
 from freqfilter.tracking.metrics import TEST_MSE
 
@@ -22,8 +22,7 @@ def check_board(tensorboard_dir: Path) -> None:
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            f"tensorboard_dir={tensorboard_dir}: TensorBoard is not installed; "
-            "pip install 'freqfilter[tensorboard]', or in a checkout pip install -c constraints.txt -e '.[tensorboard]'"
+            f"tensorboard_dir={tensorboard_dir}: TensorBoard is not installed; {how_to_install('tensorboard')}"
         )
     try:
         writable_folder(tensorboard_dir)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from freqfilter.errors import UserError
+from freqfilter.errors import UserError, how_to_install
 from freqfilter.files import replacing
 from freqfilter.filters.loaded import Filter
 from freqfilter.params import TrackingParams
@@ -62,10 +61,7 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
         RuntimeError: If the file does not give the version's estimates.
     """
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
-        raise UserError(
-            f"{' and '.join(missing)} not installed; pip install 'freqfilter[onnx]', or in a checkout "
-            "pip install -c constraints.txt -e '.[onnx]'"
-        )
+        raise UserError(f"{' and '.join(missing)} not installed; {how_to_install('onnx')}")
     from onnxruntime import InferenceSession
 
     from freqfilter.filters.onnx_graph import onnx_model
@@ -102,7 +98,5 @@ def _largest_difference(session: InferenceSession, found: Filter) -> float:
     largest = 0.0
     for inputs in tried:
         (estimates,) = session.run(None, {"inputs": inputs})
-        with torch.inference_mode():
-            expected = found.module(torch.from_numpy(inputs)).numpy()
-        largest = max(largest, float(np.abs(estimates - expected).max()))
+        largest = max(largest, float(np.abs(estimates - found.predict(inputs)).max()))
     return largest

@@ -7,15 +7,13 @@ import pytest
 import torch
 from onnxruntime import InferenceSession
 
-from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.onnx_graph import onnx_model
-from tests.filters.test_network import KINDS
+from tests.filters.test_network import KINDS, small
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_file_gives_the_networks_estimates_for_any_number_of_windows_and_samples(kind: dict[str, object]) -> None:
-    torch.manual_seed(0)
-    network = FrequencyFilterLSTM(n_components=3, hidden_size=6, dropout=0.5, **kind).eval()  # type: ignore[arg-type]
+    network = small(**kind)
     with torch.no_grad():
         for parameter in network.parameters():  # so that no gate is like another
             parameter.normal_()
