@@ -154,7 +154,7 @@ def test_training_says_what_the_original_says(trained: tuple[Path, Run, str], fr
         "device: CPU, 1 thread",
         "windows: 1,500 training, 1,143 validation, 1,143 test, each 20 samples of 4 features",
         "network: 1,033 parameters",
-        "(recurrent): LSTM(4, 8, num_layers=2, dropout=0.1)",
+        "(lstm): LSTM(4, 8, num_layers=2, dropout=0.1)",
     ):
         assert words in output
     assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch ")] == ["1/3", "2/3", "3/3"]

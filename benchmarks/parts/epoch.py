@@ -40,7 +40,7 @@ def show_equal() -> float:
     reference.model.lstm.dropout = 0.0
     reference.model.dropout.p = 0.0
     reference.model.lstm.load_state_dict(state.network.recurrent.state_dict())
-    reference.model.fc.load_state_dict(state.network.output.state_dict())
+    reference.model.fc.load_state_dict(state.network.fc.state_dict())
     reference.model.train()
     largest = 0.0
     for positions in epoch_order(42, 1, len(windows)).split(params.training.batch_size)[:STEPS_COMPARED]:

@@ -19,7 +19,8 @@ from freqfilter.files import replacing
 from freqfilter.filters.state import Progress, TrainingState
 from freqfilter.params import Params, restore
 
-SCHEMA = 4  # of checkpoint files; a change that old readers cannot follow raises it
+SCHEMA = 5  # of checkpoint files; a change that old readers cannot follow raises it
+OLDEST_SCHEMA = 4  # that is still read
 NAME = re.compile(r"epoch_(\d+)(?:_batch_(\d+))?\.pt")
 UNREADABLE = (
     RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile
@@ -101,8 +102,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint of freqfilter")
     if content["schema"] > SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']} is newer than {SCHEMA}; use a newer freqfilter")
-    if content["schema"] < SCHEMA:
-        raise UserError(f"{path}: checkpoint schema {content['schema']} is older than {SCHEMA}; use what wrote it")
+    if content["schema"] < OLDEST_SCHEMA:
+        raise UserError(
+            f"{path}: checkpoint schema {content['schema']} is older than {OLDEST_SCHEMA}; resume with the version of "
+            "freqfilter that wrote it, or start a new run"
+        )
     kinds = {"params": dict, "recipe": str, "data": dict, "state": dict}
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise damaged

@@ -41,6 +41,8 @@ class FrequencyFilterLSTM(nn.Module):
         dropout: Dropout between the layers and before the output.
         bidirectional: Also run backwards from the last sample; an estimate then uses what comes after it.
 
+    Its state dict has the keys ``lstm.*`` (or ``gru.*``) and ``fc.*``, with the names and shapes of PyTorch's layers.
+
     >>> kind = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False}
     >>> sum(p.numel() for p in FrequencyFilterLSTM(n_components=4, **kind).parameters())
     201345
@@ -57,15 +59,22 @@ class FrequencyFilterLSTM(nn.Module):
         bidirectional: bool,
     ) -> None:
         super().__init__()
-        self.recurrent = CELLS[cell](
+        self.cell = cell
+        layers = CELLS[cell](
             input_size=1 + n_components,
             hidden_size=hidden_size,
             num_layers=num_layers,
             dropout=dropout if num_layers > 1 else 0.0,
             bidirectional=bidirectional,
         )
+        self.add_module(cell, layers)
         self.dropout = Dropout(dropout)
-        self.output = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
+        self.fc = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
+
+    @property
+    def recurrent(self) -> nn.RNNBase:
+        """The recurrent layers: the submodule ``lstm`` or ``gru``."""
+        return cast(nn.RNNBase, self.get_submodule(self.cell))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components), any sizes."""
@@ -83,7 +92,7 @@ class FrequencyFilterLSTM(nn.Module):
             features = self._layer_by_layer(time_first)
         else:
             features, state = self.recurrent(time_first, state)
-        return self.output(self.dropout(features)).transpose(0, 1), state
+        return self.fc(self.dropout(features)).transpose(0, 1), state
 
     def _layer_by_layer(self, inputs: Tensor) -> Tensor:
         """What the recurrent layers give from a state of zero, with our own dropout between them.

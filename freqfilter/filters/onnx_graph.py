@@ -7,14 +7,14 @@ Source: ONNX operators, https://onnx.ai/onnx/operators, LSTM and GRU.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor
+from torch import Tensor, nn
 
 from freqfilter.filters.network import FrequencyFilterLSTM
 
@@ -44,7 +44,9 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
         weights |= _layer_weights(network, layer)
         nodes += _layer_nodes(network, layer, features)
         features = f"features_{layer}"
-    weights |= {"output_weight": _array(network.output.weight.T), "output_bias": _array(network.output.bias)}
+    # In versions of model schema 1 the layer is called output.
+    fc = cast(nn.Linear, network.fc if hasattr(network, "fc") else network.output)
+    weights |= {"output_weight": _array(fc.weight.T), "output_bias": _array(fc.bias)}
     nodes += [
         helper.make_node("MatMul", [features, "output_weight"], ["product"]),
         helper.make_node("Add", ["product", "output_bias"], ["by_time"]),

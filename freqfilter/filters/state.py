@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -151,7 +152,7 @@ class TrainingState:
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with these weights, of a network with the same arguments."""
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(self._current_names(weights))
         self.keep_best()
         self.good_weights = self._untried_weights = self.best_weights
 
@@ -187,8 +188,8 @@ class TrainingState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what ``state_dict`` gave."""
-        self.network.load_state_dict(state["network"])
-        self.best_weights = copy.deepcopy(state["best_weights"])
+        self.network.load_state_dict(self._current_names(state["network"]))
+        self.best_weights = self._current_names(state["best_weights"])
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(stored)
         if self._plateau:
@@ -199,9 +200,22 @@ class TrainingState:
         progress = dict(state["progress"])
         progress["history"] = [EpochReport(**report) for report in progress["history"]]
         self.progress = Progress(**progress)
-        self.good_weights = copy.deepcopy(state["good_weights"])
-        self._untried_weights = copy.deepcopy(state["untried_weights"])
+        self.good_weights = self._current_names(state["good_weights"])
+        self._untried_weights = self._current_names(state["untried_weights"])
         self._untried_since = state["untried_since"]
+
+    def _current_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A copy of a state dict, its layers under the names of today.
+
+        Until checkpoint schema 4 and model schema 1 the recurrent layers were called ``recurrent`` and the linear one
+        ``output``.
+        """
+        names = {"recurrent": self.network.cell, "output": "fc"}
+        renamed = OrderedDict[str, Tensor]()
+        for key, tensor in weights.items():
+            layer, _, rest = key.partition(".")
+            renamed[f"{names.get(layer, layer)}.{rest}"] = tensor.clone()
+        return renamed
 
 
 def _read_generators(compute: Compute) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from freqfilter.filters.loaded import Filter
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.store import translated
 
-SCHEMA = 1  # of facts.json; a change that old readers cannot follow raises it
+SCHEMA = 2  # of facts.json; a change that old readers cannot follow raises it
 GOLDEN = "artifacts/golden.npz"  # among a version's files
 MODEL_DIGEST = "model_sha256"  # the tag of a logged model, and of a version
 SAFE = {

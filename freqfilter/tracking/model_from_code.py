@@ -16,7 +16,10 @@ import torch
 
 
 class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
-    """The filter behind ``mlflow.pyfunc``: float32 (N, T, 1 + components) in, (N, T, 1) out, any N and T.
+    """The filter behind ``mlflow.pyfunc``.
+
+    Inputs are (n_windows, n_samples, 1 + n_components), any sizes: the mixture, then a one-hot selector, as an array or
+    tensor of any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32.
 
     Attributes:
         facts: Schema, network arguments, signal model and parameters of the training run.
@@ -33,12 +36,33 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
         self.module.eval()
 
     def predict(self, context, model_input: np.ndarray, params=None):  # noqa: ARG002 (MLflow's names)
-        """Estimates (N, T, 1) of inputs (N, T, 1 + components)."""
-        if not np.isfinite(model_input).all():
-            raise mlflow.exceptions.MlflowException.invalid_parameter_value("inputs have NaN or Inf")
+        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components)."""
+        inputs = _as_array(model_input)
+        n_features = 1 + self.facts["network"]["n_components"]
+        if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
+            _refuse(f"inputs have shape {inputs.shape}, not (n_windows, n_samples, {n_features})")
+        if not np.isfinite(inputs).all():
+            _refuse("inputs have NaN or Inf")
         device = next(self.module.parameters()).device
-        inputs = torch.as_tensor(model_input, dtype=torch.float32, device=device)
-        return self._network.estimate(self.module, inputs).cpu().numpy()
+        return self._network.estimate(self.module, torch.from_numpy(inputs).to(device)).cpu().numpy()
+
+
+def _as_array(model_input):
+    """The input as a float32 array of its own; values that float32 cannot hold become Inf."""
+    if isinstance(model_input, torch.Tensor):
+        model_input = model_input.detach().cpu()
+    try:
+        array = np.asarray(model_input)
+    except ValueError:
+        _refuse("inputs are no array: their lists differ in length")
+    if array.dtype.kind not in "fiub":
+        _refuse(f"inputs are not real numbers: their type is {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _refuse(reason):
+    raise mlflow.exceptions.MlflowException.invalid_parameter_value(reason)
 
 
 def _import_source(path):

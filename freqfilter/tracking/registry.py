@@ -16,12 +16,14 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
+from torch.export import ExportedProgram
 
 from freqfilter.filters import network as network_source
 from freqfilter.filters.checkpoints import write_weights
+from freqfilter.filters.exported import exported_program
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.params import Params
 from freqfilter.signals.randomness import stream
@@ -35,6 +37,7 @@ CANDIDATE = "candidate"  # the alias of the newest version
 DESCRIPTION = """\
 Filters that pick one sinusoid out of a noisy mixture. The alias `champion` is on the version that has won, `candidate`
 on the newest. A version's description has its figures and what was decided about it."""
+PROGRAM = "data"  # the folder of the exported program among a version's files
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
 
@@ -87,13 +90,36 @@ def keep_model(run_id: str, trained: Trained, *, folder: Path) -> str:
         return patiently(ask)
 
 
-def log_model(trained: Trained) -> str:
-    """Log a trained network as a model of the active run, and prove that it loads and agrees; see ``keep_model``."""
-    n_features = trained.golden.shape[2]
+class _Flavors:
+    """The two flavors of a version: ``python_function``, from source code, and ``pytorch``, an exported program.
+
+    ``mlflow.models.Model.log`` takes it in place of one of MLflow's own modules.
+    """
+
+    @staticmethod
+    def save_model(path: str, mlflow_model: Model, *, program: ExportedProgram, **settings: Any) -> None:
+        """Write the files of both flavors."""
+        mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, **settings)
+        (Path(path) / PROGRAM).mkdir()
+        torch.export.save(program, Path(path) / PROGRAM / "model.pt2")
+        mlflow_model.add_flavor("pytorch", model_data=PROGRAM, pytorch_version=str(torch.__version__))
+        mlflow_model.save(str(Path(path) / "MLmodel"))
+
+
+def _signature(n_features: int) -> ModelSignature:
+    """Inputs (-1, -1, n_features) and estimates (-1, -1, 1) of float32."""
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, n_features))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, 1))]),
     )
+    # MLflow would refuse float64, integers and lists before the model is called. With this mark, which MLflow itself
+    # sets on signatures from type hints, it hands over the input as it is, and the model checks and converts it.
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def log_model(trained: Trained) -> str:
+    """Log a trained network as a model of the active run, and prove that it loads and agrees; see ``keep_model``."""
     with tempfile.TemporaryDirectory() as folder, environment(**SAFE):
         weights, facts, card = (Path(folder) / name for name in ("weights.pt", "facts.json", "model_card.md"))
         golden = Path(folder) / Path(GOLDEN).name
@@ -104,11 +130,14 @@ def log_model(trained: Trained) -> str:
         np.savez(golden, allow_pickle=False, inputs=trained.golden, estimates=estimates)
         network = Path(str(network_source.__file__))
         artifacts = {"weights": weights, "facts": facts, "network": network, "golden": golden, "card": card}
-        info = mlflow.pyfunc.log_model(
+        info = Model.log(
+            artifact_path=None,
             name="model",
+            flavor=_Flavors,
+            program=exported_program(trained.module),
             python_model=str(CODE),
             artifacts={name: str(path) for name, path in artifacts.items()},
-            signature=signature,
+            signature=_signature(trained.golden.shape[2]),
             input_example=trained.golden[:2],
             pip_requirements=[f"{name}=={_public(installed_version(name))}" for name in ("mlflow", "torch")],
             metadata={"schema": SCHEMA},
@@ -210,16 +239,21 @@ def _facts(trained: Trained) -> dict[str, Any]:
 
 
 def _prove(uri: str, trained: Trained) -> None:
-    """Load the model as its users will, and compare on inputs that it has not seen."""
+    """Load both flavors of the model as its users will, and compare on inputs that it has not seen."""
     with environment(**SAFE):
-        loaded = mlflow.pyfunc.load_model(uri)
+        loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
     random = stream(0, "proof")
     for n_windows, n_samples in PROOF_SHAPES:
         inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
-        found = loaded.predict(inputs)
-        if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
-            raise RuntimeError(f"{uri} does not give its module's estimates for inputs {inputs.shape}")
+        with torch.inference_mode():
+            of_flavors = {
+                "pyfunc": loaded.predict(inputs.astype(np.float64).tolist()),
+                "pytorch": program(torch.from_numpy(inputs)).numpy(),
+            }
+        for flavor, found in of_flavors.items():
+            if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
+                raise RuntimeError(f"{uri}, {flavor}, does not give its module's estimates for inputs {inputs.shape}")
 
 
 def _public(version: str) -> str:

@@ -11,7 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freqfilter.errors import UserError
-from freqfilter.filters.checkpoints import Checkpoints, Stated, read_checkpoint, write_checkpoint, write_weights
+from freqfilter.filters.checkpoints import (
+    OLDEST_SCHEMA,
+    SCHEMA,
+    Checkpoints,
+    Stated,
+    read_checkpoint,
+    write_checkpoint,
+    write_weights,
+)
 from freqfilter.filters.state import EpochReport
 from freqfilter.filters.training import train
 from freqfilter.params import Params
@@ -89,21 +97,42 @@ def test_a_checkpoint_that_is_none_is_refused_and_never_run(tmp_path: Path) -> N
     for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
         refused("damaged, or not a checkpoint")
-    torch.save({"schema": 4, "evil": Malicious(tmp_path / "touched")}, path)
+    torch.save({"schema": SCHEMA, "evil": Malicious(tmp_path / "touched")}, path)
     refused("damaged, or not a checkpoint")
     assert not (tmp_path / "touched").exists()
     torch.save({"weights": 1}, path)
     refused("not a checkpoint of freqfilter")
-    named: dict[str, object] = {"schema": 4, "recipe": "default", "data": {}, "state": {}}
-    for content in ({"schema": "x"}, {"schema": 4}, named | {"params": {"training": 3}}, named | {"params": []}):
+    named: dict[str, object] = {"schema": SCHEMA, "recipe": "default", "data": {}, "state": {}}
+    for content in ({"schema": "x"}, {"schema": SCHEMA}, named | {"params": {"training": 3}}, named | {"params": []}):
         torch.save(content, path)
         refused("not a checkpoint|damaged")
-    torch.save({"schema": 5}, path)
-    refused("newer than 4")
-    torch.save({"schema": 3}, path)
-    refused("older than 4")
+    torch.save({"schema": SCHEMA + 1}, path)
+    refused(f"newer than {SCHEMA}")
+    torch.save({"schema": OLDEST_SCHEMA - 1}, path)
+    refused(f"older than {OLDEST_SCHEMA}")
     path.unlink()
     refused("cannot be read")
+
+
+def test_a_checkpoint_of_schema_4_with_other_layer_names_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    params = small(**EVERYTHING_RANDOM, **COSINE, epochs="3")
+    whole, stopped, path = run(params), fresh_state(params), tmp_path / "checkpoint.pt"
+    run(params, stopped, stop_after=13, at_each=lambda: write_checkpoint(path, stopped, stated(params)))
+    content = torch.load(path, weights_only=True)
+    content["schema"] = 4
+    old = {"lstm": "recurrent", "fc": "output"}
+    for name in ("network", "best_weights", "good_weights", "untried_weights"):
+        weights = content["state"][name]
+        content["state"][name] = {
+            f"{old[layer]}.{rest}": tensor for (layer, rest), tensor in
+            ((key.split(".", 1), tensor) for key, tensor in weights.items())
+        }  # fmt: skip
+    torch.save(content, path)
+    resumed = fresh_state(params)
+    resumed.load_state_dict(read_checkpoint(path).state)
+    run(params, resumed)
+    assert figures(resumed) == figures(whole)
+    assert same_weights(resumed, whole)
 
 
 @pytest.mark.soak

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import reference
 from freqfilter.filters import network as network_module
 from freqfilter.filters.losses import LOSSES
 from freqfilter.filters.network import Dropout, FrequencyFilterLSTM, estimate
@@ -35,7 +36,7 @@ def test_the_network_has_the_documented_number_of_parameters() -> None:
         name: p.numel()
         for name, p in FrequencyFilterLSTM(n_components=4, **resolve().model.model_dump()).named_parameters()
     }
-    layers = [sum(n for name, n in counts.items() if part in name) for part in ("_l0", "_l1", "output")]
+    layers = [sum(n for name, n in counts.items() if part in name) for part in ("_l0", "_l1", "fc")]
     assert layers == [69_120, 132_096, 129]
     assert sum(layers) == sum(counts.values()) == 201_345
 
@@ -44,10 +45,18 @@ def test_it_is_pytorchs_own_lstm_and_linear_layer() -> None:
     network = small(cell="lstm", bidirectional=False, num_layers=2)
     lstm, linear = nn.LSTM(4, 6, num_layers=2, batch_first=True), nn.Linear(6, 1)
     state = network.state_dict()
-    lstm.load_state_dict({k.removeprefix("recurrent."): v for k, v in state.items() if k.startswith("recurrent.")})
-    linear.load_state_dict({k.removeprefix("output."): v for k, v in state.items() if k.startswith("output.")})
+    lstm.load_state_dict({k.removeprefix("lstm."): v for k, v in state.items() if k.startswith("lstm.")})
+    linear.load_state_dict({k.removeprefix("fc."): v for k, v in state.items() if k.startswith("fc.")})
     inputs = torch.randn(2, 9, 4)
     torch.testing.assert_close(network(inputs), linear(lstm(inputs)[0]))
+
+
+def test_its_weights_are_those_of_the_originals_network_under_the_same_names() -> None:
+    kind = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False}
+    network, original = FrequencyFilterLSTM(n_components=4, **kind).eval(), reference.Filter().eval()  # type: ignore[arg-type]
+    original.load_state_dict(network.state_dict(), strict=True)
+    inputs = torch.randn(2, 9, 5)
+    torch.testing.assert_close(network(inputs), original(inputs))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,7 +27,7 @@ def test_muon_has_the_matrices_between_hidden_features() -> None:
     network = fresh_state(params).network
     _, muon = optimizers(network, params.training, dtype=torch.float32)
     names = {id(p): name for name, p in network.named_parameters()}
-    assert {names[id(p)].removeprefix("recurrent.") for p in muon.param_groups[0]["params"]} == {
+    assert {names[id(p)].removeprefix("lstm.") for p in muon.param_groups[0]["params"]} == {
         "weight_hh_l0", "weight_hh_l0_reverse", "weight_hh_l1", "weight_hh_l1_reverse",
         "weight_ih_l1", "weight_ih_l1_reverse",
     }  # fmt: skip

@@ -233,7 +233,7 @@ def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: st
     )
     training_step(state, lesson, params.training)
     before, scale = copy.deepcopy(state.network.state_dict()), state.scaler.get_scale()
-    state.network.output.bias.register_hook(lambda gradient: gradient * math.inf)
+    state.network.fc.bias.register_hook(lambda gradient: gradient * math.inf)
     taken = float(training_step(state, lesson, params.training)[2])
     assert taken == 0
     assert all(torch.equal(weight, before[name]) for name, weight in state.network.state_dict().items())

@@ -41,7 +41,7 @@ def module_of(version: int) -> FrequencyFilterLSTM:
 def zero(version: int) -> FrequencyFilterLSTM:
     """A filter that answers zero."""
     module = module_of(version)
-    for parameter in module.output.parameters():
+    for parameter in module.fc.parameters():
         torch.nn.init.zeros_(parameter)
     return module
 

@@ -22,6 +22,7 @@ import freqfilter
 from freqfilter.errors import UserError
 from freqfilter.evaluation.figures.style import dress, new_figure
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
+from freqfilter.filters.onnx_graph import onnx_model
 from freqfilter.params import TrackingParams, resolve, restore
 from freqfilter.stopping import Stopped, Stopping
 from freqfilter.tracking import loading, provenance, registry
@@ -29,7 +30,7 @@ from freqfilter.tracking.board import TensorBoard
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.store import open_store
-from tests.conftest import SMALL, all_runs, network
+from tests.conftest import SMALL, all_runs, fresh_state, network
 
 DRAWS = {name: getattr(Figure, name) for name in ("savefig", "get_layout_engine")}  # before fixtures replace them
 
@@ -200,6 +201,52 @@ def test_a_version_takes_any_number_of_windows_and_samples(
     np.testing.assert_allclose(found, estimate(module, torch.from_numpy(inputs)), rtol=0, atol=1e-6)
 
 
+def test_pyfunc_takes_every_real_type_lists_and_tensors(shared_version: tuple[str, FrequencyFilterLSTM]) -> None:
+    uri, module = shared_version
+    model = mlflow.pyfunc.load_model(uri)
+    assert model.metadata.signature.inputs.inputs[0].shape == (-1, -1, 5)
+    inputs = np.random.default_rng(0).integers(-3, 3, size=(2, 9, 5))
+    expected = estimate(module, torch.from_numpy(inputs).float()).numpy()
+    as_typed = [inputs.astype(kind) for kind in (np.float64, np.float32, np.float16, np.int64, np.int8)]
+    for given in (*as_typed, inputs.tolist(), torch.from_numpy(inputs), torch.from_numpy(inputs).float()):
+        found = model.predict(given)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (np.zeros((2, 9, 4)), r"shape \(2, 9, 4\), not \(n_windows, n_samples, 5\)"),
+        (np.zeros((9, 5)), r"shape \(9, 5\)"),
+        (np.zeros((1, 0, 5)), r"shape \(1, 0, 5\)"),
+        (np.full((1, 2, 5), np.nan), "NaN or Inf"),
+        (np.full((1, 2, 5), 1e300), "NaN or Inf"),
+        (np.zeros((1, 2, 5), dtype=complex), "complex128"),
+        ([[["a"] * 5]], "not real numbers"),
+        ([[[0.0] * 5], [[0.0] * 4]], "differ in length"),
+    ],
+)
+def test_pyfunc_refuses_what_is_no_input_in_a_line(
+    wrong: object, reason: str, shared_version: tuple[str, FrequencyFilterLSTM]
+) -> None:
+    uri, _ = shared_version
+    with pytest.raises(MlflowException, match=reason) as caught:
+        mlflow.pyfunc.load_model(uri).predict(wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_mlflow_pytorch_loads_a_version_without_unpickling_for_any_number_of_windows_and_samples(
+    shared_version: tuple[str, FrequencyFilterLSTM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    uri, module = shared_version
+    loaded = mlflow.pytorch.load_model(uri)
+    for shape in ((1, 1), (3, 50), (2, 173)):
+        inputs = torch.randn(*shape, 5)
+        torch.testing.assert_close(loaded(inputs), module(inputs), rtol=0, atol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[str, FrequencyFilterLSTM]:
     """The files of a model, as MLflow keeps them."""
@@ -236,7 +283,7 @@ def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
 def test_the_newest_version_is_loaded_where_none_is_named(folder: Path) -> None:
     assert [registered(folder, trained(seed)) for seed in (1, 2)] == [1, 2]
     newest = freqfilter.load("frequency-filter")
-    assert torch.equal(newest.module.output.weight, trained(2).output.weight)
+    assert torch.equal(newest.module.fc.weight, trained(2).fc.weight)
 
 
 def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
@@ -261,8 +308,8 @@ def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
     files = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder / "files")))
     (files / "artifacts" / "weights.pt").write_bytes(b"PK")
     newer = shutil.copytree(files, folder / "newer")
-    (newer / "MLmodel").write_text((newer / "MLmodel").read_text().replace("schema: 1", "schema: 2"))
-    for path, message in [(files, "damaged"), (newer, "schema 2 is newer than 1")]:
+    (newer / "MLmodel").write_text((newer / "MLmodel").read_text().replace("schema: 2", "schema: 3"))
+    for path, message in [(files, "damaged"), (newer, "schema 3 is newer than 2")]:
         with pytest.raises(UserError, match=message):
             loading.load_uri(str(path))
     for name, version, message in [
@@ -278,15 +325,15 @@ def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
 
 
 ELSEWHERE = """
-import sys, numpy as np, mlflow
+import sys, numpy as np, mlflow, torch
 try:
     import freqfilter.filters
 except ModuleNotFoundError:
     pass
 else:
     sys.exit("the package is here")
-model = mlflow.pyfunc.load_model(sys.argv[1])
-np.save(sys.argv[2], model.predict(np.ones((3, 7, 5), dtype=np.float32)))
+model, program = mlflow.pyfunc.load_model(sys.argv[1]), mlflow.pytorch.load_model(sys.argv[1])
+np.save(sys.argv[2], [model.predict(np.ones((3, 7, 5))), program(torch.ones(3, 7, 5)).detach().numpy()])
 """
 
 
@@ -308,7 +355,9 @@ def test_a_version_loads_where_this_package_is_not_installed_and_unpickling_is_f
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "type hint" not in done.stderr
-    np.testing.assert_allclose(np.load(folder / "out.npy"), estimate(module, torch.ones(3, 7, 5)), rtol=0, atol=1e-6)
+    expected = estimate(module, torch.ones(3, 7, 5))
+    for found in np.load(folder / "out.npy"):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_versions_with_different_code_work_in_one_process(
@@ -319,7 +368,7 @@ def test_versions_with_different_code_work_in_one_process(
     changed = folder / "changed"
     shutil.copytree(uri, changed)
     network = changed / "artifacts" / "network.py"
-    network.write_text(network.read_text().replace("return self.output(", "return 2 * self.output("))
+    network.write_text(network.read_text().replace("return self.fc(", "return 2 * self.fc("))
     inputs = np.ones((2, 5, 5), dtype=np.float32)
     expected = estimate(module, torch.from_numpy(inputs)).numpy()
     first, second = mlflow.pyfunc.load_model(uri), mlflow.pyfunc.load_model(str(changed))
@@ -345,6 +394,14 @@ def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) ->
     expected = np.load(path / "expected.npz")
     np.testing.assert_allclose(found.predict(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
     assert found.params.signals.frequencies_hz == (1, 3, 5, 7)
+    # Whatever its layers were called then, it is used, exported and trained further as a version of today.
+    signal = np.random.default_rng(0).normal(size=60)
+    assert found.extract(signal, frequency_hz=5).shape == (60,)
+    assert onnx_model(found.module, {}).graph.output[0].name == "estimates"
+    state = fresh_state(found.params)
+    state.start_from(found.module.state_dict())
+    inputs = torch.from_numpy(expected["inputs"])
+    torch.testing.assert_close(state.network.eval()(inputs), found.module(inputs))
 
 
 def test_a_version_from_before_a_parameter_existed_still_tells_its_parameters() -> None:

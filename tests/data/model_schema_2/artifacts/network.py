@@ -1,0 +1,162 @@
+"""The network. It needs torch alone: this file travels with every registered model and is loaded from there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+
+
+class Dropout(nn.Dropout):
+    """Dropout that on processors takes 16 random bits for an element, and a third of the time of PyTorch's own.
+
+    Its probability is the nearest multiple of 2⁻¹⁶.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Elements that stay, scaled so that their expectation does too; all of them in evaluation mode."""
+        threshold = min(round(self.p * 2**16), 2**16 - 1)
+        if not self.training or threshold == 0 or features.is_cuda:
+            return super().forward(features)
+        words = torch.empty(math.ceil(features.numel() / 4), dtype=torch.int64).random_(-(2**63), None)
+        bits = words.view(torch.int16)[: features.numel()].view(features.shape)
+        kept = (bits >= threshold - 2**15).to(features.dtype)
+        return features * kept.mul_(1 / (1 - threshold / 2**16))
+
+
+class FrequencyFilterLSTM(nn.Module):
+    """A recurrent filter that estimates the selected component of a mixture, sample by sample.
+
+    Args:
+        n_components: Width of the one-hot selector.
+        cell: ``lstm`` or ``gru``.
+        hidden_size: Features of the hidden state.
+        num_layers: Stacked recurrent layers.
+        dropout: Dropout between the layers and before the output.
+        bidirectional: Also run backwards from the last sample; an estimate then uses what comes after it.
+
+    Its state dict has the keys ``lstm.*`` (or ``gru.*``) and ``fc.*``, with the names and shapes of PyTorch's layers.
+
+    >>> kind = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False}
+    >>> sum(p.numel() for p in FrequencyFilterLSTM(n_components=4, **kind).parameters())
+    201345
+    """
+
+    def __init__(
+        self,
+        *,
+        n_components: int,
+        cell: str,
+        hidden_size: int,
+        num_layers: int,
+        dropout: float,
+        bidirectional: bool,
+    ) -> None:
+        super().__init__()
+        self.cell = cell
+        layers = CELLS[cell](
+            input_size=1 + n_components,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            dropout=dropout if num_layers > 1 else 0.0,
+            bidirectional=bidirectional,
+        )
+        self.add_module(cell, layers)
+        self.dropout = Dropout(dropout)
+        self.fc = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
+
+    @property
+    def recurrent(self) -> nn.RNNBase:
+        """The recurrent layers: the submodule ``lstm`` or ``gru``."""
+        return cast(nn.RNNBase, self.get_submodule(self.cell))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components), any sizes."""
+        return self.forward_with_state(inputs)[0]
+
+    def forward_with_state(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Estimates as ``forward`` gives them, and the state after the last sample.
+
+        Args:
+            inputs: (n_windows, n_samples, 1 + n_components).
+            state: What an earlier call returned, to go on where that one ended; None starts from zero.
+        """
+        time_first = inputs.transpose(0, 1).contiguous()
+        if self.training and self.recurrent.dropout:
+            features = self._layer_by_layer(time_first)
+        else:
+            features, state = self.recurrent(time_first, state)
+        return self.fc(self.dropout(features)).transpose(0, 1), state
+
+    def _layer_by_layer(self, inputs: Tensor) -> Tensor:
+        """What the recurrent layers give from a state of zero, with our own dropout between them.
+
+        That of cuDNN has a random state of its own, which nobody can read: training could not go on from a checkpoint
+        with the same numbers.
+        """
+        recurrent, features = self.recurrent, inputs
+        n_directions = 2 if recurrent.bidirectional else 1
+        zeros = inputs.new_zeros(n_directions, inputs.shape[1], recurrent.hidden_size)
+        for layer in range(recurrent.num_layers):
+            of_layer = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
+            weights: list[Tensor] = [weight for of_direction in of_layer for weight in of_direction]
+            if layer > 0:
+                features = self.dropout(features)
+            if features.is_cuda:
+                weights = _in_one_piece(weights)
+            # With biases; one layer, without dropout; in training; in these directions; time first.
+            if isinstance(recurrent, nn.LSTM):
+                features, *_ = torch.lstm(
+                    features, (zeros, zeros), weights, True, 1, 0.0, True, recurrent.bidirectional, False
+                )
+            else:
+                features, _ = torch.gru(features, zeros, weights, True, 1, 0.0, True, recurrent.bidirectional, False)
+        return features
+
+
+def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
+    """A layer's weights as cuDNN wants them, one behind the other: the matrices of all directions, then the biases.
+
+    It would copy them itself, and warn at each call.
+    """
+    order = sorted(range(len(weights)), key=lambda place: weights[place].dim(), reverse=True)
+    piece = torch.cat([weights[place].flatten() for place in order])
+    parts = torch.split(piece, [weights[place].numel() for place in order])
+    placed = {place: part.view_as(weights[place]) for place, part in zip(order, parts, strict=True)}
+    return [placed[place] for place in range(len(weights))]
+
+
+def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Tensor:
+    """The module's estimates for any number of windows.
+
+    On processors each thread computes batches of its own: one matrix product of a batch is too small to be shared.
+
+    Args:
+        module: A network in evaluation mode.
+        inputs: (n_windows, n_samples, 1 + n_components).
+        batch_size: Windows computed together, by one thread.
+
+    Returns:
+        (n_windows, n_samples, 1).
+    """
+    batches, threads = torch.split(inputs, batch_size), torch.get_num_threads()
+
+    def of_batch(batch: Tensor) -> Tensor:
+        with torch.inference_mode():  # a thread is in none that another one has entered
+            return cast(Tensor, module(batch))
+
+    if len(inputs) == 0:
+        return inputs.new_zeros((*inputs.shape[:2], 1))
+    if inputs.is_cuda or threads == 1 or len(batches) == 1:
+        return torch.cat([of_batch(batch) for batch in batches])
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return torch.cat(list(pool.map(of_batch, batches)))
+    finally:
+        torch.set_num_threads(threads)  # what was set last is what threads to come begin with

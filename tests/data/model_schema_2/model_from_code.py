@@ -1,0 +1,78 @@
+"""The code of a registered model, as MLflow loads it. It needs torch and MLflow; this package need not be there.
+
+MLflow runs this file from the version's own folder. The network's source lies beside it and is imported under a
+name made of its digest, so that versions with different code live in one process.
+"""
+
+import hashlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import torch
+
+
+class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
+    """The filter behind ``mlflow.pyfunc``.
+
+    Inputs are (n_windows, n_samples, 1 + n_components), any sizes: the mixture, then a one-hot selector, as an array or
+    tensor of any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32.
+
+    Attributes:
+        facts: Schema, network arguments, signal model and parameters of the training run.
+        module: The network, in evaluation mode.
+    """
+
+    def load_context(self, context):
+        """Build the network from its source, its arguments and its weights; nothing is unpickled."""
+        files = {name: Path(path) for name, path in context.artifacts.items()}
+        self.facts = json.loads(files["facts"].read_text(encoding="utf-8"))
+        self._network = _import_source(files["network"])
+        self.module = self._network.FrequencyFilterLSTM(**self.facts["network"])
+        self.module.load_state_dict(torch.load(files["weights"], map_location="cpu", weights_only=True))
+        self.module.eval()
+
+    def predict(self, context, model_input: np.ndarray, params=None):  # noqa: ARG002 (MLflow's names)
+        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components)."""
+        inputs = _as_array(model_input)
+        n_features = 1 + self.facts["network"]["n_components"]
+        if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
+            _refuse(f"inputs have shape {inputs.shape}, not (n_windows, n_samples, {n_features})")
+        if not np.isfinite(inputs).all():
+            _refuse("inputs have NaN or Inf")
+        device = next(self.module.parameters()).device
+        return self._network.estimate(self.module, torch.from_numpy(inputs).to(device)).cpu().numpy()
+
+
+def _as_array(model_input):
+    """The input as a float32 array of its own; values that float32 cannot hold become Inf."""
+    if isinstance(model_input, torch.Tensor):
+        model_input = model_input.detach().cpu()
+    try:
+        array = np.asarray(model_input)
+    except ValueError:
+        _refuse("inputs are no array: their lists differ in length")
+    if array.dtype.kind not in "fiub":
+        _refuse(f"inputs are not real numbers: their type is {array.dtype}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _refuse(reason):
+    raise mlflow.exceptions.MlflowException.invalid_parameter_value(reason)
+
+
+def _import_source(path):
+    name = f"frequency_filter_{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    return sys.modules[name]
+
+
+mlflow.models.set_model(FrequencyFilterModel())
