@@ -13,7 +13,6 @@ from torch import Tensor
 from freqfilter.evaluation.finding import Finding
 from freqfilter.evaluation.leaks import KnownLimit, leak
 from freqfilter.evaluation.scores import OVERALL, score
-from freqfilter.filters.pace import expected_epoch_seconds
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.params import Params
 from freqfilter.signals.blind import Mean, TargetMoments
@@ -26,7 +25,7 @@ NO_BETTER, NOT_BEGUN = 0.95, 0.99  # of the error of answers that ignore the mix
 VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows nothing is called one; share of all epochs
 FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and audit differ by a few hundredths
 TIMES_FAR_ABOVE = 2  # in a row
-SLOW, SLOW_BY_S = 1.75, 5.0  # over what is to be expected, as a factor and in seconds
+SLOW, SLOW_BY_S = 1.75, 5.0  # over the fastest epoch of the run, as a factor and in seconds
 
 
 def of_settings(params: Params) -> Iterator[Finding]:
@@ -45,7 +44,6 @@ class Diagnosis:
         state: The training that is looked at, never changed.
         params: Its parameters.
         blind_mse: Mean squared error, on the validation windows, of answering with each component's mean.
-        expected_epoch_seconds: What an epoch should take; None where nobody knows.
         val_limit: The limit on the validation windows; None where nobody knows it.
     """
 
@@ -55,13 +53,11 @@ class Diagnosis:
         params: Params,
         *,
         blind_mse: float,
-        expected_epoch_seconds: float | None,
         val_limit: KnownLimit | None,
     ) -> None:
         self._state = state
         self._params = params
         self._blind_mse = blind_mse
-        self._expected_s = expected_epoch_seconds
         self._val_limit = val_limit
         self._weights = _flat(state)
         self._said: set[str] = set()
@@ -72,18 +68,8 @@ class Diagnosis:
         device, validation = state.compute.device, splits.validation
         blind = Mean(TargetMoments.of(validation))
         scores = score(blind, validation, frequencies_hz=params.signals.frequencies_hz, device=device)
-        expected_s = None
-        if device.type == "cpu":
-            expected_s = expected_epoch_seconds(
-                params.model,
-                params.training,
-                dtype=state.compute.dtype or torch.float32,
-                train=splits.train,
-                n_training=splits.n_epoch,
-                n_validation=len(validation),
-            )
         blind_mse = float(scores["mse"][OVERALL])
-        return cls(state, params, blind_mse=blind_mse, expected_epoch_seconds=expected_s, val_limit=val_limit)
+        return cls(state, params, blind_mse=blind_mse, val_limit=val_limit)
 
     def examine(self, report: EpochReport) -> list[Finding]:
         """The findings that are new with this epoch."""
@@ -97,7 +83,7 @@ class Diagnosis:
             learns_nothing(history, self._blind_mse, self._params, ended=ended),
             overfitting(history, self._params),
             leak(report, self._val_limit, n_validations=n_validations),
-            slow_epoch(report, self._expected_s, self._params, threads=self._state.compute.threads),
+            slow_epoch(history, self._params, threads=self._state.compute.threads),
         ]
         new = [finding for finding in findings if finding and finding.name not in self._said]
         self._said |= {finding.name for finding in new}
@@ -215,29 +201,27 @@ def _against_overfitting(params: Params) -> str:
     return " or ".join(remedies)
 
 
-def slow_epoch(report: EpochReport, expected_s: float | None, params: Params, *, threads: int) -> Finding | None:
-    """An epoch far slower than this processor should need.
+def slow_epoch(history: Sequence[EpochReport], params: Params, *, threads: int) -> Finding | None:
+    """An epoch that took much longer than the fastest epoch of the same run.
 
     Args:
-        report: The epoch.
-        expected_s: What it should take, seconds; None where nobody knows.
+        history: A report for each epoch.
         params: The run's parameters.
         threads: Processor threads in use.
     """
-    if expected_s is None or report.seconds < max(SLOW * expected_s, expected_s + SLOW_BY_S):
+    report, fastest_s = history[-1], min(report.seconds for report in history)
+    if report.seconds < max(SLOW * fastest_s, fastest_s + SLOW_BY_S):
         return None
-    remedies = []
     if threads > 1:
-        # What the environment says may also change where the run is resumed.
+        # An environment variable can also be changed when the run is resumed.
         one = "threads=1" if params.training.threads else "OMP_NUM_THREADS=1 in the environment"
-        remedies.append(f"{one} (now {threads})")
-    if params.training.precision in ("bf16", "fp16"):
-        remedies.append(f"precision=fp32 (now {params.training.precision})")
-    remedy = f"; try {' or '.join(remedies)}" if remedies else ": end them, or lower epochs or hidden_size"
+        remedy = f"try {one} (now {threads})"
+    else:
+        remedy = "stop them, or lower epochs or hidden_size"
     return Finding(
         "slow_epoch",
-        f"epoch {report.epoch} took {report.seconds:.0f} s where this processor should need about {expected_s:.0f} s: "
-        f"other programs or waiting threads hold its cores{remedy}",
+        f"epoch {report.epoch} took {report.seconds:.0f} s, the fastest {fastest_s:.0f} s: other programs or waiting "
+        f"threads occupy the processor; {remedy}",
     )
 
 
