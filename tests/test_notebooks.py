@@ -25,19 +25,21 @@ FACTS = {
         assert errors[-1] < 0.001
     """,
     "2_the_leak": """
-        leaky, honest = runs.loc["random split"], runs.loc["independent split"]
-        assert "they leak from training" in leaky["tags.diagnosis.leak"]
-        assert pd.isna(honest["tags.diagnosis.leak"])
-        assert leaky["metrics.best/val_mse"] < 0.7 * leaky["metrics.val/limit_mse"]
-        assert leaky["metrics.best/audit_mse"] > leaky["metrics.test/zero_mse"]
-        assert leaky["metrics.test/mse"] > 1.2 * honest["metrics.test/mse"]
+        leaky, honest = (trained[name] for name in ("random split", "independent split"))
+        assert "they leak from training" in leaky.diagnoses["leak"]
+        assert "leak" not in honest.diagnoses
+        assert leaky.overlap.n_shared == leaky.overlap.n_samples
+        assert honest.overlap.n_shared == 0
+        assert leaky.metrics["best/val_mse"] < 0.7 * leaky.val_limit_mse
+        assert leaky.metrics["best/audit_mse"] > leaky.metrics["test/zero_mse"]
+        assert leaky.metrics["test/mse"] > 1.2 * honest.metrics["test/mse"]
     """,
     "3_training_and_comparing": """
-        differing = set(params.columns[params.nunique() > 1].str.removeprefix("params."))
-        assert differing == {"seed", "cell", "noise", "targets"}
-        assert [len(curve.validation) for curve in curves.values()] == 4 * [8]
-        assert best["over the limit"].idxmax() == "noise=fixed"
-        assert best["last train_loss"].idxmin() == "noise=fixed"
+        assert set(compared.parameters.index) == {"seed", "cell", "noise", "targets"}
+        assert [len(result.history) for result in sweep.results.values()] == 4 * [8]
+        assert sweep.table["val_mse_over_limit"].idxmax() == "noise=fixed"
+        assert sweep.table["train_loss"].idxmin() == "noise=fixed"
+        assert "worse by" in next(line for line in compared.remarks if line.startswith("noise=fixed"))
     """,
     "4_promoting_and_loading": """
         assert [decision.outcome for decision in (first, second, third)] == ["PROMOTED", "REFUSED", "PROMOTED"]
@@ -45,8 +47,14 @@ FACTS = {
         assert (done.before.number, done.after.number) == (3, 1)
         assert champion.params.training.epochs == version.params.training.epochs
         assert np.abs(one_by_one - estimate).max() < 1e-5
-        assert np.mean((estimate - targets[0]) ** 2) < 0.5 * np.mean(targets[0] ** 2)
-        assert history(params.tracking)["event"].tolist()[3:] == ["PROMOTED", "REFUSED", "PROMOTED", "ROLLED BACK"]
+        assert np.mean((estimate - target) ** 2) < 0.5 * np.mean(target ** 2)
+        assert freqfilter.history()["event"].tolist()[3:] == ["PROMOTED", "REFUSED", "PROMOTED", "ROLLED BACK"]
+    """,
+    "5_the_store_of_mlflow_run": """
+        assert runs["status"].tolist() == 2 * ["FINISHED"]
+        assert runs["params.learning_rate"].tolist() == ["0.01", "0.001"]
+        assert estimates.shape == (4, 25, 1)
+        assert len(component) == 100
     """,
 }
 ELSEWHERE = re.compile(r"(?<![\w.])/(?:bin|data|home|mnt|opt|root|srv|tmp|usr|Users|var|work)\b|[A-Z]:\\")
