@@ -53,10 +53,10 @@ class _Traceable(nn.Module):
     Its submodules have the network's names, so that its state dict is the network's.
     """
 
-    def __init__(self, network: FrequencyFilterLSTM) -> None:
+    def __init__(self, network: FrequencyFilterLSTM, layers: nn.RNNBase) -> None:
         super().__init__()
-        self._layers = [network.recurrent]  # in a list, so that it is registered under the cell's name alone
-        self.add_module(network.cell, network.recurrent)
+        self._layers = [layers]  # in a list, so that it is registered under the cell's name alone
+        self.add_module(network.cell, layers)
         self.fc = network.fc
         self._placeholder = getattr(torch.ops.freqfilter, network.cell)
 
@@ -86,9 +86,11 @@ def exported_program(network: FrequencyFilterLSTM) -> ExportedProgram:
         A program of inputs (n_windows, n_samples, 1 + n_components), any sizes of 1 and more, that gives estimates
         (n_windows, n_samples, 1).
     """
-    example = torch.zeros(*EXAMPLE_SHAPE, network.recurrent.input_size)
+    layers = network.recurrent
+    traced = _Traceable(network, layers).eval() if isinstance(layers, nn.RNNBase) else network
+    example = torch.zeros(*EXAMPLE_SHAPE, 1 + network.n_components)
     sizes = {0: Dim("n_windows", min=1), 1: Dim("n_samples", min=1)}
-    program = export(_Traceable(network).eval(), (example,), dynamic_shapes=(sizes,))
+    program = export(traced, (example,), dynamic_shapes=(sizes,))
     for node in program.graph.nodes:
         node.target = OPERATORS.get(node.target, node.target)
     program.graph_module.recompile()

@@ -107,7 +107,7 @@ class Filter:
         self._check_rate(sample_rate_hz)
         n_samples = min(self.facts["window_length"], len(mixture))
         windows = np.lib.stride_tricks.sliding_window_view(mixture, n_samples)
-        at = n_samples // 2 if self.module.recurrent.bidirectional else n_samples - 1
+        at = n_samples // 2 if self.facts["network"]["bidirectional"] else n_samples - 1
         first = self._select(windows[:1], frequency_hz)[0]
         found = [first[:at]]
         for start in range(0, len(windows), AT_ONCE):

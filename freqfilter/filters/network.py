@@ -10,7 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-CELLS: dict[str, Callable[..., nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+# What makes the layers of a cell: PyTorch's recurrent layers, or a module with the same arguments that turns features
+# (n_samples, n_windows, input_size) and a state, or None, into (n_samples, n_windows, n_directions · hidden_size) and a
+# state.
+CELLS: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class Dropout(nn.Dropout):
@@ -35,7 +38,7 @@ class FrequencyFilterLSTM(nn.Module):
 
     Args:
         n_components: Width of the one-hot selector.
-        cell: ``lstm`` or ``gru``.
+        cell: A key of ``CELLS``.
         hidden_size: Features of the hidden state.
         num_layers: Stacked recurrent layers.
         dropout: Dropout between the layers and before the output.
@@ -59,6 +62,7 @@ class FrequencyFilterLSTM(nn.Module):
         bidirectional: bool,
     ) -> None:
         super().__init__()
+        self.n_components = n_components
         self.cell = cell
         layers = CELLS[cell](
             input_size=1 + n_components,
@@ -72,9 +76,9 @@ class FrequencyFilterLSTM(nn.Module):
         self.fc = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
 
     @property
-    def recurrent(self) -> nn.RNNBase:
-        """The recurrent layers: the submodule ``lstm`` or ``gru``."""
-        return cast(nn.RNNBase, self.get_submodule(self.cell))
+    def recurrent(self) -> nn.Module:
+        """The layers of the cell: the submodule ``lstm`` or ``gru``."""
+        return self.get_submodule(self.cell)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components), any sizes."""
@@ -88,19 +92,20 @@ class FrequencyFilterLSTM(nn.Module):
             state: What an earlier call returned, to go on where that one ended; None starts from zero.
         """
         time_first = inputs.transpose(0, 1).contiguous()
-        if self.training and self.recurrent.dropout:
-            features = self._layer_by_layer(time_first)
+        recurrent = self.recurrent
+        if self.training and isinstance(recurrent, nn.RNNBase) and recurrent.dropout:
+            features = self._layer_by_layer(recurrent, time_first)
         else:
-            features, state = self.recurrent(time_first, state)
+            features, state = recurrent(time_first, state)
         return self.fc(self.dropout(features)).transpose(0, 1), state
 
-    def _layer_by_layer(self, inputs: Tensor) -> Tensor:
+    def _layer_by_layer(self, recurrent: nn.RNNBase, inputs: Tensor) -> Tensor:
         """What the recurrent layers give from a state of zero, with our own dropout between them.
 
         That of cuDNN has a random state of its own, which nobody can read: training could not go on from a checkpoint
         with the same numbers.
         """
-        recurrent, features = self.recurrent, inputs
+        features = inputs
         n_directions = 2 if recurrent.bidirectional else 1
         zeros = inputs.new_zeros(n_directions, inputs.shape[1], recurrent.hidden_size)
         for layer in range(recurrent.num_layers):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from freqfilter.errors import UserError
 from freqfilter.filters.network import FrequencyFilterLSTM
 
 INPUTS, ESTIMATES = "inputs", "estimates"
@@ -36,13 +37,19 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
     Returns:
         A model with the input ``inputs`` (n_windows, n_samples, 1 + n_components) and the output ``estimates``
         (n_windows, n_samples, 1), both float32.
+
+    Raises:
+        UserError: If the cell has no operator in ONNX.
     """
+    recurrent = network.recurrent
+    if not isinstance(recurrent, nn.RNNBase) or recurrent.mode not in GATES:
+        raise UserError(f"cell={network.cell}: ONNX has operators for {' and '.join(GATES)} alone")
     weights: dict[str, Array] = {}
     nodes = [helper.make_node("Transpose", [INPUTS], ["features"], perm=[1, 0, 2])]
     features = "features"
-    for layer in range(network.recurrent.num_layers):
-        weights |= _layer_weights(network, layer)
-        nodes += _layer_nodes(network, layer, features)
+    for layer in range(recurrent.num_layers):
+        weights |= _layer_weights(recurrent, layer)
+        nodes += _layer_nodes(recurrent, layer, features)
         features = f"features_{layer}"
     # In versions of model schema 1 the layer is called output.
     fc = cast(nn.Linear, network.fc if hasattr(network, "fc") else network.output)
@@ -52,7 +59,7 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
         helper.make_node("Add", ["product", "output_bias"], ["by_time"]),
         helper.make_node("Transpose", ["by_time"], [ESTIMATES], perm=[1, 0, 2]),
     ]
-    n_features = network.recurrent.input_size
+    n_features = recurrent.input_size
     graph = helper.make_graph(
         nodes,
         "frequency_filter",
@@ -69,9 +76,8 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
     return model
 
 
-def _layer_nodes(network: FrequencyFilterLSTM, layer: int, features: str) -> Iterator[onnx.NodeProto]:
+def _layer_nodes(recurrent: nn.RNNBase, layer: int, features: str) -> Iterator[onnx.NodeProto]:
     """A recurrent layer; its directions stand behind each other in the features that it gives."""
-    recurrent = network.recurrent
     # As PyTorch has it, a GRU's reset gate is applied after the matrix product.
     of_cell: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
     yield helper.make_node(
@@ -86,8 +92,7 @@ def _layer_nodes(network: FrequencyFilterLSTM, layer: int, features: str) -> Ite
     yield helper.make_node("Reshape", [f"in_turn_{layer}", "time_windows_features"], [f"features_{layer}"])
 
 
-def _layer_weights(network: FrequencyFilterLSTM, layer: int) -> dict[str, Array]:
-    recurrent = network.recurrent
+def _layer_weights(recurrent: nn.RNNBase, layer: int) -> dict[str, Array]:
     n_directions = 2 if recurrent.bidirectional else 1
     # Of each direction: input and recurrent weights, input and recurrent biases.
     directions = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
