@@ -1,46 +1,33 @@
 """freqfilter: train a filter that picks one sinusoid out of a noisy mixture, tracked in MLflow.
 
-The parts follow the story, and import only from those before them: ``params`` (what is asked for), ``signals``
-(the world, known without learning), ``filters`` (the learner), ``evaluation`` (judging), ``tracking`` (MLflow),
-``workflows`` (one module per job) and ``cli``.
+>>> result = freqfilter.train(epochs=3)  # doctest: +SKIP
+>>> filter_ = freqfilter.load("frequency-filter", version=result.version)  # doctest: +SKIP
+
+The parts follow the workflow, and import only from those before them: ``params`` (parameters), ``signals`` (signal
+model and limit), ``filters`` (network and training), ``evaluation``, ``tracking`` (MLflow), ``workflows`` (a module for
+each job), ``api`` (the functions below) and ``cli``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from freqfilter.filters.loaded import Filter
+    from freqfilter.api import compare, evaluate, history, load, promote, rollback, train, vary
+    from freqfilter.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["UserError", "compare", "evaluate", "history", "load", "promote", "rollback", "train", "vary"]
 
 
-def load(
-    name: str | None = None, *, version: int | str | None = None, alias: str | None = None, run_id: str | None = None
-) -> Filter:
-    """Load a filter: a registered version, the one that an alias names, or the model of a run.
+def __getattr__(name: str) -> Any:
+    """A name of ``__all__``, imported when it is first used: the command line starts without."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module("freqfilter.errors" if name == "UserError" else "freqfilter.api")
+    return getattr(module, name)
 
-    Args:
-        name: The registered model's name, such as ``frequency-filter``.
-        version: Its version number; the newest one where neither it nor an alias is given.
-        alias: Such as ``champion``.
-        run_id: A run's id, in place of a name.
 
-    Returns:
-        A filter with ``predict(x)``, ``extract(signal, frequency_hz)``, ``stream(frequency_hz)``, its ``module`` and
-        its ``facts``.
-
-    Raises:
-        UserError: If there is no such model, its files are not a filter of ours, or not those that were registered.
-    """
-    from freqfilter.errors import UserError
-    from freqfilter.tracking import loading
-
-    if (name is None) == (run_id is None) or (version is not None and alias is not None):
-        raise UserError("load: give a name, with a version or an alias, or a run_id")
-    if run_id is not None:
-        return loading.load_run(run_id)
-    if alias is not None:
-        return loading.load_alias(str(name), alias)
-    return loading.load_version(str(name), "latest" if version is None else version)
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from freqfilter.errors import UserError
 from freqfilter.launch import launched_by_mlflow, launcher_folder
 from freqfilter.params import Params
 from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names
-
-LONGEST_NAME = 100  # characters of a run's name; the UI cuts longer ones off
 
 
 def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
@@ -83,11 +79,3 @@ def need_store(params: Params) -> None:
     """
     if params.tracking.tracking == "offline":
         raise UserError("tracking=offline: only a single training goes without its store, and not under `mlflow run`")
-
-
-def run_name(recipe: str, given: dict[str, str]) -> str:
-    """What is special about a run: its recipe, and what was typed that can change a number."""
-    kept = {name for section, name, _ in fields() if section == "tracking"}
-    # Words are parted by spaces, so a list has none.
-    typed = [f"{name}={re.sub(', +', ',', value.strip())}" for name, value in given.items() if name not in kept]
-    return textwrap.shorten(" ".join([Path(recipe).stem, *typed]), LONGEST_NAME, placeholder=" …")

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -27,8 +28,9 @@ from freqfilter import cli
 from freqfilter.errors import UserError
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
-from freqfilter.filters.state import TrainingState
+from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.params import Params, resolve
+from freqfilter.terminal import Terminal
 
 pytest.register_assert_rewrite("tests.recovery.comparing")  # so that it says what differs
 
@@ -131,6 +133,21 @@ def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     """The command line in this process: its exit code and its last words."""
     code, _, last_words = say(words, capsys, monkeypatch)
     return code, last_words
+
+
+@contextmanager
+def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
+    """A block in which a training in this process gets a signal after its first epoch."""
+    show = Terminal.show
+
+    def interrupt(self: Terminal, report: object, *, epochs: int) -> None:
+        show(self, report, epochs=epochs)  # type: ignore[arg-type]
+        if isinstance(report, EpochReport):
+            signal.raise_signal(number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Terminal, "show", interrupt)
+        yield
 
 
 def wait_for_line(words: str, command: list[str], folder: Path) -> subprocess.Popen[str]:

@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iter
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
             patch.delenv(name)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")  # in the folder of the command, not the project's
         patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.chdir(folder)
         given = [word for name, value in TYPED.items() for word in ("-P", f"{name}={value}")]
@@ -277,8 +277,13 @@ def test_a_tracking_server_is_used_where_the_environment_names_one(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_server)
     done = freqfilter("train", *options(SMALL))
     assert done.returncode == 0, done.stderr
-    assert f"look at it: {tracking_server}" in done.stdout
+    assert f"view in MLflow: {tracking_server}" in done.stdout
     (run,) = all_runs()
+    page = f"{tracking_server}/#/experiments/{run.info.experiment_id}/runs"
+    assert done.stdout.splitlines()[-2:] == [
+        f"  this run: {page}/{run.info.run_id}",
+        f"  all trainings: {page}?viewStateShareKey=trainings&compareRunsMode=CHART",
+    ]
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(run)["val/loss"]] == [1, 2, 3]
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")

@@ -20,6 +20,7 @@ from tests.conftest import ROOT
 PARTS = [
     "cli",
     "commands",
+    "api",
     "options",
     "terminal",
     "last_words",

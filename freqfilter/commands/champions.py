@@ -9,6 +9,7 @@ import click
 
 from freqfilter.commands.group import cli
 from freqfilter.errors import UserError
+from freqfilter.evaluation.bounds import Bounds
 from freqfilter.launch import launcher
 from freqfilter.options import given_words, need_store, parameter_options, typing_folder
 from freqfilter.params.resolve import resolve, user_path
@@ -26,19 +27,35 @@ version_option = click.option(
 
 @cli.command()
 @version_option
-@click.option("--most_over_limit", type=float, default=1.05, show_default=True, help="its MSE over the limit, at most")
 @click.option(
-    "--most_over_limit_per_frequency", type=float, default=1.10, show_default=True, help="the same for each component"
+    "--most_over_limit",
+    type=float,
+    default=Bounds.most_over_limit,
+    show_default=True,
+    help="its MSE over the limit, at most",
+)
+@click.option(
+    "--most_over_limit_per_frequency",
+    type=float,
+    default=Bounds.most_over_limit_per_frequency,
+    show_default=True,
+    help="the same for each component",
 )
 @click.option(
     "--margin",
     type=click.FloatRange(min=0),
-    default=0.0,
+    default=Bounds.margin,
     show_default=True,
     help="share of the champion's MSE by which it may be worse, where it is wanted for speed or size; 0: it has to win",
 )
-@click.option("--most_milliseconds", type=float, default=50.0, show_default=True, help="for one window, one thread")
-@click.option("--most_megabytes", type=float, default=20.0, show_default=True, help="of its files")
+@click.option(
+    "--most_milliseconds",
+    type=float,
+    default=Bounds.most_milliseconds,
+    show_default=True,
+    help="for one window, one thread",
+)
+@click.option("--most_megabytes", type=float, default=Bounds.most_megabytes, show_default=True, help="of its files")
 @click.option(
     "--noise_seed",
     type=click.IntRange(0, 2**32 - 101),
@@ -67,8 +84,7 @@ def promote(
     if force is not None and not force.strip():
         raise UserError("force: a reason is needed")
     tracking, process = _tracking(typed), launcher()
-    from freqfilter.evaluation.rungs import Bounds
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.promote import Outcome
     from freqfilter.workflows.promote import promote as run_promote
@@ -86,13 +102,13 @@ def promote(
     for rung in decision.evidence.rungs:
         click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[rung.passed]:8} {rung.name}: {rung.words}")
     click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.number}")
-    click.echo(f"{decision.reason}\nrun {decision.run_id}, decision/report.md among its artifacts")
-    click.echo(where_to_look(decision.tracking_uri))
+    click.echo(f"{decision.reason}\nrun {decision.run.run_id}, decision/report.md among its artifacts")
+    click.echo("\n".join(pages(decision.run, "decisions")))
     if decision.outcome == Outcome.REFUSED:
         if process:
             from freqfilter.tracking.afterwards import set_status_after
 
-            set_status_after(process, decision.run_id, "FINISHED")  # a refusal is a decision made
+            set_status_after(process, decision.run.run_id, "FINISHED")  # a refusal is a decision made
         sys.exit(REFUSAL)
 
 
@@ -104,15 +120,15 @@ def promote(
 def rollback(watch: Stopping, /, number: int | None, reason: str, **typed: str | None) -> None:
     """Make the champion before this one, or a version, the champion again."""
     tracking = _tracking(typed)
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.workflows.rollback import rollback as run_rollback
 
     done = run_rollback(tracking, number=number, reason=reason, stopping=watch)
     click.echo(
         f"champion of {tracking.model_name}: version {done.before.number} before, version {done.after.number} now"
     )
-    click.echo(f"run {done.run_id}")
-    click.echo(where_to_look(done.tracking_uri))
+    click.echo(f"run {done.run.run_id}")
+    click.echo("\n".join(pages(done.run, "decisions")))
 
 
 @cli.command()

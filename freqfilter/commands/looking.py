@@ -6,10 +6,12 @@ import json
 
 import click
 
+from freqfilter.api import DEFAULT_REALIZATIONS
 from freqfilter.commands.group import cli
 from freqfilter.errors import UserError
-from freqfilter.options import given_words, need_store, parameter_options, recipe_option, run_name, typing_folder
+from freqfilter.options import given_words, need_store, parameter_options, recipe_option, typing_folder
 from freqfilter.params.resolve import resolve, user_path
+from freqfilter.params.variants import default_run_name
 from freqfilter.stopping import Stopping
 
 
@@ -20,7 +22,7 @@ from freqfilter.stopping import Stopping
 @click.pass_obj
 def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -> None:
     """Draw the data, and write its windows as a file that data_file takes."""
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.prepare import prepare as run_prepare
 
@@ -32,7 +34,7 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
     if params.data.noise != "fixed":
         raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
     need_store(params)
-    name = f"prepare {run_name(recipe, given)}"
+    name = f"prepare {default_run_name(recipe, given)}"
     where = run_prepare(
         params,
         output=user_path(output, folder),
@@ -41,7 +43,7 @@ def prepare(watch: Stopping, /, recipe: str, output: str, **typed: str | None) -
         stopping=watch,
         console=Terminal(),
     )
-    click.echo(where_to_look(where))
+    click.echo("\n".join(pages(where)))
 
 
 @cli.command()
@@ -94,7 +96,7 @@ def evaluate(
         raise UserError("version and run_id: both name a model; give one")
     params = resolve(given, folder=typing_folder(given))
     need_store(params)
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.evaluate import evaluate as run_evaluate
 
@@ -106,8 +108,8 @@ def evaluate(
         stopping=watch,
         console=Terminal(),
     )
-    click.echo(f"\n{done.uri}, run {done.run_id}")
-    click.echo(where_to_look(done.tracking_uri))
+    click.echo(f"\n{done.uri}, run {done.run.run_id}")
+    click.echo("\n".join(pages(done.run)))
 
 
 @cli.command()
@@ -120,7 +122,7 @@ def evaluate(
 @click.option(
     "--realizations",
     type=click.IntRange(0, 1000),
-    default=12,
+    default=DEFAULT_REALIZATIONS,
     show_default=True,
     help="fresh noise realizations that all of them are scored on, to tell a difference from chance: 6 at least for "
     "two, more for more; 0: none",
@@ -134,7 +136,7 @@ def compare(watch: Stopping, /, runs: str | None, realizations: int, page: str, 
     folder = typing_folder({"page": page} | given)
     params = resolve(given, folder=folder)
     need_store(params)
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.compare import compare as run_compare
 
@@ -142,5 +144,7 @@ def compare(watch: Stopping, /, runs: str | None, realizations: int, page: str, 
     report = run_compare(
         params.tracking, runs=runs, realizations=realizations, page=path, stopping=watch, console=Terminal()
     )
-    click.echo(f"\n{report.text}\n\nwritten: {path}\nrun {report.run_id}, comparison/report.html among its artifacts")
-    click.echo(where_to_look(report.tracking_uri))
+    click.echo(
+        f"\n{report.text}\n\nwritten: {path}\nrun {report.run.run_id}, comparison/report.html among its artifacts"
+    )
+    click.echo("\n".join(pages(report.run)))

@@ -16,12 +16,11 @@ from freqfilter.options import (
     need_store,
     parameter_options,
     recipe_option,
-    run_name,
     seeds_option,
     typing_folder,
 )
 from freqfilter.params.resolve import resolve
-from freqfilter.params.variants import from_seeds, one_at_a_time
+from freqfilter.params.variants import default_run_name, from_seeds, one_at_a_time
 from freqfilter.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -81,11 +80,11 @@ def find_learning_rate(
     given = given_words(typed)
     params = resolve(given, recipe=recipe, folder=typing_folder({"recipe": recipe} | given))
     need_store(params)
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.find_learning_rate import find_learning_rate as run_range_test
 
-    name, console = f"find_learning_rate {run_name(recipe, given)}", Terminal()
+    name, console = f"find_learning_rate {default_run_name(recipe, given)}", Terminal()
     try:
         found = run_range_test(
             params,
@@ -100,7 +99,7 @@ def find_learning_rate(
     finally:
         console.close()
     click.echo(f"run {found.run_id} in experiment {found.experiment}")
-    click.echo(where_to_look(found.tracking_uri))
+    click.echo("\n".join(pages(found)))
 
 
 def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str | None]) -> None:
@@ -118,7 +117,7 @@ def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str
         if was_begun(run_id):
             resume_one(watch, run_id, recipe, given, abandoned=False)
             return
-    train_one(watch, params, recipe=recipe, name=run_name(recipe, given))
+    train_one(watch, params, recipe=recipe, name=default_run_name(recipe, given))
 
 
 def _train_several(
@@ -131,16 +130,16 @@ def _train_several(
 ) -> None:
     for params in variants.values():
         need_store(params)
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.several import train_several
 
-    name, console = run_name(recipe, asked | given), Terminal()
+    name, console = default_run_name(recipe, asked | given), Terminal()
     try:
         done = train_several(
             variants, workflow=workflow, asked=asked, recipe=recipe, name=name, stopping=watch, console=console
         )
     finally:
         console.close()
-    click.echo(f"run {done.run_id} in experiment {done.experiment}, with a run of its own for each line")
-    click.echo(where_to_look(done.tracking_uri))
+    click.echo(f"run {done.run.run_id} in experiment {done.run.experiment}, with a run of its own for each line")
+    click.echo("\n".join(pages(done.run)))

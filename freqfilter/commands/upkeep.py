@@ -38,7 +38,7 @@ def resume(watch: Stopping, /, run_id: str, abandoned: bool, recipe: str, **type
 def sync(watch: Stopping, run_dir: str | None) -> None:
     """Deliver what waits for the tracking store: runs that were offline, or whose store went away."""
     params = _kept_in(run_dir)
-    from freqfilter.last_words import where_to_look
+    from freqfilter.last_words import view_in_mlflow
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.sync import sync as run_sync
 
@@ -47,7 +47,7 @@ def sync(watch: Stopping, run_dir: str | None) -> None:
         where = run_sync(Path(params.tracking.run_dir), stopping=watch, console=console)
     finally:
         console.close()
-    click.echo(where_to_look(where))
+    click.echo(view_in_mlflow(where))
 
 
 @cli.command("init_store")

@@ -8,31 +8,12 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from freqfilter.evaluation.bounds import Bounds
 from freqfilter.evaluation.limits import CONFIDENCE
 from freqfilter.evaluation.paired import PairedTest, Verdict
 from freqfilter.evaluation.scores import OVERALL
 
 BEATEN = ("zero", "mean", "linear_mmse")  # what no filter is needed for, and the best linear filter
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How good a champion has to be.
-
-    Attributes:
-        most_over_limit: Its error over the limit, all components together.
-        most_over_limit_per_frequency: The same for each component.
-        margin: By how much it may be worse than the champion before it, as a share of that one's error; 0: it has to
-            be better.
-        most_milliseconds: For one window of the length that it was trained on, one thread.
-        most_megabytes: Of its files.
-    """
-
-    most_over_limit: float
-    most_over_limit_per_frequency: float
-    margin: float
-    most_milliseconds: float
-    most_megabytes: float
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,22 @@ from typing import Any
 from freqfilter.errors import UserError
 from freqfilter.params.reading import parse
 from freqfilter.params.resolve import resolve
-from freqfilter.params.schema import Params
+from freqfilter.params.schema import Params, TrackingParams
 
 BASE = "base"
+LONGEST_NAME = 100  # characters of a run's name; the UI truncates longer ones
+
+
+def default_run_name(recipe: str, given: Mapping[str, Any]) -> str:
+    """The name of a run: its recipe, and the given values that can change a number.
+
+    >>> default_run_name("default", {"frequencies_hz": "[2, 5]", "epochs": 3, "register": False})
+    'default frequencies_hz=[2,5] epochs=3'
+    """
+    values = {name: value for name, value in given.items() if name not in TrackingParams.model_fields}
+    # Words are separated by spaces, so a list has none.
+    words = [f"{name}={re.sub(', +', ',', str(value).strip())}" for name, value in values.items()]
+    return textwrap.shorten(" ".join([Path(recipe).stem, *words]), LONGEST_NAME, placeholder=" …")
 
 
 def from_seeds(seeds: str, given: Mapping[str, Any], *, recipe: str, folder: Path) -> dict[str, Params]:

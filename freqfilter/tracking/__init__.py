@@ -1,7 +1,10 @@
 """The only part that imports mlflow: store, runs, provenance and registry."""
 
 import os
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from freqfilter.launch import launcher_folder
 
 # MLflow reads these when it is imported or asks its server. What a user has set stays as it is. Its own patience is
 # four minutes for a server that is away and two for one that says nothing; ours is in the outbox, where nobody waits.
@@ -15,3 +18,12 @@ if _server.scheme in ("http", "https") and _server.username is not None:
     os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(_server.username)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(_server.password or "")
     os.environ["MLFLOW_TRACKING_URI"] = _server._replace(netloc=_server.netloc.rpartition("@")[2]).geturl()
+
+# `mlflow run` starts this process in the project's folder; the user means a relative path in the one of the command.
+_file = os.environ.get("MLFLOW_TRACKING_URI", "").removeprefix("sqlite:///")
+if (
+    _file != os.environ.get("MLFLOW_TRACKING_URI", "")
+    and not Path(_file).is_absolute()
+    and (_typed := launcher_folder())
+):
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{_typed / _file}"

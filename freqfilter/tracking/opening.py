@@ -141,14 +141,18 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
             client.set_tag(run_id, tag, clean)
     for metric in data.metrics if resumed else ():
         known |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
-    run = Run(run_id, Opened(experiment.name, name, data.params, data.tags, frozenset(known)), tracking=tracking)
+    run = Run(
+        run_id,
+        Opened(experiment.name, str(experiment.experiment_id), name, data.params, data.tags, frozenset(known)),
+        tracking=tracking,
+    )
     if resumed:
         run.remove_tag(ENDED_BECAUSE)
     return run
 
 
 def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -> Run:
-    run = Run(resumed or uuid.uuid4().hex, Opened(tracking.experiment, name), tracking=tracking)
+    run = Run(resumed or uuid.uuid4().hex, Opened(tracking.experiment, "", name), tracking=tracking)
     if resumed:
         run.remove_tag(ENDED_BECAUSE)
     else:

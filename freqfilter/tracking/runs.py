@@ -37,6 +37,7 @@ class Opened:
 
     Attributes:
         experiment: Name of the experiment that it is in.
+        experiment_id: Id of that experiment; empty where the run is offline.
         name: What it is called.
         params: Parameters that it has already.
         tags: Tags that it has already.
@@ -44,6 +45,7 @@ class Opened:
     """
 
     experiment: str
+    experiment_id: str
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class Run:
     Attributes:
         run_id: MLflow's; offline one of our own, until there is one of MLflow's.
         experiment: Name of the experiment that it is in.
+        experiment_id: Id of that experiment; empty offline.
         online: Whether a store hears of it.
         folder: Its scratch files, in a folder of this run alone; gone when the run has finished.
         tags: Its tags.
@@ -66,6 +69,7 @@ class Run:
     def __init__(self, run_id: str, opened: Opened, *, tracking: TrackingParams) -> None:
         self.run_id = run_id
         self.experiment = opened.experiment
+        self.experiment_id = opened.experiment_id
         self.online = tracking.tracking == "online"
         self.folder = writable_folder(Path(tracking.run_dir) / run_id)
         self.tags = dict(opened.tags)

@@ -163,12 +163,16 @@ VIEWS = (
 )
 
 
+def view_address(experiment_id: str, key: str) -> str:
+    """Address of a view on MLflow's own pages."""
+    mode = "&compareRunsMode=CHART" if next(view for view in VIEWS if view.key == key).sections else ""
+    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}"
+
+
 # What the UI shows of an experiment: runs and models, not prompts and traces.
 KIND = ("mlflow.experimentKind", "custom_model_development")
 DESCRIPTION = """\
-Filters, each held against the least error that is possible: \
-[trainings](#/experiments/{experiment_id}/runs?viewStateShareKey=trainings&compareRunsMode=CHART) · \
-[decisions](#/experiments/{experiment_id}/runs?viewStateShareKey=decisions)
+Filters, each held against the least error that is possible: [trainings]({trainings}) · [decisions]({decisions})
 
 That error is the *limit*: `test/mse_over_limit` is 1 for a filter that nothing can beat. The menu *Views* has the same
 two pages: losses beside the limit, scores, pictures and the parameters that differ; which version became champion.
@@ -186,7 +190,8 @@ def introduce(client: MlflowClient, experiment: Experiment) -> None:
     if MADE in tags:
         return
     given = dict(view.tag() for view in VIEWS) | dict([KIND])
-    given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(experiment_id=experiment_id)}
+    addresses = {view.key: view_address(experiment_id, view.key) for view in VIEWS}
+    given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(**addresses)}
     with suppress(MlflowException):
         for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
             if name not in tags:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from freqfilter.errors import UserError
 from freqfilter.evaluation.fresh import beside_limit, fresh_seeds, score_realizations
@@ -26,17 +29,50 @@ from freqfilter.workflows.comparison import (
     figures_table,
     names_of,
     parameters_table,
+    remarks,
 )
 from freqfilter.workflows.console import Console
+from freqfilter.workflows.run_ref import RunRef
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Report:
-    """A comparison, and where it is kept."""
+class ComparisonResult:
+    """The result of a comparison.
 
-    text: str
-    run_id: str
-    tracking_uri: str
+    Attributes:
+        run: The run that holds it.
+        compared: The trainings, each with its scores on fresh realizations.
+    """
+
+    run: RunRef
+    compared: list[Compared]
+
+    @property
+    def figures(self) -> pd.DataFrame:
+        """Errors and cost: a row for each figure, a column for each training, as text."""
+        return figures_table(self.compared)
+
+    @property
+    def parameters(self) -> pd.DataFrame:
+        """The parameters in which the trainings differ: a row for each, a column for each training."""
+        return parameters_table(self.compared)
+
+    @property
+    def remarks(self) -> list[str]:
+        """How each training compares with the first, a sentence each."""
+        return remarks(self.compared)
+
+    @property
+    def text(self) -> str:
+        """Everything as plain text."""
+        return as_text(self.compared, "simple")
+
+    def figure(self) -> Figure:
+        """Validation and audit curves beside the limit, and errors over the limit with their intervals."""
+        return figure(self.compared)
 
 
 @memory_errors()
@@ -45,17 +81,17 @@ def compare(
     *,
     runs: str | None,
     realizations: int,
-    page: Path,
+    page: Path | None,
     stopping: Stopping,
     console: Console,
-) -> Report:
+) -> ComparisonResult:
     """Compare trainings, as a run of its own in the experiment and as a page.
 
     Args:
         tracking: Where the runs are.
         runs: Which; see ``tracking.selection.trainings``.
         realizations: Fresh ones that filters of one task are scored on, all of them on the same.
-        page: The file of HTML to write.
+        page: The HTML file to write; None: it is among the run's artifacts alone.
         stopping: Tells when to stop.
         console: Hears how it goes.
 
@@ -82,14 +118,15 @@ def compare(
         compared = [Compared(name, training, standing.get(name)) for name, training in named.items()]
         drawn = figure(compared)
         content = as_page(compared, drawn)
-        with replacing(page) as file:
-            file.write(content.encode())
+        if page is not None:
+            with replacing(page) as file:
+                file.write(content.encode())
         run.log_figure(drawn, "comparison/side_by_side.png")
         run.log_bytes(content.encode(), "comparison/report.html")
         run.log_bytes(figures_table(compared).to_csv(index_label="figure").encode(), "comparison/figures.csv")
         run.log_bytes(parameters_table(compared).to_csv(index_label="parameter").encode(), "comparison/parameters.csv")
         run.describe(as_text(compared, "github"))
-    return Report(as_text(compared, "simple"), run.run_id, tracking_uri)
+    return ComparisonResult(RunRef.to(run, tracking_uri), compared)
 
 
 def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:

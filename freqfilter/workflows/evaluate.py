@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import pandas as pd
 from torch import nn
 
 from freqfilter.evaluation import gallery
@@ -25,15 +26,31 @@ from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import on_fresh, over_limit, scores_table
+from freqfilter.workflows.run_ref import RunRef
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """Where an evaluation is kept, and what was scored."""
+class EvaluationResult:
+    """The result of an evaluation.
 
-    run_id: str
-    tracking_uri: str
+    Attributes:
+        run: The run that holds it.
+        uri: The model that was scored.
+        metrics: The metrics of the test and of the fresh realizations.
+        compared: Scores on the test set, of the model and of the estimators that it is compared with.
+        fresh: Scores on fresh realizations; None where none were asked for.
+    """
+
+    run: RunRef
     uri: str
+    metrics: dict[str, float]
+    compared: Comparison
+    fresh: FreshScores | None
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores on the test set: a row for each estimator and component, a column for each measure."""
+        return self.compared.table
 
 
 @memory_errors()
@@ -45,7 +62,7 @@ def evaluate(
     realizations: int,
     stopping: Stopping,
     console: Console,
-) -> Evaluated:
+) -> EvaluationResult:
     """Score a model beside the baselines, as a run of its own that names it.
 
     Args:
@@ -79,18 +96,19 @@ def evaluate(
         metrics = score_metrics(compared)
         run.log_metrics(metrics, step=0, model_id=model.model_id)
         log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
-        verdicts = [over_limit(metrics)]
+        verdicts, fresh = [over_limit(metrics)], None
         console.say(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
         if noise_seeds:
             fresh = _score_fresh(module, params, noise_seeds, compute=compute, stopping=stopping, console=console)
             run.log_bytes(fresh.of_realizations.to_csv().encode(), "evaluation/fresh_realizations.csv")
-            metrics = fresh_metrics(fresh)
-            run.log_metrics(metrics, step=0, model_id=model.model_id)
-            verdicts.append(on_fresh(metrics))
+            of_fresh = fresh_metrics(fresh)
+            run.log_metrics(of_fresh, step=0, model_id=model.model_id)
+            metrics |= of_fresh
+            verdicts.append(on_fresh(of_fresh))
             console.say(verdicts[1])
         words = [f"Scores of `{model.uri}` on its test set.", *verdicts, scores_table(compared.table, "github")]
         run.describe("\n\n".join(words))
-    return Evaluated(run.run_id, tracking_uri, model.uri)
+    return EvaluationResult(RunRef.to(run, tracking_uri), model.uri, metrics, compared, fresh)
 
 
 def _score_fresh(

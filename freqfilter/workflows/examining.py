@@ -10,10 +10,11 @@ import pandas as pd
 import torch
 
 from freqfilter.errors import UserError
+from freqfilter.evaluation.bounds import Bounds
 from freqfilter.evaluation.fresh import PARTS_OF_A_FILE, score_realizations
 from freqfilter.evaluation.paired import LOOKS, PairedTest, Verdict, paired_test
 from freqfilter.evaluation.references import LIMIT, references
-from freqfilter.evaluation.rungs import BEATEN, Bounds, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
+from freqfilter.evaluation.rungs import BEATEN, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
 from freqfilter.evaluation.scores import OVERALL, Extractor
 from freqfilter.params import Params
 from freqfilter.params.task import other_task

@@ -17,8 +17,8 @@ from freqfilter.tracking import provenance
 from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.kept import Kept
 from freqfilter.workflows.ready import get_ready
+from freqfilter.workflows.run_ref import RunRef
 from freqfilter.workflows.train import log_training_data
 
 
@@ -33,7 +33,7 @@ def find_learning_rate(
     name: str,
     stopping: Stopping,
     console: Console,
-) -> Kept:
+) -> RunRef:
     """Take steps as training would, at growing rates, and suggest the rate at which the loss falls most steeply.
 
     Args:
@@ -87,4 +87,4 @@ def find_learning_rate(
             run.log_metrics({SUGGESTED_LEARNING_RATE: suggested}, step=n_steps)
         run.describe(f"{verdict[0].upper()}{verdict[1:]}.")
         console.say(verdict)
-    return Kept(run.run_id, run.experiment, ready.tracking_uri)
+    return RunRef.to(run, ready.tracking_uri)

@@ -15,9 +15,10 @@ from freqfilter.tracking import provenance
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
+from freqfilter.workflows.run_ref import RunRef
 
 
-def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: Stopping, console: Console) -> str:
+def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: Stopping, console: Console) -> RunRef:
     """Write ``X_train X_val X_test y_train y_val y_test``, and draw the data in a run of its own.
 
     Args:
@@ -29,7 +30,7 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: S
         console: Hears what was written.
 
     Returns:
-        The tracking URI to show.
+        The run that has the pictures.
 
     Raises:
         UserError: If the store cannot be used or the file cannot be written.
@@ -57,4 +58,4 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: S
         )
         for artifact, figure in gallery.of_data(params.signals, drawn):
             run.log_figure(figure, artifact)
-    return tracking_uri
+    return RunRef.to(run, tracking_uri)

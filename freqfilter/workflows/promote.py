@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import pandas as pd
+from tabulate import tabulate
 
-from freqfilter.errors import UserError, without_credentials
+from freqfilter.errors import UserError
+from freqfilter.evaluation.bounds import Bounds
 from freqfilter.evaluation.figures.decision import decision as decision_figure
-from freqfilter.evaluation.rungs import Bounds
 from freqfilter.params import TrackingParams
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import champions, provenance
@@ -28,9 +30,13 @@ from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import link
 from freqfilter.workflows.examining import Evidence, examine
-from freqfilter.workflows.report import decision_report
+from freqfilter.workflows.run_ref import RunRef
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TRIES = 3  # where somebody else moves the champion meanwhile
+MARKS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
 
 
 class Outcome(StrEnum):
@@ -42,16 +48,39 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Decision:
-    """A decision and where it is kept."""
+class PromotionResult:
+    """The result of a promotion.
 
+    Attributes:
+        run: The run that holds it.
+        outcome: The decision.
+        reason: The reason in words.
+        candidate: The version that was examined.
+        champion: The champion before; None: there was none.
+        evidence: What the decision rests on.
+    """
+
+    run: RunRef
     outcome: Outcome
     reason: str
     candidate: Version
     champion: Version | None
     evidence: Evidence
-    run_id: str
-    tracking_uri: str
+
+    @property
+    def checks(self) -> pd.DataFrame:
+        """A row for each check: whether it passed (None: it does not apply) and its figures in words."""
+        return pd.DataFrame(self.evidence.rungs).set_index("name")
+
+    def figure(self) -> Figure:
+        """Candidate and champion beside the limit, and their difference with its interval.
+
+        Raises:
+            UserError: If the candidate was not measured.
+        """
+        if not self.evidence.errors:
+            raise UserError(f"version {self.candidate.number} was not measured: {self.reason}")
+        return decision_figure(self.evidence.errors, self.evidence.test)
 
 
 def promote(
@@ -63,7 +92,7 @@ def promote(
     force: str | None,
     stopping: Stopping,
     console: Console,
-) -> Decision:
+) -> PromotionResult:
     """Hold a version against the champion and against what it has to be, decide, and move the alias if it has won.
 
     Args:
@@ -90,7 +119,7 @@ def promote(
             champion = named(name, CHAMPION)
             evidence = examine(candidate, champion, bounds, noise_seed=noise_seed, stopping=stopping, console=console)
             outcome, reason = _decide(evidence, champion, force=force)
-            decision = Decision(outcome, reason, candidate, champion, evidence, run.run_id, tracking_uri)
+            decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, evidence)
             with stopping.deferred():
                 noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
@@ -125,13 +154,13 @@ def _decide(evidence: Evidence, champion: Version | None, *, force: str | None) 
     return Outcome.PROMOTED, f"it is {comparison.name}: {comparison.words}"
 
 
-def _record(run: Run, decision: Decision) -> dict[str, str]:
+def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
     """Keep the report, before anything follows from it; the tags for the version."""
     evidence, candidate, champion = decision.evidence, decision.candidate, decision.champion
     report = decision_report(decision)
     run.log_bytes(report.encode(), f"{DECISION}/report.md")
     if evidence.errors:
-        run.log_figure(decision_figure(evidence.errors, evidence.test), f"{DECISION}/errors.png")
+        run.log_figure(decision.figure(), f"{DECISION}/errors.png")
         table = pd.concat(evidence.errors, names=["side", "noise_seed"])
         run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
     run.describe(report)
@@ -143,5 +172,35 @@ def _record(run: Run, decision: Decision) -> dict[str, str]:
         "decision": str(decision.outcome),
         "decision_run": run.run_id,
         "decided_against": against,
-        "decided_in": without_credentials(decision.tracking_uri),
+        "decided_in": decision.run.tracking_uri,
     }
+
+
+def decision_report(decision: PromotionResult) -> str:
+    """A decision as Markdown: what was decided, each rung with its figures, errors side by side."""
+    candidate, champion, evidence = decision.candidate, decision.champion, decision.evidence
+    title = f"# {decision.outcome}: {candidate.model_name} version {candidate.number}"
+    against = f"the champion, version {champion.number}" if champion else "nothing: there is no champion yet"
+    lines = [
+        title,
+        f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
+        f"Held against {against}. Evidence: run `{decision.run.run_id}`"
+        f"{f', the candidate was trained by run `{candidate.run_id}`' if candidate.run_id else ''}.",
+        tabulate(
+            [[rung.name, MARKS[rung.passed], rung.words] for rung in evidence.rungs],
+            headers=["rung", "", "figures"],
+            tablefmt="github",
+        ),
+    ]
+    if evidence.errors:
+        means = pd.DataFrame({side: table.mean() for side, table in evidence.errors.items()}).T
+        lines.append(
+            tabulate(
+                [[side, *row] for side, row in zip(means.index, means.to_numpy().tolist(), strict=True)],
+                headers=["MSE", *means.columns],
+                floatfmt=".4f",
+                tablefmt="github",
+            )
+        )
+        lines.append(f"Means over {len(evidence.errors['candidate'])} realizations: {evidence.seeds}.")
+    return "\n\n".join(lines) + "\n"

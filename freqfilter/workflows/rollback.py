@@ -12,21 +12,27 @@ from freqfilter.tracking.champions import CHAMPION, PREVIOUS, Version, move_cham
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.description import link
+from freqfilter.workflows.run_ref import RunRef
 from freqfilter.workflows.witness import GOLDEN_TOLERANCE
 from freqfilter.workflows.witnesses import Witness
 
 
 @dataclass(frozen=True)
-class RolledBack:
-    """From which champion to which, and where that is kept."""
+class RollbackResult:
+    """The result of a rollback.
 
+    Attributes:
+        run: The run that holds it.
+        before: The champion before.
+        after: The champion now.
+    """
+
+    run: RunRef
     before: Version
     after: Version
-    run_id: str
-    tracking_uri: str
 
 
-def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopping: Stopping) -> RolledBack:
+def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopping: Stopping) -> RollbackResult:
     """Make a version the champion again, once it has been loaded and has shown that it is what it was.
 
     Args:
@@ -63,4 +69,4 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopp
         noted = {"rollback_run": run.run_id}
         move_champion(after, found=before, evidence=noted, description=f"{words} ({link(run.run_id)})")
         run.log_tags({"carried_out": "true"})
-    return RolledBack(before, after, run.run_id, tracking_uri)
+    return RollbackResult(RunRef.to(run, tracking_uri), before, after)

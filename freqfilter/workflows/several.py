@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -19,9 +20,24 @@ from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import runs_table
-from freqfilter.workflows.kept import Kept
 from freqfilter.workflows.ready import get_ready
-from freqfilter.workflows.train import Trained, train
+from freqfilter.workflows.run_ref import RunRef
+from freqfilter.workflows.train import TrainingResult, train
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The result of several trainings that belong together.
+
+    Attributes:
+        run: The parent run.
+        results: The result of each training that ended well, by what distinguishes it.
+        table: A row for each of them: size, cost and errors.
+    """
+
+    run: RunRef
+    results: dict[str, TrainingResult]
+    table: pd.DataFrame
 
 
 def train_several(
@@ -33,7 +49,7 @@ def train_several(
     name: str,
     stopping: Stopping,
     console: Console,
-) -> Kept:
+) -> SweepResult:
     """Train each variant in turn; a failed one is reported and does not keep the others from being trained.
 
     Where the variants differ in their seed alone, the parent has the mean and the spread of every metric
@@ -73,10 +89,10 @@ def train_several(
             raise UserError(f"{len(failed)} of {len(variants)} runs failed, the first of them {first_name}: {reason}")
         if only_by_chance:
             run.log_metrics(spread_metrics([of_run.metrics for of_run in trained.values()]), step=0)
-    return Kept(run.run_id, run.experiment, tracking_uri)
+    return SweepResult(RunRef.to(run, tracking_uri), trained, table)
 
 
-def comparison_of(trained: Mapping[str, Trained], *, with_test: bool) -> pd.DataFrame:
+def comparison_of(trained: Mapping[str, TrainingResult], *, with_test: bool) -> pd.DataFrame:
     """A row for each run: its size, its cost and how good it became.
 
     Args:
@@ -109,7 +125,7 @@ def _shared(variants: Mapping[str, Params]) -> dict[str, str]:
 
 def _train_all(
     variants: Mapping[str, Params], parent: Run, *, recipe: str, stopping: Stopping, console: Console
-) -> tuple[dict[str, Trained], dict[str, str]]:
+) -> tuple[dict[str, TrainingResult], dict[str, str]]:
     """What each run came to, and why those that failed did."""
     trained, failed = {}, {}
     for number, (name, params) in enumerate(variants.items(), start=1):

@@ -79,7 +79,7 @@ def _sync_one(kept: RunRecord, run_dir: Path, *, stopping: Stopping, console: Co
             stated.params, recipe=stated.recipe, name=found.name, stopping=stopping, console=console, begun=found
         )
         registered = f", registered: {done.model_name} version {done.version}" if done.version else ""
-        console.say(f"run {done.run_id} is delivered: FINISHED{registered}")
+        console.say(f"run {done.run.run_id} is delivered: FINISHED{registered}")
         return
     status = "KILLED" if kept.status == "RUNNING" else kept.status
     end_run(kept.run_id, status)

@@ -7,15 +7,20 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation import limit_cache
 from freqfilter.evaluation.diagnosis import Diagnosis, of_settings
+from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.finding import Finding
-from freqfilter.evaluation.leaks import KnownLimit, audit_split
+from freqfilter.evaluation.leaks import KnownLimit, SplitAudit, audit_split
 from freqfilter.evaluation.scores import Comparison
 from freqfilter.filters.checkpoints import Checkpoint, Stated, write_weights
 from freqfilter.filters.compute import memory_errors
+from freqfilter.filters.loaded import Filter
 from freqfilter.filters.state import EpochReport, Progress, TrainingState
 from freqfilter.filters.training import train as training_steps
 from freqfilter.params import Params
@@ -23,38 +28,79 @@ from freqfilter.signals.splits import Splits
 from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
-from freqfilter.tracking.loading import training_run
+from freqfilter.tracking.loading import load_run, training_run
 from freqfilter.tracking.metrics import epoch_metrics, limit_metrics
 from freqfilter.tracking.opening import open_run
-from freqfilter.tracking.runs import DIAGNOSIS, Run
+from freqfilter.tracking.runs import DIAGNOSIS, Run, diagnoses
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.finish import judge, keep_model, log_files
 from freqfilter.workflows.keeping import Keeper, resumable
 from freqfilter.workflows.ready import Ready, get_ready
+from freqfilter.workflows.run_ref import RunRef
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a run came to.
+class TrainingResult:
+    """The result of a training.
 
     Attributes:
-        progress: Its history and best epoch.
-        compared: Scores on the test set of the model and of what it is held against.
-        metrics: What was logged of the best epoch and the test.
+        run: The run.
+        params: The resolved parameters.
+        progress: Report of each epoch, and the best epoch.
+        compared: Scores on the test set, of the model and of the estimators that it is compared with.
+        metrics: Metrics of the best epoch and of the test.
+        val_limit_mse: The limit on the validation windows; None where it is not known.
+        overlap: Samples that validation shares with training.
+        diagnoses: The problems that were found, by name, each in one line.
+        model_name: Name of the registered model.
         version: Number of the registered version; None where it was not registered.
-        tracking_uri: To show; empty where nothing has been sent yet.
-        folder: What waits to be sent, in that case.
+        folder: The run's files, where the run is offline.
     """
 
-    run_id: str
-    experiment: str
-    tracking_uri: str
+    run: RunRef
+    params: Params
     progress: Progress
     compared: Comparison
     metrics: dict[str, float]
+    val_limit_mse: float | None
+    overlap: SplitAudit
+    diagnoses: dict[str, str]
     model_name: str
     version: int | None
     folder: Path
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores on the test set: a row for each estimator and component, a column for each measure."""
+        return self.compared.table
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row for each epoch: losses, mean squared errors, learning rate, gradient norm and seconds."""
+        table = pd.DataFrame([asdict(report) for report in self.progress.history]).set_index("epoch")
+        return table.drop(columns=["val_blocks", "improved"])
+
+    def loss_figure(self) -> Figure:
+        """The losses over the epochs, with the limit as a line: the run's ``07_training_loss.png``."""
+        return training_loss(
+            self.progress.history,
+            loss=self.params.training.loss,
+            best_epoch=self.progress.best_epoch,
+            val_limit_mse=self.val_limit_mse,
+        )
+
+    def load(self) -> Filter:
+        """Load the trained model from the tracking store.
+
+        Raises:
+            UserError: If the run is offline.
+        """
+        if not self.run.tracking_uri:
+            raise UserError(f"run {self.run.run_id} is offline: `python -m freqfilter sync` delivers it first")
+        return load_run(self.run.run_id)
 
 
 @dataclass(frozen=True)
@@ -84,7 +130,7 @@ def train(
     console: Console,
     parent: Run | None = None,
     begun: Begun | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train as the parameters say, and track it.
 
     Args:
@@ -114,6 +160,7 @@ def train(
             _introduce(console, run, state, splits)
             if begun:
                 _go_on(console, run, state, begun)
+            overlap = _measure_overlap(run, splits, console)
             val_limit = _state_limit(run, params, splits, console)
             _train(run, state, splits, params, keeper=keeper, val_limit=val_limit, stopping=stopping, console=console)
             val_limit_mse = val_limit.mse if val_limit else None
@@ -123,13 +170,15 @@ def train(
             if run.online:
                 stopping.finish_anyway()  # what a stop could save is seconds
                 version = keep_model(run, state, splits, params, compared, metrics)
-    return Trained(
-        run_id=run.run_id,
-        experiment=run.experiment,
-        tracking_uri=ready.tracking_uri,
+    return TrainingResult(
+        run=RunRef.to(run, ready.tracking_uri),
+        params=params,
         progress=state.progress,
         compared=compared,
         metrics=metrics,
+        val_limit_mse=val_limit_mse,
+        overlap=overlap,
+        diagnoses={name: run.tags[f"{DIAGNOSIS}.{name}"] for name in diagnoses(run.tags)},
         model_name=params.tracking.model_name,
         version=version,
         folder=run.folder,
@@ -183,11 +232,16 @@ def _go_on(console: Console, run: Run, state: TrainingState, begun: Begun) -> No
     run.log_tags({"resumed_after_epoch": str(progress.epoch - 1)} | here)
 
 
+def _measure_overlap(run: Run, splits: Splits, console: Console) -> SplitAudit:
+    """Print and log how many samples validation shares with training."""
+    overlap = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
+    run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/leak_audit.json")
+    console.say(overlap.words())
+    return overlap
+
+
 def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> KnownLimit | None:
-    """Say and log what is possible before anything is trained; the limit on the validation windows, if it is known."""
-    audit = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
-    run.log_bytes(json.dumps(asdict(audit), indent=2).encode(), "evaluation/leak_audit.json")
-    console.say(audit.words())
+    """Print and log the limit before anything is trained; its value on the validation windows, if it is known."""
     expected_mse = limit_cache.expected_mse(params)
     val_limit = limit_cache.on_validation(params, splits.validation)
     if expected_mse is not None:

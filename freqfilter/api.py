@@ -1,0 +1,336 @@
+"""The Python interface: the jobs of the command line as functions with typed results.
+
+A parameter is a keyword argument with the name and default of params.yaml. The functions use the tracking store that
+MLflow uses: ``mlflow.set_tracking_uri``, ``MLFLOW_TRACKING_URI``, or else ``mlflow.db`` in the working directory.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from freqfilter.errors import UserError
+from freqfilter.evaluation.bounds import Bounds
+from freqfilter.params import Params, TrackingParams, resolve
+from freqfilter.params.resolve import DEFAULT_RECIPE
+from freqfilter.params.variants import default_run_name, one_at_a_time
+from freqfilter.stopping import Stopped, Stopping, stopping
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from freqfilter.filters.loaded import Filter
+    from freqfilter.terminal import Quiet, Terminal
+    from freqfilter.workflows.compare import ComparisonResult
+    from freqfilter.workflows.evaluate import EvaluationResult
+    from freqfilter.workflows.promote import PromotionResult
+    from freqfilter.workflows.rollback import RollbackResult
+    from freqfilter.workflows.several import SweepResult
+    from freqfilter.workflows.train import TrainingResult
+
+DEFAULT_REALIZATIONS = 12  # of a comparison; six are the fewest that can show a difference between two
+
+
+def train(
+    *, recipe: str = DEFAULT_RECIPE, run_name: str | None = None, progress: bool = True, **parameters: Any
+) -> TrainingResult:
+    """Train a filter as one tracked run, and register it as a new version.
+
+    Args:
+        recipe: ``default``, ``original``, or the path of a file in the form of params.yaml.
+        run_name: Name of the run; None: the recipe and the parameters that are given.
+        progress: Print a line for each epoch.
+        **parameters: Parameters by name, such as ``epochs=3`` or ``frequencies_hz=[2, 5]``.
+
+    Returns:
+        Metrics, history, test scores and the registered version.
+
+    Raises:
+        UserError: If a parameter or the store cannot be used, the data is refused, or training diverges.
+        KeyboardInterrupt: If it was interrupted; the message has the command that resumes it.
+    """
+    from freqfilter.workflows.train import train as run_train
+
+    params = resolve(parameters, recipe=recipe)
+    name = run_name or default_run_name(recipe, parameters)
+    with _job(progress) as (watch, console):
+        return run_train(params, recipe=recipe, name=name, stopping=watch, console=console)
+
+
+def vary(
+    values: Mapping[str, Any],
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    run_name: str | None = None,
+    progress: bool = True,
+    **parameters: Any,
+) -> SweepResult:
+    """Train once with the parameters given, and once for each value that replaces one of them.
+
+    The runs are children of a parent run. Nothing is registered unless ``register=True`` is given.
+
+    Args:
+        values: Values to try, by parameter, such as ``{"hidden_size": [64, 256], "cell": "gru"}``.
+        recipe: As for ``train``.
+        run_name: Name of the parent run.
+        progress: Print a line for each epoch.
+        **parameters: Parameters that all runs share.
+
+    Returns:
+        The result of each run, and a table of them.
+
+    Raises:
+        UserError: As ``train`` does, or if one of the runs has failed.
+    """
+    from freqfilter.workflows.several import train_several
+
+    text = json.dumps(dict(values))
+    given = {"register": False} | parameters
+    variants = one_at_a_time(text, given, recipe=recipe, folder=Path.cwd())
+    for params in variants.values():
+        _need_store(params)
+    name = run_name or default_run_name(recipe, {"values": text} | parameters)
+    with _job(progress) as (watch, console):
+        return train_several(
+            variants, workflow="vary", asked={"values": text}, recipe=recipe, name=name, stopping=watch, console=console
+        )
+
+
+def evaluate(
+    *,
+    version: int | None = None,
+    run_id: str | None = None,
+    realizations: int = 0,
+    progress: bool = True,
+    **tracking: Any,
+) -> EvaluationResult:
+    """Score a registered version, or the model of a run, on the test set of its own parameters.
+
+    Args:
+        version: Version of the registered model; None: the newest.
+        run_id: Run whose model is scored, in place of a version.
+        realizations: Number of fresh noise realizations that it is scored on as well.
+        progress: Print the scores.
+        **tracking: Parameters of section ``tracking``, such as ``model_name`` and ``experiment``.
+
+    Returns:
+        Metrics, and the scores of the model, the limit and the baselines.
+
+    Raises:
+        UserError: If there is no such model, or its data file is missing.
+    """
+    from freqfilter.workflows.evaluate import evaluate as run_evaluate
+
+    if version is not None and run_id is not None:
+        raise UserError("version and run_id: both name a model; give one")
+    number = None if version is None else str(version)
+    with _job(progress) as (watch, console):
+        return run_evaluate(
+            _tracking(tracking),
+            version=number,
+            run_id=run_id,
+            realizations=realizations,
+            stopping=watch,
+            console=console,
+        )
+
+
+def compare(
+    runs: str | Sequence[str | TrainingResult] | None = None,
+    *,
+    realizations: int = DEFAULT_REALIZATIONS,
+    page: str | Path | None = None,
+    progress: bool = True,
+    **tracking: Any,
+) -> ComparisonResult:
+    """Compare trainings: parameters, errors with intervals, curves and cost.
+
+    Args:
+        runs: Results of ``train``, run ids, run names or versions (``3``, ``NAME/3``, ``@champion``); or a filter of
+            MLflow's as text; None: the newest ten that have finished.
+        realizations: Number of fresh noise realizations that all of them are scored on; 0: none.
+        page: HTML file to write; None: the page is an artifact of the comparison's run alone.
+        progress: Print how far it is.
+        **tracking: Parameters of section ``tracking``.
+
+    Returns:
+        Tables, remarks and the figure.
+
+    Raises:
+        UserError: If fewer than two trainings are found, or one of them cannot be read.
+    """
+    from freqfilter.workflows.compare import compare as run_compare
+
+    if runs is not None and not isinstance(runs, str):
+        runs = json.dumps([run if isinstance(run, str) else run.run.run_id for run in runs])
+    with _job(progress) as (watch, console):
+        return run_compare(
+            _tracking(tracking),
+            runs=runs,
+            realizations=realizations,
+            page=None if page is None else Path(page),
+            stopping=watch,
+            console=console,
+        )
+
+
+def promote(
+    version: int | None = None,
+    *,
+    most_over_limit: float = Bounds.most_over_limit,
+    most_over_limit_per_frequency: float = Bounds.most_over_limit_per_frequency,
+    margin: float = Bounds.margin,
+    most_milliseconds: float = Bounds.most_milliseconds,
+    most_megabytes: float = Bounds.most_megabytes,
+    noise_seed: int | None = None,
+    force: str | None = None,
+    progress: bool = True,
+    **tracking: Any,
+) -> PromotionResult:
+    """Compare a version with the champion and the limit, and make it the champion if it is better.
+
+    Args:
+        version: Version of the registered model; None: the newest.
+        most_over_limit: Largest ratio of its mean squared error to the limit.
+        most_over_limit_per_frequency: The same for each component.
+        margin: Share of the champion's error by which it may be worse; 0: it has to be better.
+        most_milliseconds: Largest latency for one window, milliseconds.
+        most_megabytes: Largest size of its files, MB.
+        noise_seed: Seed of the first noise realization; None: derived from both models' digests.
+        force: A reason to promote it whatever the checks say.
+        progress: Print how far it is.
+        **tracking: Parameters of section ``tracking``, such as ``model_name``.
+
+    Returns:
+        The decision, its reason and the checks.
+
+    Raises:
+        UserError: If there is no such version.
+    """
+    from freqfilter.workflows.promote import promote as run_promote
+
+    bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
+    if force is not None and not force.strip():
+        raise UserError("force: a reason is needed")
+    with _job(progress) as (watch, console):
+        return run_promote(
+            _tracking(tracking),
+            number=version,
+            bounds=bounds,
+            noise_seed=noise_seed,
+            force=force,
+            stopping=watch,
+            console=console,
+        )
+
+
+def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> RollbackResult:
+    """Make the champion before this one, or a version, the champion again.
+
+    Args:
+        version: The version; None: the champion before this one.
+        reason: The reason, which is recorded.
+        **tracking: Parameters of section ``tracking``, such as ``model_name``.
+
+    Raises:
+        UserError: If there is no champion or no such version, or it cannot be loaded.
+    """
+    from freqfilter.workflows.rollback import rollback as run_rollback
+
+    with _job(progress=False) as (watch, _):
+        return run_rollback(_tracking(tracking), number=version, reason=reason, stopping=watch)
+
+
+def history(**tracking: Any) -> pd.DataFrame:
+    """Registrations, decisions and rollbacks of a registered model, the oldest first.
+
+    Args:
+        **tracking: Parameters of section ``tracking``, such as ``model_name``.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    from freqfilter.workflows.history import history as run_history
+
+    return run_history(_tracking(tracking))
+
+
+def load(
+    name: str | None = None, *, version: int | str | None = None, alias: str | None = None, run_id: str | None = None
+) -> Filter:
+    """Load a filter: a registered version, the one that an alias names, or the model of a run.
+
+    Args:
+        name: The registered model's name, such as ``frequency-filter``.
+        version: Its version number; the newest one where neither it nor an alias is given.
+        alias: Such as ``champion``.
+        run_id: A run's id, in place of a name.
+
+    Returns:
+        A filter with ``predict(x)``, ``extract(signal, frequency_hz)``, ``stream(frequency_hz)``, its ``module`` and
+        its ``facts``.
+
+    Raises:
+        UserError: If there is no such model, its files are not a filter of this package, or they differ from those
+            that were registered.
+    """
+    from freqfilter.tracking import loading
+
+    if (name is None) == (run_id is None) or (version is not None and alias is not None):
+        raise UserError("load: give a name, with a version or an alias, or a run_id")
+    if run_id is not None:
+        return loading.load_run(run_id)
+    if alias is not None:
+        return loading.load_alias(str(name), alias)
+    return loading.load_version(str(name), "latest" if version is None else version)
+
+
+def _tracking(given: Mapping[str, Any]) -> TrackingParams:
+    """The parameters of section ``tracking``; others belong to the model that is loaded."""
+    for name in given:
+        if name not in TrackingParams.model_fields:
+            raise UserError(
+                f"{name}: not a parameter of this function; it takes {', '.join(TrackingParams.model_fields)}"
+            )
+    params = resolve(given)
+    _need_store(params)
+    return params.tracking
+
+
+def _need_store(params: Params) -> None:
+    if params.tracking.tracking == "offline":
+        raise UserError("tracking=offline: only train goes without its store")
+
+
+@contextmanager
+def _job(progress: bool) -> Iterator[tuple[Stopping, Terminal | Quiet]]:
+    """A block that can be interrupted at its safe points, with its console."""
+    from freqfilter.terminal import Quiet, Terminal
+
+    console = Terminal() if progress else Quiet()
+    # Python lets the main thread alone handle signals.
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
+    before = {number: signal.getsignal(number) for number in handled}
+    try:
+        if not handled:
+            yield Stopping(), console
+            return
+        with stopping() as watch:
+            yield watch, console
+    except Stopped as stopped:
+        remedy = f"; to resume: {stopped.remedy}" if stopped.remedy else ""
+        raise KeyboardInterrupt(f"stopped by {stopped}{remedy}") from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if isinstance(console, Terminal):
+            console.close()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

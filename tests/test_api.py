@@ -1,0 +1,146 @@
+"""The Python interface: each call as a user types it, on a real store."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+import freqfilter
+from freqfilter.params import resolve
+from tests.conftest import ROOT, SMALL, all_runs, interrupt_after_an_epoch
+
+SETTING = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 1, "progress": False}
+
+
+def test_train_gives_metrics_history_scores_and_a_version_that_loads(folder: Path) -> None:
+    result = freqfilter.train(**SETTING | {"epochs": 2}, run_name="mine", frequencies_hz=[20, 50])
+    (run,) = all_runs()
+    assert (result.run.run_id, run.info.run_name, run.info.status) == (run.info.run_id, "mine", "FINISHED")
+    assert result.metrics["test/mse"] == run.data.metrics["test/mse"]
+    assert result.history["val_loss"].tolist() == [
+        point.value for point in MlflowClient().get_metric_history(run.info.run_id, "val/loss")
+    ]
+    assert result.scores.loc[("model", "all"), "mse"] == result.metrics["test/mse"]
+    assert result.params == resolve(SMALL | {"epochs": 2, "frequencies_hz": [20, 50]})
+    assert len(result.loss_figure().axes) >= 1
+    assert (result.model_name, result.version) == ("frequency-filter", 1)
+    signal = np.random.default_rng(0).normal(size=100)
+    loaded = freqfilter.load("frequency-filter", version=1)
+    assert np.array_equal(result.load().extract(signal, 20), loaded.extract(signal, 20))
+
+
+def test_the_address_of_a_run_names_its_experiment_and_run(folder: Path) -> None:
+    result = freqfilter.train(**SETTING, register=False)
+    run = all_runs()[0].info
+    assert result.run.page("http://127.0.0.1:5000/").endswith(
+        f":5000/#/experiments/{run.experiment_id}/runs/{run.run_id}"
+    )
+    assert "viewStateShareKey=trainings" in result.run.view("http://127.0.0.1:5000", "trainings")
+
+
+def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> None:
+    sweep = freqfilter.vary({"cell": "gru"}, **SETTING, register=True)
+    assert list(sweep.results) == list(sweep.table.index) == ["base", "cell=gru"]
+    assert [result.version for result in sweep.results.values()] == [1, 2]
+
+    compared = freqfilter.compare(list(sweep.results.values()), realizations=0, progress=False)
+    assert compared.parameters.to_dict("index") == {"cell": {"base": "lstm", "cell=gru": "gru"}}
+    assert compared.figures.shape[1] == 2
+    assert len(compared.figure().axes) >= 1
+    assert not (folder / "comparison.html").exists()
+
+    evaluated = freqfilter.evaluate(version=1, progress=False)
+    assert evaluated.metrics["test/mse"] == pytest.approx(sweep.results["base"].metrics["test/mse"])
+    assert evaluated.fresh is None
+
+    for version in (1, 2):
+        decided = freqfilter.promote(version, force="a test", progress=False)
+        assert decided.outcome == "PROMOTED"
+    assert decided.checks.loc["loads", "passed"]
+    assert decided.figure().axes
+    undone = freqfilter.rollback(reason="it is only a test")
+    assert (undone.before.number, undone.after.number) == (2, 1)
+    assert freqfilter.load("frequency-filter", alias="champion").facts["network"]["cell"] == "lstm"
+    assert freqfilter.history()["event"].tolist() == ["registered", "registered", "PROMOTED", "PROMOTED", "ROLLED BACK"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: freqfilter.train(learnin_rate=1), "did you mean 'learning_rate'"),
+        (lambda: freqfilter.train(epochs=0), "epochs=0"),
+        (lambda: freqfilter.train(recipe="absent"), "recipe=absent"),
+        (lambda: freqfilter.evaluate(version=1, run_id="x"), "give one"),
+        (lambda: freqfilter.evaluate(hidden_size=3), "hidden_size: not a parameter of this function"),
+        (lambda: freqfilter.promote(tracking="offline"), "offline"),
+        (lambda: freqfilter.promote(force=" "), "a reason is needed"),
+        (lambda: freqfilter.compare([]), "runs"),
+        (lambda: freqfilter.vary({}), "a mapping is needed"),
+        (lambda: freqfilter.load(), "give a name"),
+        (lambda: freqfilter.history(model_name="absent"), "absent"),
+    ],
+)
+def test_a_wrong_call_is_a_user_error_of_one_line(call: object, message: str, folder: Path) -> None:
+    with pytest.raises(freqfilter.UserError, match=message) as caught:
+        call()  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    assert [run.info.status for run in all_runs()] == []
+
+
+def test_an_offline_training_says_how_its_model_is_delivered(folder: Path) -> None:
+    result = freqfilter.train(**SETTING, tracking="offline")
+    assert result.version is None
+    with pytest.raises(freqfilter.UserError, match="sync"):
+        result.load()
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_with_the_command_that_resumes(folder: Path) -> None:
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt_after_an_epoch(signal.SIGINT), pytest.raises(KeyboardInterrupt, match="freqfilter resume") as caught:
+        freqfilter.train(**SETTING | {"epochs": 3, "progress": True})
+    (run,) = all_runs()
+    assert run.info.run_id in str(caught.value)
+    assert run.info.status == "KILLED"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_works_in_a_thread_which_cannot_handle_signals(folder: Path) -> None:
+    results = []
+    thread = threading.Thread(target=lambda: results.append(freqfilter.train(**SETTING, register=False)))
+    thread.start()
+    thread.join()
+    assert results[0].run.run_id == all_runs()[0].info.run_id
+
+
+def test_mlflows_own_tracking_uri_is_used(folder: Path, empty_store: Path) -> None:
+    other = folder / "other.db"
+    other.write_bytes(empty_store.read_bytes())
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{other}")
+    try:
+        result = freqfilter.train(**SETTING, register=False)
+        assert result.run.tracking_uri == f"sqlite:///{other}"
+        assert len(all_runs()) == 1
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert all_runs() == []
+
+
+def test_the_package_is_imported_without_its_libraries_and_lists_its_functions() -> None:
+    code = (
+        "import sys, freqfilter\n"
+        "assert set(freqfilter.__all__) <= set(dir(freqfilter))\n"
+        "assert callable(freqfilter.train) and not hasattr(freqfilter, 'absent')\n"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'pandas', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
