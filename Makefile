@@ -89,11 +89,7 @@ bench: $(VENV)/installed  ## measure what takes how long, an hour and three quar
 	@$(BIN)/python -m benchmarks $(PARTS)
 
 ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
-ifneq ($(filter http%,$(MLFLOW_TRACKING_URI)),)
-	@echo "the runs are on a server, which has a UI of its own: $(MLFLOW_TRACKING_URI)"
-else
-	@$(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --backend-store-uri $(MLFLOW_TRACKING_URI)
-endif
+	@$(BIN)/python -m freqfilter ui $(ARGS)
 
 serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="--version 3" another version
 	@$(BIN)/python -m freqfilter serve $(ARGS)

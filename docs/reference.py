@@ -100,9 +100,22 @@ METRICS = {
 }
 
 PYTHON = {
+    "python_api": (
+        "The jobs, in Python",
+        (
+            "freqfilter.api",
+            "freqfilter.workflows.train.TrainingResult",
+            "freqfilter.workflows.several.SweepResult",
+            "freqfilter.workflows.evaluate.EvaluationResult",
+            "freqfilter.workflows.compare.ComparisonResult",
+            "freqfilter.workflows.promote.PromotionResult",
+            "freqfilter.workflows.rollback.RollbackResult",
+            "freqfilter.workflows.run_ref.RunRef",
+        ),
+    ),
     "python_filter": (
         "A trained filter, in Python",
-        ("freqfilter.load", "freqfilter.filters.loaded"),
+        ("freqfilter.filters.loaded",),
     ),
     "python_signals": (
         "Signals and the limit, in Python",

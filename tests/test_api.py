@@ -39,9 +39,8 @@ def test_train_gives_metrics_history_scores_and_a_version_that_loads(folder: Pat
 def test_the_address_of_a_run_names_its_experiment_and_run(folder: Path) -> None:
     result = freqfilter.train(**SETTING, register=False)
     run = all_runs()[0].info
-    assert result.run.page("http://127.0.0.1:5000/").endswith(
-        f":5000/#/experiments/{run.experiment_id}/runs/{run.run_id}"
-    )
+    page = f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.run_id}?"
+    assert result.run.page("http://127.0.0.1:5000/").startswith(page)
     assert "viewStateShareKey=trainings" in result.run.view("http://127.0.0.1:5000", "trainings")
 
 

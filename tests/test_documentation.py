@@ -23,10 +23,12 @@ from mlflow import MlflowClient
 from mlflow.projects.utils import load_project
 
 from docs import reference
+from freqfilter import api
 from freqfilter.commands import cli as commands
 from freqfilter.evaluation import gallery
 from freqfilter.files import HOST
 from freqfilter.params.resolve import DEFAULT_RECIPE, fields, resolve
+from freqfilter.params.variants import one_at_a_time
 from freqfilter.tracking import provenance
 from freqfilter.tracking.processes import Worker
 from tests.conftest import ROOT, SMALL, all_runs, draw_nothing, interrupt_after_an_epoch, options, start, work_in
@@ -59,6 +61,10 @@ ELSEWHERE = {
     "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
     "-d '{\"inputs\": [[[0.1, 0, 0, 1, 0], [0.2, 0, 0, 1, 0]]]}'": SERVED,
     "python -m benchmarks.gate": "test_the_filters_are_what_the_rates_speak_of",
+    "mlflow ui": "test_the_ui_command_prints_addresses_that_answer",
+    "python3.11 -m venv .venv": "test_constraints_hold_the_same_versions",
+    "source .venv/bin/activate": "test_constraints_hold_the_same_versions",
+    "pip install -c constraints.txt -e .": "test_constraints_hold_the_same_versions",
 }
 PYTHON_ELSEWHERE = {"urllib.request": SERVED}
 
@@ -203,9 +209,14 @@ def test_every_fence_says_what_it_holds() -> None:
 
 
 @pytest.mark.parametrize("code", fences("python"))
-def test_python_that_a_page_shows_works(code: str, place: Path) -> None:
+def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if any(part in code for part in PYTHON_ELSEWHERE):
         return
+    # What a page leaves open is small here.
+    monkeypatch.setattr(api, "resolve", lambda given, **rest: resolve(SMALLEST | given, **rest))
+    monkeypatch.setattr(
+        api, "one_at_a_time", lambda values, given, **rest: one_at_a_time(values, SMALLEST | given, **rest)
+    )
     x = np.zeros((2, 20, 5), dtype=np.float32)
     exec(code, {"x": x, "signal": np.zeros(100)})  # noqa: S102 (our own pages)
 

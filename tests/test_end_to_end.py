@@ -281,8 +281,8 @@ def test_a_tracking_server_is_used_where_the_environment_names_one(
     (run,) = all_runs()
     page = f"{tracking_server}/#/experiments/{run.info.experiment_id}/runs"
     assert done.stdout.splitlines()[-2:] == [
-        f"  this run: {page}/{run.info.run_id}",
-        f"  all trainings: {page}?viewStateShareKey=trainings&compareRunsMode=CHART",
+        f"  this run: {page}/{run.info.run_id}?workflowType=machine_learning",
+        f"  all trainings: {page}?workflowType=machine_learning&viewStateShareKey=trainings&compareRunsMode=CHART",
     ]
     assert run.info.status == "FINISHED"
     assert [step for step, _ in history(run)["val/loss"]] == [1, 2, 3]

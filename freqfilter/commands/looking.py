@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
@@ -110,6 +111,17 @@ def evaluate(
     )
     click.echo(f"\n{done.uri}, run {done.run.run_id}")
     click.echo("\n".join(pages(done.run)))
+
+
+@cli.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="port of the server")
+@click.pass_obj
+def ui(watch: Stopping, port: int) -> None:
+    """Open MLflow's UI on the tracking store, and print the address of the newest training's page."""
+    from freqfilter.terminal import Terminal
+    from freqfilter.workflows.ui import ui as run_ui
+
+    sys.exit(run_ui(port=port, stopping=watch, console=Terminal()))
 
 
 @cli.command()

@@ -76,17 +76,23 @@ def see_that_it_answers(uri: str) -> None:
     Raises:
         UserError: If it does not answer.
     """
-    try:
-        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        return
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(getattr(error, "reason", error), ssl.SSLError):  # it is there; MLflow knows whom to trust
-            return
+    if not answers(uri):
         raise UserError(
             f"tracking store {uri} does not answer: start it, or train with --tracking offline and deliver later with "
             "`python -m freqfilter sync`"
-        ) from None
+        )
+
+
+def answers(uri: str) -> bool:
+    """Whether an MLflow server answers at this address."""
+    try:
+        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, http.client.HTTPException) as error:
+        # A server with a certificate that this process does not trust is there; MLflow may have other certificates.
+        return isinstance(getattr(error, "reason", error), ssl.SSLError)
+    return True
 
 
 @contextmanager

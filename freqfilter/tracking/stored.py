@@ -29,6 +29,7 @@ class RunRecord:
 
     Attributes:
         run_id: MLflow's, or our own where it is in no store yet.
+        experiment_id: Of its experiment; empty where it is in no store yet.
         name: What it is called.
         status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
         started_ms: When it began, milliseconds since 1970.
@@ -38,6 +39,7 @@ class RunRecord:
     """
 
     run_id: str
+    experiment_id: str
     name: str
     status: str
     started_ms: int
@@ -84,9 +86,14 @@ def stored_runs(*, experiment: str | None = None, having: str = "") -> Iterator[
                 return
 
 
+def newest_training() -> RunRecord | None:
+    """The training of all experiments that began last; None where there is none."""
+    return next(stored_runs(having="tags.workflow = 'train'"), None)
+
+
 def _record(run: MlflowRun) -> RunRecord:
     info = run.info
-    return RunRecord(info.run_id, info.run_name, info.status, info.start_time, run.data.tags)
+    return RunRecord(info.run_id, info.experiment_id, info.run_name, info.status, info.start_time, run.data.tags)
 
 
 def kept_folders(run_dir: Path) -> list[Path]:
@@ -115,7 +122,7 @@ def kept_run(folder: Path) -> RunRecord:
                 tags.pop(message["name"], None)
             case "end":
                 status = message["status"]
-    return RunRecord(folder.name, name, status, started_ms, tags, folder, meant_for)
+    return RunRecord(folder.name, "", name, status, started_ms, tags, folder, meant_for)
 
 
 def download(run_id: str, artifact: str, folder: Path) -> None:

@@ -163,12 +163,19 @@ VIEWS = (
 )
 
 
+def run_address(experiment_id: str, run_id: str) -> str:
+    """Address of a run's page on MLflow's own pages."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
+
+
 def view_address(experiment_id: str, key: str) -> str:
     """Address of a view on MLflow's own pages."""
     mode = "&compareRunsMode=CHART" if next(view for view in VIEWS if view.key == key).sections else ""
-    return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}{mode}"
+    return f"#/experiments/{experiment_id}/runs?{MODEL_TRAINING}&viewStateShareKey={key}{mode}"
 
 
+# Without it the UI opens in its mode for language models, with another menu.
+MODEL_TRAINING = "workflowType=machine_learning"
 # What the UI shows of an experiment: runs and models, not prompts and traces.
 KIND = ("mlflow.experimentKind", "custom_model_development")
 DESCRIPTION = """\

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from freqfilter.tracking.runs import Run
-from freqfilter.tracking.views import view_address
+from freqfilter.tracking.views import run_address, view_address
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunRef:
         Args:
             server: Address of MLflow's UI, such as ``http://127.0.0.1:5000``.
         """
-        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{server.rstrip('/')}/{run_address(self.experiment_id, self.run_id)}"
 
     def view(self, server: str, key: str) -> str:
         """Address of a saved view of the run's experiment; see ``tracking.views``."""

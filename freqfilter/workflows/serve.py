@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from freqfilter.params import TrackingParams
@@ -16,6 +17,7 @@ from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 
 HOST = "127.0.0.1"
+POLL_S = 0.5  # between looks at the server
 
 
 def serve(tracking: TrackingParams, *, number: int | None, port: int, stopping: Stopping, console: Console) -> int:
@@ -41,19 +43,43 @@ def serve(tracking: TrackingParams, *, number: int | None, port: int, stopping: 
         files = checked_files(uri, Path(folder))  # what has been checked is what is served
         console.say(f"serving {uri} on http://{HOST}:{port}/invocations, ready when /ping answers")
         words = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
-        server = subprocess.Popen(
+        return run_server(
             [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
-            env=os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
+            os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
+            stopping,
         )
-        try:
-            with stopping.deferred():
-                while server.poll() is None:
-                    stopping.check()
-                    try:
-                        server.wait(timeout=0.5)
-                    except subprocess.TimeoutExpired:
-                        continue
-            return server.returncode
-        finally:
-            server.terminate()
-            server.wait()
+
+
+def run_server(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stopping: Stopping,
+    *,
+    ready: Callable[[], bool] = lambda: True,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Run a server until it ends or this process is stopped; its exit code.
+
+    Args:
+        command: The server's command.
+        environment: Its environment.
+        stopping: Ends the server.
+        ready: Whether the server answers.
+        on_ready: Called once, when it does.
+    """
+    server, waiting = subprocess.Popen(command, env=environment), True
+    try:
+        with stopping.deferred():
+            while server.poll() is None:
+                stopping.check()
+                if waiting and ready():
+                    waiting = False
+                    on_ready()
+                try:
+                    server.wait(timeout=POLL_S)
+                except subprocess.TimeoutExpired:
+                    continue
+        return server.returncode
+    finally:
+        server.terminate()
+        server.wait()
