@@ -18,7 +18,7 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story notebooks screenshots docs bench ui serve test soak lint format lock clean
+.PHONY: help install train original alternatives story notebooks screenshots mlproject docs bench ui serve test soak lint format lock clean
 
 help:  ## list all targets
 	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ screenshots: $(VENV)/installed_dev  ## make the pictures of docs/how-to/mlflow_u
 	@rm -rf $(SHOTS) && mkdir -p $(SHOTS)
 	@cd $(SHOTS) && PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.ui.six_runs
 	@FREQFILTER_SCREENSHOTS=1 $(BIN)/python -m pytest tests/ui
+
+mlproject: $(VENV)/installed  ## write the MLproject's comments from params.yaml
+	@$(BIN)/python docs/mlproject.py
 
 docs: $(VENV)/installed_dev  ## build the documentation's site into site/; a link that leads nowhere is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

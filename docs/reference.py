@@ -87,6 +87,10 @@ METRICS = {
         "fresh/db_over_limit": "the same distance in decibels",
         "fresh/*_*hz": "mean squared error, limit or distance for one component",
     },
+    "`limit`": {
+        "limit/causal_mse": "least mean squared error of a filter that uses the samples so far",
+        "limit/two_sided_mse": "least mean squared error of a filter that has the whole window",
+    },
     "`find_learning_rate`, at each step": {
         "range_test/learning_rate": "learning rate of the step",
         "range_test/loss": "loss of its batch",

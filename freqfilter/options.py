@@ -11,11 +11,73 @@ import click
 from freqfilter.errors import UserError
 from freqfilter.launch import launched_by_mlflow, launcher_folder
 from freqfilter.params import Params
-from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_path, recipe_names
+from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_everyday, is_path, recipe_names
+
+SHOW_ALL = "freqfilter.show_all"  # in click's context: whether help leaves nothing out
+
+
+class ParameterOption(click.Option):
+    """An option for a parameter of params.yaml, whose value is text that the schema reads.
+
+    Attributes:
+        section: The parameter's section.
+        everyday: Whether ``--help`` shows it; ``--help-all`` shows all of them.
+    """
+
+    def __init__(self, *names: Any, section: str, everyday: bool, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.section = section
+        self.everyday = everyday
+
+
+class Command(click.Command):
+    """A command whose ``--help`` shows its own options and the everyday parameters, and ``--help-all`` everything."""
+
+    def __init__(self, *names: Any, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        parameters = [option for option in self.params if isinstance(option, ParameterOption)]
+        self._abridges = any(option.everyday for option in parameters)
+        if self._abridges:
+            help_all = click.Option(
+                ["--help-all"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_print_all,
+                help="Show every parameter and exit.",
+            )
+            self.params.append(help_all)
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a heading for each kind."""
+        show_all = SHOW_ALL in context.meta or not self._abridges
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for option in self.get_params(context):
+            if (record := option.get_help_record(context)) is None:
+                continue
+            heading = "Options"
+            if isinstance(option, ParameterOption):
+                if not (show_all or option.everyday):
+                    continue
+                heading = f"Parameters, {option.section}" if show_all else "Everyday parameters"
+            sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+        if not show_all:
+            formatter.write_paragraph()
+            formatter.write_text("--help-all shows every parameter.")
+
+
+def _print_all(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        context.meta[SHOW_ALL] = True
+        click.echo(context.get_help())
+        context.exit()
 
 
 def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
-    """An option for each parameter, or for those of some sections, all of them text that the schema will read."""
+    """An option for each parameter, or for those of some sections."""
     stated = defaults()
 
     def add(command: Any) -> Any:
@@ -23,7 +85,13 @@ def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[A
             if sections is None or section in sections:
                 default = str(stated[name]).replace("'", "") if stated[name] is not None else "null"
                 command = click.option(
-                    f"--{name}", name, metavar="VALUE", help=f"{field.description}  [default: {default}]"
+                    f"--{name}",
+                    name,
+                    cls=ParameterOption,
+                    section=section,
+                    everyday=is_everyday(field) and sections != ("tracking",),
+                    metavar="VALUE",
+                    help=f"{field.description}  [default: {default}]",
                 )(command)
         return command
 
@@ -34,11 +102,11 @@ recipe_option = click.option(
     "--recipe",
     default=DEFAULT_RECIPE,
     metavar="NAME|FILE",
-    help=f"what replaces defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
+    help=f"what replaces the defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
 )
 
 seeds_option = click.option(
-    "--seeds", metavar="LIST", help='train once from each seed, such as "[1, 2, 3]": mean and spread of every figure'
+    "--seeds", metavar="LIST", help='train once with each seed, such as "[1, 2, 3]", for mean and spread'
 )
 
 

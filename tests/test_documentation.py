@@ -22,7 +22,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.projects.utils import load_project
 
-from docs import reference
+from docs import mlproject, reference
 from freqfilter import api
 from freqfilter.commands import cli as commands
 from freqfilter.evaluation import gallery
@@ -61,6 +61,7 @@ ELSEWHERE = {
     "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
     "-d '{\"inputs\": [[[0.1, 0, 0, 1, 0], [0.2, 0, 0, 1, 0]]]}'": SERVED,
     "python -m benchmarks.gate": "test_the_filters_are_what_the_rates_speak_of",
+    "python -m freqfilter ui": "test_the_ui_command_prints_addresses_that_answer",
     "mlflow ui": "test_the_ui_command_prints_addresses_that_answer",
     "python3.11 -m venv .venv": "test_constraints_hold_the_same_versions",
     "source .venv/bin/activate": "test_constraints_hold_the_same_versions",
@@ -85,6 +86,7 @@ def shown() -> list[str]:
     """Every command that a page shows, each once, in order."""
     whole = [re.sub(r"\\\n\s*", "", content) for content in fences("sh")]
     lines = [line.strip() for content in whole for line in content.splitlines()]
+    lines += mlproject.examples()
     inline = [command for page in PAGES for command in INLINE.findall(FENCE.sub("", page.read_text()))]
     return [command for command in dict.fromkeys([*lines, *inline]) if command not in ("", "python -m freqfilter")]
 

@@ -211,6 +211,29 @@ def test_evaluate_finds_the_test_figures_again(trained: tuple[Path, Run, str], b
     assert evaluated.data.metrics == pytest.approx(scores, rel=1e-5)
 
 
+def test_limit_and_export_are_runs_with_artifacts_under_mlflow_run(trained: tuple[Path, Run, str]) -> None:
+    folder, run, _ = trained
+    signals = {name: TYPED[name] for name in ("frequencies_hz", "n_samples", "duration_s", "window_length")}
+    asked = {"limit": signals, "export": {"version": "1", "output": "mine.onnx"}}
+    for entry_point, given in asked.items():
+        words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
+        command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", "-e", entry_point]
+        done = subprocess.run(
+            [*command, "--experiment-name", "jobs", *words], capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = {one.data.tags.get("workflow"): one for one in all_runs()}
+    of_limit, of_export = found["limit"], found["export"]
+    assert [of_limit.info.status, of_export.info.status] == ["FINISHED", "FINISHED"]
+    assert {"limit/limit.json", "limit/limit.png"} <= artifacts(of_limit)
+    assert of_limit.data.metrics["limit/causal_mse"] == pytest.approx(run.data.metrics["limit/expected_mse"])
+    assert of_limit.data.metrics["limit/two_sided_mse"] < of_limit.data.metrics["limit/causal_mse"]
+    assert {"onnx/frequency-filter_1.onnx"} <= artifacts(of_export) & artifacts(MlflowClient().get_run(run.info.run_id))
+    assert (folder / "mine.onnx").read_bytes() == download(
+        of_export, "onnx/frequency-filter_1.onnx", folder
+    ).read_bytes()
+
+
 @pytest.mark.parametrize("url", ["file://{clone}", "https://example.org/freqfilter.git"])
 def test_a_git_url_and_commit_run_with_a_path_that_means_the_users_folder(
     url: str, mlflow_run: Program, freqfilter: Program, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

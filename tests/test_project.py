@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from docs import reference
-from freqfilter.params.resolve import fields
+from docs import mlproject, reference
+from freqfilter.commands import cli
+from freqfilter.commands.group import GROUPS
+from freqfilter.params.resolve import fields, is_everyday
 from tests.conftest import ROOT
 
 # Imports go down only: a part may use those that stand after it.
@@ -95,7 +98,7 @@ def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() 
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
     pip = next(line["pip"] for line in conda["dependencies"] if isinstance(line, dict))
-    assert pip == ["-c constraints.txt", *stated["dependencies"]]
+    assert pip == ["-c constraints.txt", *stated["dependencies"], *stated["optional-dependencies"]["onnx"]]
     assert all("==" in dependency for dependency in stated["dependencies"])
     python = next(line for line in conda["dependencies"] if str(line).startswith("python="))
     assert re.fullmatch(r"python=3\.11\.\d+", python)
@@ -120,17 +123,34 @@ def test_constraints_hold_the_same_versions() -> None:
     assert [pin for pin in pins if pin.lower() not in locked] == []
 
 
-def test_every_door_of_the_mlproject_opens() -> None:
+def test_every_job_that_records_a_run_is_an_entry_point_and_no_other_command_is() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text())
-    assert {"main", "original", "vary", "prepare", "evaluate"} <= set(project["entry_points"])
-    for door in project["entry_points"].values():
-        assert "parameters" not in door  # a default would stand in two places
-        command = door["command"].split()
-        assert command[:3] == ["python", "-m", "freqfilter"]
-        done = subprocess.run(
-            [sys.executable, *command[1:], "--help"], capture_output=True, text=True, cwd=ROOT, check=True
-        )
-        assert "Usage:" in done.stdout
+    started = set()
+    for name, entry_point in project["entry_points"].items():
+        assert "parameters" not in entry_point  # a default would stand in two places
+        *program, command = entry_point["command"].split()
+        assert program == ["python", "-m", "freqfilter"]
+        assert command == ("train" if name == "main" else name)
+        started.add(command)
+    recording_none = {"copy", "doctor", "history", "init_store", "serve", "sync", "ui"}
+    assert started == set(cli.commands) - recording_none - {"resume"}  # `mlflow run . --run-id RUN_ID`
+
+
+def test_the_comments_of_the_mlproject_are_those_of_params_yaml() -> None:
+    text = (ROOT / "MLproject").read_text()
+    assert mlproject.FIRST in text
+    assert mlproject.with_block(text) == text, "make mlproject"
+    assert set(mlproject.EXAMPLES) == set(yaml.safe_load(text)["entry_points"])
+    assert sum(is_everyday(field) for _, _, field in fields()) == 12
+
+
+def test_help_lists_every_command_once_under_three_headings() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(cli.commands)
+    shown = CliRunner().invoke(cli, ["--help"]).output
+    assert [line for line in shown.splitlines() if re.fullmatch(r"(Everyday|More|Upkeep):", line)] == [
+        "Everyday:", "More:", "Upkeep:"
+    ]  # fmt: skip
+    assert "..." not in shown.partition("Everyday:")[2], "a help text is longer than its line"
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -145,12 +165,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_train_help_names_every_parameter_with_its_default() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "freqfilter", "train", "--help"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    text = " ".join(done.stdout.split())
-    for values in yaml.safe_load((ROOT / "params.yaml").read_text()).values():
+def test_train_help_shows_the_everyday_parameters_and_help_all_every_one_with_its_default() -> None:
+    short, whole = (CliRunner().invoke(cli, ["train", word]).output for word in ("--help", "--help-all"))
+    stated = yaml.safe_load((ROOT / "params.yaml").read_text())
+    everyday = {name for _, name, field in fields() if is_everyday(field)}
+    assert set(re.findall(r"--(\w+) VALUE", short)) == everyday
+    assert len(short.splitlines()) <= 45
+    assert short.splitlines()[-1] == "--help-all shows every parameter."
+    text = " ".join(whole.split())
+    for section, values in stated.items():
+        assert f"Parameters, {section}:" in text
         for name in values:
             assert re.search(rf"--{name} VALUE .*?\[default: ", text), name
 

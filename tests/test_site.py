@@ -46,7 +46,7 @@ def test_the_reference_knows_ranges_reasons_and_which_options_are_parameters() -
     )
     assert of_doctor
     assert of_evaluate
-    assert "| `--run_dir FOLDER`{.option} | the parameter's | Where runs keep their files. |" in of_doctor[1]
+    assert "| `--run_dir FOLDER`{.option} | that of params.yaml | Folder of the runs' files. |" in of_doctor[1]
     assert "parameters.md" not in of_doctor[1]
     assert "[tracking](parameters.md#tracking)." in of_evaluate[1]
 

@@ -32,7 +32,7 @@ version_option = click.option(
     type=float,
     default=Bounds.most_over_limit,
     show_default=True,
-    help="its MSE over the limit, at most",
+    help="largest ratio of its MSE to the limit",
 )
 @click.option(
     "--most_over_limit_per_frequency",
@@ -46,22 +46,28 @@ version_option = click.option(
     type=click.FloatRange(min=0),
     default=Bounds.margin,
     show_default=True,
-    help="share of the champion's MSE by which it may be worse, where it is wanted for speed or size; 0: it has to win",
+    help="share of the champion's MSE by which it may be worse, for example if it is faster; 0: it must be better",
 )
 @click.option(
     "--most_milliseconds",
     type=float,
     default=Bounds.most_milliseconds,
     show_default=True,
-    help="for one window, one thread",
+    help="largest latency for one window on one thread, milliseconds",
 )
-@click.option("--most_megabytes", type=float, default=Bounds.most_megabytes, show_default=True, help="of its files")
+@click.option(
+    "--most_megabytes",
+    type=float,
+    default=Bounds.most_megabytes,
+    show_default=True,
+    help="largest size of its files, MB",
+)
 @click.option(
     "--noise_seed",
     type=click.IntRange(0, 2**32 - 101),
-    help="first of the realizations  [default: they follow from what both models are]",
+    help="seed of the first noise realization  [default: derived from both models' digests]",
 )
-@click.option("--force", metavar="REASON", help="promote it whatever the rungs say, for this reason, which is kept")
+@click.option("--force", metavar="REASON", help="promote it whatever the checks say; the reason is recorded")
 @parameter_options(sections=("tracking",))
 @click.pass_obj
 def promote(
@@ -77,9 +83,10 @@ def promote(
     force: str | None,
     **typed: str | None,
 ) -> None:
-    """Hold a version against the champion and the limit, and make it the champion if it wins.
+    """Make a version the champion if it is better.
 
-    The default is the newest version. Exit code 0 where it is promoted or held, 1 where it is refused.
+    It has to be near the limit, and better than the champion by more than chance. The default is the newest version.
+    The exit code is 1 if it is refused, else 0.
     """
     if force is not None and not force.strip():
         raise UserError("force: a reason is needed")
@@ -114,11 +121,14 @@ def promote(
 
 @cli.command()
 @version_option
-@click.option("--reason", default="not stated", show_default=True, help="why, which is kept")
+@click.option("--reason", default="not stated", show_default=True, help="the reason, which is recorded")
 @parameter_options(sections=("tracking",))
 @click.pass_obj
 def rollback(watch: Stopping, /, number: int | None, reason: str, **typed: str | None) -> None:
-    """Make the champion before this one, or a version, the champion again."""
+    """Make the previous champion the champion again.
+
+    With --version it is that version.
+    """
     tracking = _tracking(typed)
     from freqfilter.last_words import pages
     from freqfilter.workflows.rollback import rollback as run_rollback
@@ -136,7 +146,7 @@ def rollback(watch: Stopping, /, number: int | None, reason: str, **typed: str |
 @click.option("--json", "form", flag_value="json", help="print JSON, for programs")
 @parameter_options(sections=("tracking",))
 def history(form: str | None, **typed: str | None) -> None:
-    """Say when each version came, what was decided about it, by whom and why."""
+    """Show a model's registrations and decisions."""
     tracking = _tracking(typed)
     from tabulate import tabulate
 
@@ -155,10 +165,10 @@ def history(form: str | None, **typed: str | None) -> None:
 @cli.command()
 @version_option
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
-@click.option("--to_name", metavar="NAME", help="what the model is called there  [default: the same]")
+@click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
 @parameter_options(sections=("tracking",))
 def copy(number: int | None, to: str, to_name: str | None, **typed: str | None) -> None:
-    """Copy a version, or the newest, with its evidence to another registry."""
+    """Copy a version to another model registry."""
     tracking = _tracking(typed)
     from freqfilter.workflows.copy_version import copy_version
 
@@ -170,13 +180,14 @@ def copy(number: int | None, to: str, to_name: str | None, **typed: str | None) 
 @version_option
 @click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="the file to write")
 @parameter_options(sections=("tracking",))
-def export(number: int | None, output: str, **typed: str | None) -> None:
-    """Write a version, or the newest, as an ONNX file for programs without PyTorch."""
+@click.pass_obj
+def export(watch: Stopping, /, number: int | None, output: str, **typed: str | None) -> None:
+    """Write a version as an ONNX file."""
     tracking = _tracking(typed)
     path = user_path(output, typing_folder({"output": output} | given_words(typed)))
     from freqfilter.workflows.export import export as run_export
 
-    done = run_export(tracking, number=number, output=path)
+    done = run_export(tracking, number=number, output=path, stopping=watch)
     click.echo(
         f"written: {path}, {done.version.model_name} version {done.version.number}; its estimates differ from the "
         f"version's by {done.largest_difference:.0e} at most"
@@ -185,11 +196,11 @@ def export(number: int | None, output: str, **typed: str | None) -> None:
 
 @cli.command()
 @version_option
-@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="where it listens")
+@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="port of the server")
 @parameter_options(sections=("tracking",))
 @click.pass_obj
 def serve(watch: Stopping, /, number: int | None, port: int, **typed: str | None) -> None:
-    """Serve a version, or the champion, over HTTP on this machine."""
+    """Serve a version, by default the champion, over HTTP."""
     tracking = _tracking(typed)
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.serve import serve as run_serve

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @parameter_options()
 @click.pass_obj
 def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | None) -> None:
-    """Train the filter: one tracked, registered run."""
+    """Train a filter as one tracked run and register it."""
     _train(watch, recipe, seeds, typed)
 
 
@@ -42,19 +42,21 @@ def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | Non
 @parameter_options()
 @click.pass_obj
 def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None:
-    """Train as the original script does."""
+    """Train with the recipe of the original script."""
     _train(watch, "original", seeds, typed)
 
 
 @cli.command()
 @recipe_option
 @click.option(
-    "--values", required=True, metavar="MAPPING", help='what to try, such as "{hidden_size: [64, 256], cell: gru}"'
+    "--values", required=True, metavar="MAPPING", help='values to try, such as "{hidden_size: [64, 256], cell: gru}"'
 )
 @parameter_options()
 @click.pass_obj
 def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> None:
-    """Train once as the other parameters say, and once for each value in place of one of them.
+    """Train once for each value of a parameter.
+
+    The first run has the parameters given; in each of the others one value replaces one of them.
 
     Nothing is registered unless register=true is given.
     """
@@ -68,13 +70,13 @@ def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> N
 @recipe_option
 @click.option("--lowest", type=float, default=1e-6, show_default=True, help="learning rate of the first step")
 @click.option("--highest", type=float, default=1.0, show_default=True, help="learning rate of the last step")
-@click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="steps of the test")
+@click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="number of steps")
 @parameter_options()
 @click.pass_obj
 def find_learning_rate(
     watch: Stopping, /, recipe: str, lowest: float, highest: float, n_steps: int, **typed: str | None
 ) -> None:
-    """Find a learning rate: a hundred steps at growing rates, the loss as a curve, a suggestion."""
+    """Suggest a learning rate by a range test."""
     if not (0 < lowest < highest < math.inf):
         raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
     given = given_words(typed)

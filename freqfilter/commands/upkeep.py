@@ -19,24 +19,27 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("run_id", metavar="RUN_ID|auto")
-@click.option("--abandoned", is_flag=True, help="nobody works on it, whatever it says of another machine")
+@click.option("--abandoned", is_flag=True, help="resume even if another machine is recorded as working on it")
 @recipe_option
 @parameter_options()
 @click.pass_obj
 def resume(watch: Stopping, /, run_id: str, abandoned: bool, recipe: str, **typed: str | None) -> None:
-    """Go on with a training that was interrupted, in the same run.
+    """Resume an interrupted training in the same run.
 
-    RUN_ID is that of the run; auto is the newest unfinished one of the parameters given. Its own parameters hold.
+    RUN_ID is the run's id; auto is the newest unfinished run with the given parameters. The run's own parameters apply.
     """
     given = given_words(typed)
     resume_one(watch, run_id, recipe, given, abandoned=abandoned)
 
 
 @cli.command()
-@click.option("--run_dir", metavar="FOLDER", help="where runs keep their files  [default: the parameter's]")
+@click.option("--run_dir", metavar="FOLDER", help="folder of the runs' files  [default: that of params.yaml]")
 @click.pass_obj
 def sync(watch: Stopping, run_dir: str | None) -> None:
-    """Deliver what waits for the tracking store: runs that were offline, or whose store went away."""
+    """Deliver runs that were offline.
+
+    Also runs whose tracking store went away.
+    """
     params = _kept_in(run_dir)
     from freqfilter.last_words import view_in_mlflow
     from freqfilter.terminal import Terminal
@@ -52,16 +55,16 @@ def sync(watch: Stopping, run_dir: str | None) -> None:
 
 @cli.command("init_store")
 def init_store() -> None:
-    """Make the tracking store ready, before many runs start at once."""
+    """Create the tables of the tracking store."""
     from freqfilter.tracking.store import open_store
 
     click.echo(f"tracking store: {open_store()}")
 
 
 @cli.command()
-@click.option("--run_dir", metavar="FOLDER", help="where runs keep their files  [default: the parameter's]")
+@click.option("--run_dir", metavar="FOLDER", help="folder of the runs' files  [default: that of params.yaml]")
 def doctor(run_dir: str | None) -> None:
-    """See that everything is in order, and close the runs that nobody works on any more."""
+    """Check the installation; close runs of dead processes."""
     params = _kept_in(run_dir)
     from freqfilter.terminal import Terminal
     from freqfilter.workflows.doctor import examine

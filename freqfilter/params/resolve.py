@@ -163,7 +163,7 @@ def _typed(name: str, value: Any) -> Any:
 def _unknown(name: str) -> str:
     known = [known for _, known, _ in fields()]
     nearest = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "see `python -m freqfilter train --help` for all names"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "`python -m freqfilter train --help-all` lists all names"
     return f"unknown parameter {name!r}: {hint}"
 
 
@@ -200,7 +200,16 @@ def user_path(text: str, folder: Path) -> Path:
 
 def is_path(field: FieldInfo) -> bool:
     """Whether a parameter is a path of the user's."""
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("path"))
+    return _is_marked(field, "path")
+
+
+def is_everyday(field: FieldInfo) -> bool:
+    """Whether a parameter is one of the dozen that most users set."""
+    return _is_marked(field, "everyday")
+
+
+def _is_marked(field: FieldInfo, mark: str) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
 
 
 def _validated(sections: dict[str, dict[str, Any]]) -> Params:

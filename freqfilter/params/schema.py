@@ -43,6 +43,7 @@ Numbers = Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_len
 Positives = Annotated[tuple[Positive, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
 
 PATH: JsonDict = {"path": True}  # a relative value means the folder in which the user typed it
+EVERYDAY: JsonDict = {"everyday": True}  # `train --help` and the MLproject show it
 
 
 class _Section(BaseModel):
@@ -52,14 +53,16 @@ class _Section(BaseModel):
 class SignalParams(_Section):
     """The signal model."""
 
-    frequencies_hz: Positives = Field(description="frequency of each component, Hz")
+    frequencies_hz: Positives = Field(json_schema_extra=EVERYDAY, description="frequency of each component, Hz")
     phases_deg: Numbers = Field(
         description="phase of each component, degrees; one number for all; null: spread evenly over 180°"
     )
     amplitudes: Positives = Field(description="amplitude of each component; one number for all")
     n_samples: Count = Field(ge=2, description="samples of a realization")
     duration_s: Positive = Field(description="time of the last sample, seconds")
-    noise_std: NotNegative = Field(description="standard deviation of the Gaussian noise on the mixture")
+    noise_std: NotNegative = Field(
+        json_schema_extra=EVERYDAY, description="standard deviation of the Gaussian noise on the mixture"
+    )
 
     @property
     def sample_rate_hz(self) -> float:
@@ -100,7 +103,7 @@ class SignalParams(_Section):
 class DataParams(_Section):
     """Windows, realizations and the split."""
 
-    window_length: Count = Field(description="samples of a window")
+    window_length: Count = Field(json_schema_extra=EVERYDAY, description="samples of a window")
     noise: Literal["fresh", "fixed"] = Field(
         description="training noise: fresh, drawn anew for each window and epoch, or fixed, the training realization"
     )
@@ -125,15 +128,15 @@ class DataParams(_Section):
     )
     allow_shared_realizations: bool = Field(description="let two purposes use one realization: a leak")
     data_file: str | None = Field(
-        json_schema_extra=PATH, description="a .npz file of windows in place of generated signals, or null"
+        json_schema_extra=PATH | EVERYDAY, description="a .npz file of windows in place of generated signals, or null"
     )
 
 
 class ModelParams(_Section):
     """The network's architecture."""
 
-    cell: Literal["lstm", "gru"] = Field(description="recurrent cell")
-    hidden_size: Count = Field(le=65536, description="features of the hidden state")
+    cell: Literal["lstm", "gru"] = Field(json_schema_extra=EVERYDAY, description="recurrent cell")
+    hidden_size: Count = Field(json_schema_extra=EVERYDAY, le=65536, description="features of the hidden state")
     num_layers: Count = Field(le=100, description="stacked recurrent layers")
     dropout: NotNegative = Field(lt=1, description="dropout between the layers and before the output")
     bidirectional: bool = Field(description="also run from the window's end backwards; not causal")
@@ -145,22 +148,27 @@ class TrainingParams(_Section):
     start_from: str | None = Field(
         description="a run's id or models:/NAME/VERSION whose weights training starts from, or null: drawn by seed"
     )
-    seed: Seed = Field(description="seed of weights, windows and their order, dropout, fresh noise, posterior means")
+    seed: Seed = Field(
+        json_schema_extra=EVERYDAY,
+        description="seed of weights, windows and their order, dropout, fresh noise, posterior means",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         description="arithmetic of training; auto: bf16 on processors that are made for it, else fp32"
     )
     deterministic: bool = Field(description="only algorithms that give the same bits each time")
-    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(description="processor threads; 0: PyTorch's own choice")
-    epochs: Count = Field(description="at most so many")
+    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(
+        json_schema_extra=EVERYDAY, description="processor threads; 0: PyTorch's own choice"
+    )
+    epochs: Count = Field(json_schema_extra=EVERYDAY, description="largest number of epochs")
     windows_per_epoch: Count | None = Field(
         description="training windows of an epoch, drawn at random with replacement; null: each of them once"
     )
-    batch_size: Count = Field(description="windows of a training step")
+    batch_size: Count = Field(json_schema_extra=EVERYDAY, description="windows of a training step")
     optimizer: Literal["muon", "adam"] = Field(
         description="muon: Muon for the matrices between hidden features, Adam for all else; adam: Adam for everything"
     )
-    learning_rate: Positive = Field(description="step size of the optimizer at its highest")
+    learning_rate: Positive = Field(json_schema_extra=EVERYDAY, description="step size of the optimizer at its highest")
     weight_decay: NotNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
     loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
     targets: Literal["posterior_mean", "clean"] = Field(
@@ -208,7 +216,9 @@ with warnings.catch_warnings():
         )
         experiment: str = Field(min_length=1, description="MLflow experiment; under `mlflow run`: --experiment-name")
         register: bool = Field(description="register the best model as a new version")
-        model_name: str = Field(pattern=r"^[^/:]+$", description="name in the model registry, without / and :")
+        model_name: str = Field(
+            json_schema_extra=EVERYDAY, pattern=r"^[^/:]+$", description="name in the model registry, without / and :"
+        )
         run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
         tensorboard_dir: str | None = Field(
             json_schema_extra=PATH, description="folder of TensorBoard's event files, or null: none"

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from freqfilter.evaluation.fresh import FreshScores
-from freqfilter.evaluation.limits import ratio_interval
+from freqfilter.evaluation.limits import LimitScores, ratio_interval
 from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL, Comparison
 from freqfilter.filters.state import EpochReport, TrainingState
@@ -94,6 +94,11 @@ def spread_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def limit_metrics(expected_mse: float) -> dict[str, float]:
     """The least mean squared error that a filter of this kind can expect of the signal model."""
     return {"limit/expected_mse": expected_mse}
+
+
+def limits_metrics(scores: LimitScores) -> dict[str, float]:
+    """Both limits as ``limit`` computes them: of a causal filter and of one that has the whole window."""
+    return {"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}
 
 
 def score_metrics(compared: Comparison) -> dict[str, float]:

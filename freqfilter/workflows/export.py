@@ -15,9 +15,12 @@ import numpy as np
 from freqfilter.errors import UserError, how_to_install
 from freqfilter.files import replacing
 from freqfilter.filters.loaded import Filter
+from freqfilter.launch import launched_by_mlflow
 from freqfilter.params import TrackingParams
-from freqfilter.tracking import champions
+from freqfilter.stopping import Stopping
+from freqfilter.tracking import champions, provenance
 from freqfilter.tracking.loading import MODEL_DIGEST, load_uri
+from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.tracking.stored import upload
 
@@ -45,7 +48,7 @@ class Exported:
     largest_difference: float
 
 
-def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exported:
+def export(tracking: TrackingParams, *, number: int | None, output: Path, stopping: Stopping) -> Exported:
     """Write a version as an ONNX file, whose answers have been seen to be the version's own.
 
     The file is also kept among the artifacts of the run that trained the version, and the version is tagged with where
@@ -55,6 +58,7 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
         tracking: Where the registry is, and the name of the model.
         number: The version; None: the newest.
         output: The file to write.
+        stopping: Ends the run of ``mlflow run``, if it has launched this process.
 
     Raises:
         UserError: If ONNX is not installed, there is no such version, or the file cannot be written.
@@ -62,12 +66,29 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
     """
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed; {how_to_install('onnx')}")
+    open_store()
+    version = champions.candidate(tracking.model_name, number)
+    if not launched_by_mlflow():
+        content, difference = _exported(version, output)
+        return Exported(version, output, difference)
+    with open_run(tracking, name=f"export {version.uri}", stopping=stopping) as run:
+        run.log_params({"model_name": version.model_name, "version": str(version.number)})
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "export", "model_uri": version.uri})
+        content, difference = _exported(version, output)
+        run.log_bytes(content, f"{FOLDER}/{_file_name(version)}")
+        run.describe(
+            f"`{version.uri}` as an ONNX file; its estimates differ from the version's by {difference:.0e} at most."
+        )
+    return Exported(version, output, difference)
+
+
+def _exported(version: champions.Version, output: Path) -> tuple[bytes, float]:
+    """Write the file, add it to the training run and tag the version; its content and the largest difference."""
     from onnxruntime import InferenceSession
 
     from freqfilter.filters.onnx_graph import onnx_model
 
-    open_store()
-    version = champions.candidate(tracking.model_name, number)
     found = load_uri(version.uri)
     content = onnx_model(found.module, _about(version, found)).SerializeToString()
     difference = _largest_difference(InferenceSession(content), found)
@@ -76,11 +97,15 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
     with replacing(output) as file:
         file.write(content)
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / f"{version.model_name}_{version.number}.onnx"
+        kept = Path(folder) / _file_name(version)
         kept.write_bytes(content)
         where = upload(version.run_id, kept, FOLDER)
     champions.tag_version(version, {"onnx": where, "onnx_sha256": hashlib.sha256(content).hexdigest()})
-    return Exported(version, output, difference)
+    return content, difference
+
+
+def _file_name(version: champions.Version) -> str:
+    return f"{version.model_name}_{version.number}.onnx"
 
 
 def _about(version: champions.Version, found: Filter) -> dict[str, str]:
