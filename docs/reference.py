@@ -48,6 +48,13 @@ METRICS = {
         "val/mse_over_limit": "`val/mse` as a multiple of that limit: 1 is the least that a filter can expect",
         "audit/mse": "mean squared error on the audit windows, noise that nothing is trained on or chosen by",
     },
+    "System, every `system_metrics_interval` seconds": {
+        "system/cpu_utilization_percentage": "share of all processor cores that all programs take",
+        "system/system_memory_usage_megabytes": "memory in use by all programs, MB",
+        "system/system_memory_usage_percentage": "its share of the machine's memory",
+        "system/process_cpu_percentage": "processor share of the training process, 100 for a core",
+        "system/process_memory_megabytes": "resident memory of the training process, MB",
+    },
     "The whole run": {
         "limit/expected_mse": "the limit in expectation, over all starts and all noise",
         "parameter_count": "trainable numbers of the network",

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 
 from freqfilter.evaluation.gallery import COMPARED
 from freqfilter.params import resolve
-from freqfilter.tracking.metrics import WALL_CLOCK
+from freqfilter.tracking.metrics import is_repeatable
 from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def history(run: Run) -> dict[str, list[tuple[int, float]]]:
     return {
         name: [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, name)]
         for name in run.data.metrics
-        if name not in WALL_CLOCK
+        if is_repeatable(name)
     }
 
 

@@ -219,6 +219,9 @@ with warnings.catch_warnings():
         model_name: str = Field(
             json_schema_extra=EVERYDAY, pattern=r"^[^/:]+$", description="name in the model registry, without / and :"
         )
+        system_metrics_interval: NotNegative = Field(
+            description="seconds between points of processor, memory and GPU, MLflow's system metrics; 0: none"
+        )
         run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
         tensorboard_dir: str | None = Field(
             json_schema_extra=PATH, description="folder of TensorBoard's event files, or null: none"

@@ -22,8 +22,17 @@ VAL_LIMIT_MSE = "val/limit_mse"
 AUDIT_MSE = "audit/mse"
 EPOCH_SECONDS = "train/epoch_seconds"
 PEAK_MEMORY = "peak_memory_mb"
-WALL_CLOCK = frozenset({EPOCH_SECONDS, PEAK_MEMORY})  # what no repetition gives again
+SYSTEM = "system/"  # what the names of system metrics begin with; MLflow's UI has a tab for them
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
+
+
+def is_repeatable(name: str) -> bool:
+    """Whether a metric has the same value when a run is repeated: it is no time, memory or load.
+
+    >>> is_repeatable("val/mse"), is_repeatable("system/cpu_utilization_percentage")
+    (True, False)
+    """
+    return name not in (EPOCH_SECONDS, PEAK_MEMORY) and not name.startswith(SYSTEM)
 
 
 def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[str, float]:

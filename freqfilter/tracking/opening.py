@@ -126,7 +126,10 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
     if not launched and not resumed:
         # By id: by its name, of two that make it at once one goes to the experiment Default without a word.
         mlflow.set_experiment(experiment_id=experiment_id(MlflowClient(), tracking.experiment))
-    active = mlflow.start_run(run_id=resumed, nested=nested, tags=Worker.this(tracking.run_dir).tag)
+    # System metrics go through the outbox; MLflow's own thread would log them twice.
+    active = mlflow.start_run(
+        run_id=resumed, nested=nested, tags=Worker.this(tracking.run_dir).tag, log_system_metrics=False
+    )
     run_id = ending.run_id = active.info.run_id
     client = MlflowClient()
     experiment = client.get_experiment(active.info.experiment_id)

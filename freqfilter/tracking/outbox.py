@@ -47,7 +47,8 @@ class Outbox:
         self._sent_file = path.with_suffix(".sent")
         writable_folder(path.parent)
         _cut_torn_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._appending = threading.Lock()
         sync_folder(path.parent)
         self._sent_bytes = _read_number(self._sent_file)
         self._problem: Exception | None = None
@@ -59,17 +60,22 @@ class Outbox:
             self._sender.start()
 
     def append(self, kind: str, **content: Any) -> None:
-        """Write a message to the file, durably, and let the sender know.
+        """Write a message to the file, durably, and let the sender know; any thread may call it.
 
         Raises:
-            UserError: If the file cannot be written.
+            UserError: If the file cannot be written; it then ends with the message before.
         """
-        try:
-            self._file.write(json.dumps({"kind": kind, **content}) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise cannot_be_written(self.path, error) from error
+        line = memoryview(f"{json.dumps({'kind': kind, **content})}\n".encode())
+        with self._appending:
+            end = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(self._file.fileno(), end)
+                raise cannot_be_written(self.path, error) from error
         self._wake.set()
 
     def waiting(self) -> list[Message]:

@@ -21,6 +21,7 @@ from freqfilter.files import replacing, writable_folder
 from freqfilter.params import TrackingParams
 from freqfilter.signals.windows import WindowSet
 from freqfilter.tracking.board import TensorBoard
+from freqfilter.tracking.metrics import SYSTEM
 from freqfilter.tracking.outbox import METRICS, Outbox, known_metrics
 from freqfilter.tracking.provenance import LARGEST_PATCH, Source
 from freqfilter.tracking.sending import described, now_ms, sender
@@ -75,6 +76,7 @@ class Run:
         self.tags = dict(opened.tags)
         self._params = opened.params
         self._known = opened.known | known_metrics(self.folder / OUTBOX)
+        self._system_step = max((step for name, step in self._known if name.startswith(SYSTEM)), default=0)
         self._board: TensorBoard | None = None
         if tracking.tensorboard_dir:
             self._board = TensorBoard(Path(tracking.tensorboard_dir), name=opened.name, run_id=run_id)
@@ -121,6 +123,14 @@ class Run:
         self._outbox.append(METRICS, values=new, step=step, time_ms=now_ms(), model_id=model_id)
         if self._board:
             self._board.log_metrics(new, step=step)
+
+    def log_system_metrics(self, values: Mapping[str, float]) -> None:
+        """Log a sample of system metrics; its step is its number, and a resumed run continues the count.
+
+        One thread at a time may call it, also beside other methods.
+        """
+        self._system_step += 1
+        self._outbox.append(METRICS, values=dict(values), step=self._system_step, time_ms=now_ms(), model_id=None)
 
     def log_data(self, windows: WindowSet, *, name: str, context: str) -> None:
         """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""

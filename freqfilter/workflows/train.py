@@ -32,6 +32,7 @@ from freqfilter.tracking.loading import load_run, training_run
 from freqfilter.tracking.metrics import epoch_metrics, limit_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import DIAGNOSIS, Run, diagnoses
+from freqfilter.tracking.system_metrics import system_metrics
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.finish import judge, keep_model, log_files
 from freqfilter.workflows.keeping import Keeper, resumable
@@ -156,7 +157,8 @@ def train(
             _log_origin(run, ready, params, recipe=recipe)
         keeper = Keeper(run, state, Stated(params, recipe, splits.digests))
         keeper.begin()
-        with resumable(run.run_id):
+        interval_s = params.tracking.system_metrics_interval
+        with resumable(run.run_id), system_metrics(run, interval_s=interval_s, warn=console.say):
             _introduce(console, run, state, splits)
             if begun:
                 _go_on(console, run, state, begun)

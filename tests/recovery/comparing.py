@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter.tracking.metrics import WALL_CLOCK
+from freqfilter.tracking.metrics import SYSTEM, is_repeatable
 from tests.conftest import SMALL, artifacts
 
 # Everything that is random or has a state of its own; long enough to be interrupted.
@@ -48,9 +48,13 @@ class Outcome:
     @classmethod
     def of(cls, run: Run) -> Outcome:
         assert run.info.status == "FINISHED"
+        for name in run.data.metrics:
+            if name.startswith(SYSTEM):  # how many points there are depends on the time, each of them is there once
+                points = history(run, name)
+                assert [step for step, _ in points] == list(range(1, len(points) + 1))
         return cls(
             {name: value for name, value in run.data.params.items() if name not in WHERE_AND_WHEN},
-            {name: history(run, name) for name in run.data.metrics},
+            {name: history(run, name) for name in run.data.metrics if not name.startswith(SYSTEM)},
             {name for name in artifacts(run) if not name.startswith("source/")},
             weights(run),
         )
@@ -77,7 +81,7 @@ class Outcome:
 def history(run: Run, metric: str) -> list[tuple[int, float]]:
     """Steps and values in the order of their steps; what stands twice is there twice."""
     points = MlflowClient().get_metric_history(run.info.run_id, metric)
-    return sorted((point.step, 0.0 if metric in WALL_CLOCK else point.value) for point in points)
+    return sorted((point.step, point.value if is_repeatable(metric) else 0.0) for point in points)
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
