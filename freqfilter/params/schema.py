@@ -130,6 +130,15 @@ class DataParams(_Section):
     data_file: str | None = Field(
         json_schema_extra=PATH | EVERYDAY, description="a .npz file of windows in place of generated signals, or null"
     )
+    augment_noise_std: NotNegative = Field(
+        description="standard deviation of Gaussian noise that is added to each training mixture, drawn anew for each "
+        "window and epoch, noise fixed or a data file; 0: none"
+    )
+    augment_gain_db: NotNegative = Field(
+        le=60,
+        description="training windows are scaled by a random gain, mixture and target together, uniform in dB between "
+        "minus and plus this, drawn anew for each window and epoch, noise fixed or a data file; 0: none",
+    )
 
 
 class ModelParams(_Section):
@@ -150,7 +159,7 @@ class TrainingParams(_Section):
     )
     seed: Seed = Field(
         json_schema_extra=EVERYDAY,
-        description="seed of weights, windows and their order, dropout, fresh noise, posterior means",
+        description="seed of weights, windows and their order, dropout, fresh noise, augmentation, posterior means",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -252,6 +261,13 @@ class Params(_Section):
             raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
         if data.split in ("random", "blocked") and data.noise == "fresh":
             raise ValueError(f"split={data.split} cuts windows of one realization: add noise=fixed")
+        if data.noise == "fresh":
+            for name in ("augment_noise_std", "augment_gain_db"):
+                if value := getattr(data, name):
+                    raise ValueError(
+                        f"{name}={value:g} needs noise=fixed or a data_file: with noise=fresh each window has new "
+                        "noise already, of the strength that the signal model states; drop it"
+                    )
         if self.training.targets == "posterior_mean" and (data.noise, self.training.loss) != ("fresh", "mse"):
             wrong = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
             raise ValueError(f"targets=posterior_mean goes with noise=fresh and loss=mse, not with {wrong}: drop one")

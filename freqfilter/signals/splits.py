@@ -39,7 +39,8 @@ class Splits:
     Attributes:
         train: All windows that training takes from, without noise where theirs is fresh; of a signal that is too long
             to be held, as many as an epoch has, spread evenly.
-        epoch: The training windows of an epoch, numbered from 1: all of them, or some drawn at random.
+        epoch: The training windows of an epoch, numbered from 1: all of them, or some drawn at random; augmented where
+            the parameters ask for it.
         n_epoch: How many they are.
         fresh_noise: Whether those of an epoch have noise of their own, drawn anew.
         validation: What chooses the best epoch.
@@ -147,14 +148,29 @@ class Splits:
 def _drawn(train: Windows, params: Params) -> tuple[Callable[[int], Windows], int]:
     """The windows that an epoch takes, by its number, and how many they are."""
     n_epoch = params.training.windows_per_epoch
-    if n_epoch is None:
-        return lambda _epoch: train, len(train)
 
     def draw(epoch: int) -> Windows:
+        if n_epoch is None:
+            return _augmented(train, params, epoch)
         numbers = stream(params.training.seed, "windows", epoch).integers(len(train), size=n_epoch)
-        return train.choose(torch.from_numpy(numbers))
+        return _augmented(train.choose(torch.from_numpy(numbers)), params, epoch)
 
-    return draw, n_epoch
+    return draw, len(train) if n_epoch is None else n_epoch
+
+
+def _augmented(windows: Windows, params: Params, epoch: int) -> Windows:
+    """The windows of an epoch with random gain and added noise; the very same where neither is asked for."""
+    data, seed = params.data, params.training.seed
+    if data.augment_noise_std:
+        shape = len(windows), windows.n_samples
+        noise = stream(seed, "augment_noise", epoch).standard_normal(shape, dtype=np.float32)
+        noise *= np.float32(data.augment_noise_std)  # in place, since it may be as large as all mixtures of a file
+        windows = replace(windows, noise=torch.from_numpy(noise))
+    if data.augment_gain_db:
+        most = data.augment_gain_db
+        gain = 10 ** (stream(seed, "augment_gain", epoch).uniform(-most, most, len(windows)) / 20)
+        windows = replace(windows, gain=torch.from_numpy(gain.astype(np.float32)))
+    return windows
 
 
 def _stretches(model: SignalModel, train: CutWindows, params: Params, epoch: int) -> CutWindows:

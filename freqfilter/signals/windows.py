@@ -88,6 +88,8 @@ class CutWindows:
         n_samples: Length of a window.
         chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
         noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
+        gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
+            None: none. Posterior means take no account of it.
         block_starts: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
         stride: Samples from one start to the next.
         posterior_mean: Means (n_windows, n_components, n_samples) of the components, given mixtures (n_windows,
@@ -100,6 +102,7 @@ class CutWindows:
     n_samples: int
     chosen: Tensor | None = None
     noise: Tensor | None = None
+    gain: Tensor | None = None
     block_starts: int = 1
     stride: int = 1
     posterior_mean: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -122,7 +125,7 @@ class CutWindows:
     def choose(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat."""
         chosen = positions if self.chosen is None else self.chosen[positions]
-        return replace(self, chosen=chosen, noise=None if self.noise is None else self.noise[positions])
+        return replace(self, chosen=chosen, noise=_at(self.noise, positions), gain=_at(self.gain, positions))
 
     def blocks(self, positions: Tensor) -> Tensor:
         """The block of at least ``block_starts`` neighbouring starts that each window is of, (n_windows,).
@@ -143,12 +146,11 @@ class CutWindows:
         """Inputs and targets of the windows at ``positions``."""
         selector, start, realization = self.places(positions)
         samples = self._samples(start)
-        mixture = self.mixtures[realization[:, None], samples]
-        if self.noise is not None:
-            mixture = mixture + self.noise[positions]
+        mixture, clean = self.mixtures[realization[:, None], samples], self.components[selector[:, None], samples]
+        mixture, clean = _augmented(mixture, clean, _at(self.gain, positions), _at(self.noise, positions))
         choice = one_hot(selector, self.n_components).to(mixture.dtype)
         inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
-        return inputs, self.components[selector[:, None], samples][..., None]
+        return inputs, clean[..., None]
 
     def lesson(self, positions: Tensor) -> Lesson:
         """The windows at ``positions`` with their clean component or its posterior means as targets.
@@ -187,7 +189,7 @@ class CutWindows:
 
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
-        held = {name: getattr(self, name) for name in ("mixtures", "components", "chosen", "noise")}
+        held = {name: getattr(self, name) for name in ("mixtures", "components", "chosen", "noise", "gain")}
         return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
 
     def content(self) -> tuple[Tensor, Tensor]:
@@ -195,8 +197,9 @@ class CutWindows:
         return self.mixtures, self.components
 
     def digest(self) -> str:
-        """SHA-256 of mixtures, components, window length, choice and noise."""
-        return _digest(self.mixtures, self.components, torch.tensor(self.n_samples), self.chosen, self.noise)
+        """SHA-256 of mixtures, components, window length, choice, noise and gain."""
+        held = (self.mixtures, self.components, torch.tensor(self.n_samples), self.chosen, self.noise, self.gain)
+        return _digest(*held)
 
 
 @dataclass(frozen=True)
@@ -206,10 +209,15 @@ class StoredWindows:
     Attributes:
         inputs: (n_windows, n_samples, 1 + n_components).
         targets: (n_windows, n_samples, 1).
+        noise: Noise that a batch adds to each mixture, (n_windows, n_samples); None: none.
+        gain: Factor by which a batch multiplies each mixture and target, (n_windows,), before ``noise`` is added;
+            None: none.
     """
 
     inputs: Tensor
     targets: Tensor
+    noise: Tensor | None = None
+    gain: Tensor | None = None
 
     @property
     def n_samples(self) -> int:
@@ -226,7 +234,10 @@ class StoredWindows:
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
-        return self.inputs[positions], self.targets[positions]
+        inputs, targets = self.inputs[positions], self.targets[positions]
+        gain, noise = _at(self.gain, positions), _at(self.noise, positions)
+        mixture, clean = _augmented(inputs[..., 0], targets[..., 0], gain, noise)
+        return torch.cat([mixture[..., None], inputs[..., 1:]], dim=-1), clean[..., None]
 
     def lesson(self, positions: Tensor) -> Lesson:
         """The windows at ``positions``; nobody knows more of them than their targets."""
@@ -235,22 +246,24 @@ class StoredWindows:
 
     def choose(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat; a copy."""
-        return replace(self, inputs=self.inputs[positions], targets=self.targets[positions])
+        noise, gain = _at(self.noise, positions), _at(self.gain, positions)
+        return replace(self, inputs=self.inputs[positions], targets=self.targets[positions], noise=noise, gain=gain)
 
     def blocks(self, positions: Tensor) -> None:
         """Nobody knows which windows of a file are neighbours."""
 
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
-        return replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device))
+        held = {name: getattr(self, name) for name in ("inputs", "targets", "noise", "gain")}
+        return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
 
     def content(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets."""
         return self.inputs, self.targets
 
     def digest(self) -> str:
-        """SHA-256 of inputs and targets."""
-        return _digest(self.inputs, self.targets)
+        """SHA-256 of inputs, targets, noise and gain."""
+        return _digest(self.inputs, self.targets, self.noise, self.gain)
 
 
 def batches(windows: WindowSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -283,6 +296,17 @@ def spread(windows: CutWindows, n_windows: int) -> CutWindows:
     starts = torch.linspace(0, len(windows) // windows.n_components - 1, n_starts, dtype=torch.float64).round()
     numbers = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)
     return windows.choose(numbers.flatten())
+
+
+def _at(of_windows: Tensor | None, positions: Tensor) -> Tensor | None:
+    return None if of_windows is None else of_windows[positions]
+
+
+def _augmented(mixture: Tensor, clean: Tensor, gain: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mixtures and clean components (n_windows, n_samples) with gain, then noise."""
+    if gain is not None:
+        mixture, clean = gain[:, None] * mixture, gain[:, None] * clean
+    return (mixture if noise is None else mixture + noise), clean
 
 
 def _digest(*tensors: Tensor | None) -> str:

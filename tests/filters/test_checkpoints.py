@@ -36,14 +36,17 @@ def stated(params: Params) -> Stated:
 # Steps so small that no epoch counts as better, so that the scheduler acts on every processor.
 PLATEAU = {"scheduler_patience": "1", "learning_rate": "1e-7"}
 COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500", "targets": "posterior_mean"}
+AUGMENTED = PLATEAU | {"noise": "fixed", "augment_noise_std": "0.1", "augment_gain_db": "3"}
 
 
-@pytest.mark.parametrize("overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0"}, COSINE])
+@pytest.mark.parametrize(
+    "overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0"}, COSINE, AUGMENTED]
+)
 @pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
 def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(
     stop_after: int, overrides: dict[str, str], tmp_path: Path
 ) -> None:
-    params = small(**EVERYTHING_RANDOM, **overrides, epochs="6")
+    params = small(**EVERYTHING_RANDOM | overrides, epochs="6")
     whole = run(params)
     assert len({report.learning_rate for report in whole.progress.history}) > 1  # the scheduler has acted
 

@@ -84,6 +84,19 @@ def test_other_data_is_refused_naming_the_difference(folder: Path, typed: Typed)
     assert "mine.npz: its data for train is not what this training began with" in line
 
 
+def test_a_killed_training_with_augmentation_goes_on_to_the_same_numbers(folder: Path, typed: Typed) -> None:
+    made = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
+    assert typed("prepare", "--output", "mine.npz", *options(made))[0] == 0
+    augmented = {"data_file": "mine.npz", "augment_noise_std": "0.1", "augment_gain_db": "3"}
+    within_epochs = {"checkpoint_minutes": "0.0001"}
+    assert typed("train", *options(RICH | augmented)) == (0, "")
+    whole = Outcome.of(all_runs()[-1])
+    end_by(wait_for_line("epoch  5/12", train(*options(augmented | within_epochs)), folder), signal.SIGKILL)
+    run_id = all_runs()[-1].info.run_id
+    assert typed("resume", run_id) == (0, "")
+    whole.assert_same(MlflowClient().get_run(run_id))
+
+
 def test_a_run_that_is_at_work_is_left_alone_and_one_of_another_machine_only_where_a_user_says_so(
     folder: Path, typed: Typed
 ) -> None:

@@ -406,7 +406,8 @@ def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) ->
 
 def test_a_version_from_before_a_parameter_existed_still_tells_its_parameters() -> None:
     stored = resolve(SMALL).model_dump(mode="json")
-    del stored["training"]["threads"]
+    for section, name in (("training", "threads"), ("data", "augment_noise_std"), ("data", "augment_gain_db")):
+        del stored[section][name]
     stored["training"]["gone_since"] = 1
     assert restore(stored) == resolve(SMALL | {"threads": "0"})
     for damaged in ({"training": {"epochs": "many"}}, {"training": 3}):
