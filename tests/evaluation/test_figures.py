@@ -17,8 +17,9 @@ from freqfilter.evaluation.figures import data, performance
 from freqfilter.evaluation.figures.comparing import Curves, side_by_side
 from freqfilter.evaluation.figures.decision import decision
 from freqfilter.evaluation.figures.limit import posterior
-from freqfilter.evaluation.figures.training import comparison, learning_rate_range
+from freqfilter.evaluation.figures.training import comparison, learning_rate_range, training_loss
 from freqfilter.evaluation.scores import compare
+from freqfilter.filters.state import EpochReport
 from freqfilter.params import Params, resolve
 from freqfilter.signals.blind import zero
 from freqfilter.signals.limit import Limit
@@ -191,6 +192,14 @@ def test_a_comparison_marks_what_was_measured() -> None:
     axes = comparison(table).axes[0]
     assert [line.get_label() for line in axes.get_lines()] == ["validation"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["base", "cell=gru"]
+
+
+@pytest.mark.parametrize(("loss", "values", "scale"), [("mse", (0.4, 0.2), "log"), ("snr", (-3.0, -7.0), "linear")])
+def test_the_loss_axis_is_logarithmic_unless_a_loss_can_be_negative(
+    loss: str, values: tuple[float, float], scale: str
+) -> None:
+    history = [EpochReport(epoch, value, 1.0, 1e-3, 1.0, val_loss=value) for epoch, value in enumerate(values, start=1)]
+    assert training_loss(history, loss=loss).axes[0].get_yscale() == scale
 
 
 def test_a_range_test_marks_suggestion_and_present_rate() -> None:

@@ -84,6 +84,31 @@ def test_only_a_bidirectional_filter_sees_what_comes_later(kind: dict[str, objec
     assert same is not kind["bidirectional"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_of_an_estimate_reaches_the_windows_first_sample(kind: dict[str, object]) -> None:
+    """Back-propagation through time is not truncated: it gives the derivative by the first sample."""
+    network, inputs = small(**kind).double(), torch.randn(1, 30, 4).double().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(network(inputs)[0, -1, 0], inputs)
+    step = torch.zeros_like(inputs)
+    step[0, 0, 0] = 1e-3
+    change = (network(inputs + step)[0, -1, 0] - network(inputs - step)[0, -1, 0]) / 2e-3
+    assert change != 0
+    torch.testing.assert_close(gradient[0, 0, 0], change.detach(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize(("forget_bias", "kept"), [(50.0, 1.0), (0.0, 0.5**200)])
+def test_an_open_forget_gate_carries_a_gradient_over_any_number_of_samples(forget_bias: float, kept: float) -> None:
+    network = small(cell="lstm", bidirectional=False, num_layers=1).double()
+    with torch.no_grad():
+        for parameter in network.recurrent.parameters():
+            parameter.zero_()
+        network.recurrent.bias_ih_l0[6:12] = forget_bias  # the gates stand in the order i, f, g, o
+    cell = torch.ones(1, 1, 6).double().requires_grad_(True)
+    _, (_, last) = network.forward_with_state(torch.randn(1, 200, 4).double(), (torch.zeros_like(cell), cell))
+    (gradient,) = torch.autograd.grad(last.sum(), cell)
+    torch.testing.assert_close(gradient, torch.full_like(gradient, kept), rtol=1e-12, atol=0)
+
+
 def test_estimates_do_not_depend_on_how_many_are_computed_together() -> None:
     network, inputs = small(cell="lstm", bidirectional=False, num_layers=2), torch.randn(7, 11, 4)
     torch.testing.assert_close(estimate(network, inputs, batch_size=2), estimate(network, inputs, batch_size=100))

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from torch import Tensor
 
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.filters.compute import Compute
@@ -126,9 +127,33 @@ def test_losses_are_means_over_batches_and_val_mse_a_mean_over_samples() -> None
     assert report.val_loss != pytest.approx(report.val_mse, rel=1e-5)
 
 
-def test_clipping_bounds_the_step_and_not_the_reported_norm() -> None:
-    params = small(gradient_clip_norm="1e-6", epochs="1")
-    assert run(params).progress.history[0].gradient_norm > 1e-3
+def test_each_epoch_takes_every_window_once_in_a_new_order() -> None:
+    """Neighbouring windows, which share all samples but one, are therefore seldom in one batch."""
+    params, taken = small(epochs="2", batch_size="16"), list[Tensor]()
+
+    class Recorded(StoredWindows):
+        def lesson(self, positions: Tensor) -> Lesson:
+            taken.append(positions.cpu())
+            return super().lesson(positions)
+
+    windows = Recorded(torch.randn(1000, 10, 5), torch.randn(1000, 10, 1))
+    state = fresh_state(params)
+    for _ in train(state, training_windows=lambda _: windows, validation=windows, params=params.training):
+        pass
+    first, second = torch.cat(taken).split(1000)
+    assert torch.equal(first.sort().values, torch.arange(1000))
+    assert torch.equal(second.sort().values, torch.arange(1000))
+    for one, other in ((first, second), (first[:-1], first[1:])):
+        correlation = float(torch.corrcoef(torch.stack([one, other]).double())[0, 1])
+        assert correlation == pytest.approx(0, abs=4 / 1000**0.5)
+
+
+def test_clipping_bounds_the_gradient_and_not_the_reported_norm() -> None:
+    for clip, bounded in (("1e-6", True), ("0", False)):
+        state = run(small(gradient_clip_norm=clip, epochs="1"))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in state.network.parameters() if p.grad is not None])
+        assert (float(norm) <= 1.001e-6) is bounded
+        assert state.progress.history[0].gradient_norm > 1e-3
 
 
 @pytest.mark.parametrize("loss", ["mae", "huber", "snr"])
