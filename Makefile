@@ -48,23 +48,28 @@ original: $(VENV)/installed  ## train as the original script does
 # with fresh noise and Adam for 4 epochs; the original's data and recipe on 1 of its 10 seconds for 30 epochs, validated
 # on noise of its own so that scheduler and early stopping see the truth; and how long an epoch takes, on that second.
 CHOICE := {seed: [43, 44], targets: clean, optimizer: adam, learning_rate: [0.0025, 0.01], precision: fp32, \
-  scheduler: plateau, batch_size: [64, 256], windows_per_epoch: [16000, 64000], dropout: 0.1, weight_decay: 1e-4, cell: gru}
+  scheduler: plateau, batch_size: [64, 256], windows_per_epoch: [16000, 64000], dropout: 0.1, weight_decay: 1e-4, cell: gru, \
+  gradient_clip_norm: [0, 0.1, 0.5], epochs: [4, 16]}
 THIRD := -P epochs=8 -P validate_every=8 -P validation_realizations=4 -P validation_windows=null -P audit_every=0
 ADAM_RATES := {learning_rate: [0.0025, 0.01]}
 ADAM := -P optimizer=adam -P scheduler=plateau -P scheduler_patience=2 -P learning_rate=0.002 -P batch_size=64 \
   -P windows_per_epoch=null -P targets=clean -P precision=fp32 -P validation_windows=null
 ALTERNATIVES := {seed: [43, 44], hidden_size: [64, 256], num_layers: [1, 3], dropout: [0.2, 0.4], \
   batch_size: [32, 128], weight_decay: [1e-5, 1e-4], bidirectional: true, cell: gru, loss: [mae, huber, snr]}
-OVERFITTING := {seed: [43, 44], split: random, dropout: [0, 0.4], weight_decay: 1e-4, hidden_size: 64, noise: fresh}
+OVERFITTING := {seed: [43, 44], split: random, dropout: [0, 0.4], weight_decay: 1e-4, hidden_size: 64, noise: fresh, \
+  augment_noise_std: [0.05, 0.1], early_stopping_patience: [3, 5], scheduler_patience: 2}
+AUGMENTED := {augment_noise_std: 0.1}
+FIXED_NOISE := -P recipe=original -P split=independent -P epochs=30
 ONE_SECOND := -P n_samples=1000 -P duration_s=1
 VARY := $(RUN) -e vary -P threads=1
 
-alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.md, three hours
+alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.md, four hours
 	@$(BIN)/python -m freqfilter init_store
 	@$(VARY) $(THIRD) -P values="$(CHOICE)"
 	@$(VARY) $(THIRD) -P optimizer=adam -P values="$(ADAM_RATES)"
 	@$(VARY) $(ADAM) -P epochs=4 -P values="$(ALTERNATIVES)"
-	@$(VARY) $(ONE_SECOND) -P recipe=original -P split=independent -P epochs=30 -P values="$(OVERFITTING)"
+	@$(VARY) $(ONE_SECOND) $(FIXED_NOISE) -P values="$(OVERFITTING)"
+	@$(VARY) $(ONE_SECOND) $(FIXED_NOISE) -P augment_gain_db=3 -P values="$(AUGMENTED)"
 	@$(VARY) $(ADAM) $(ONE_SECOND) -P epochs=3 -P audit_every=0 -P values="$(ALTERNATIVES)"
 
 story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original

@@ -136,8 +136,9 @@ class DataParams(_Section):
     )
     augment_gain_db: NotNegative = Field(
         le=60,
-        description="training windows are scaled by a random gain, mixture and target together, uniform in dB between "
-        "minus and plus this, drawn anew for each window and epoch, noise fixed or a data file; 0: none",
+        description="range of a random gain, dB: each training window, mixture and target together, is scaled by one "
+        "between minus and plus this, uniform in dB, drawn anew for each window and epoch, noise fixed or a data file; "
+        "0: none",
     )
 
 
