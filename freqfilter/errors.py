@@ -23,7 +23,7 @@ class UserError(Exception):
     """What is wrong, where, and what to do, in one line; shown without a traceback, and without credentials."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_credentials(message))
+        super().__init__(" ".join(without_credentials(message).splitlines()))  # what a user typed may hold line breaks
 
 
 class TrainingError(UserError):
