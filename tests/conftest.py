@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import PIL.Image
+import psutil
 import pytest
 import torch
 from filelock import FileLock
@@ -31,6 +34,8 @@ from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.state import EpochReport, TrainingState
 from freqfilter.params import Params, resolve
 from freqfilter.terminal import Terminal
+from freqfilter.workflows import witnesses
+from tests import zygote
 
 pytest.register_assert_rewrite("tests.recovery.comparing")  # so that it says what differs
 
@@ -41,6 +46,31 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SOAK = "FREQFILTER_SOAK" in os.environ  # `make soak`
 SEED = int(os.environ.get("FREQFILTER_SEED", "1"))  # of what the tests themselves draw
+
+
+MEMORY = Path("/dev/shm")  # noqa: S108 (a file system in memory, by its name on Linux)
+ROOM = 4e9  # bytes; the tests use some hundred megabytes
+ELSEWHERE = "executed by "  # how the reason of a skip begins that leaves nothing untested
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests' files in memory where there is room: a store on a disk is flushed thousands of times."""
+    free = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else 0
+    if min(free, psutil.virtual_memory().available) > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """End with a line that names the tests which this machine cannot run, if there are any."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])]
+    left_out = Counter(reason for reason in reasons if not reason.startswith(ELSEWHERE))
+    if left_out:
+        reporter.write_line("left out: " + "; ".join(f"{count} {reason}" for reason, count in left_out.items()))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -150,12 +180,13 @@ def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
         yield
 
 
-def wait_for_line(words: str, command: list[str], folder: Path) -> subprocess.Popen[str]:
-    """The program in a session of its own, when it has said something."""
-    process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-    )  # fmt: skip
+def wait_for_line(
+    words: str, command: list[str], folder: Path, *, start: type[subprocess.Popen[str]] = zygote.Popen
+) -> subprocess.Popen[str]:
+    """The program in a session of its own, once it has printed a line with these words."""
+    process = start(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     assert process.stdout
     heard = []
     for line in process.stdout:
@@ -218,14 +249,14 @@ def made_once(name: str, make: Callable[[Path], object], factory: pytest.TempPat
     return folder
 
 
-def in_store(store: Path, cache: Path, *words: str) -> None:
+def in_store(store: Path, cache: Path, *words: str, run: Callable[..., object] = zygote.run) -> None:
     """``python -m freqfilter WORD…`` on an SQLite store, in its folder."""
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
         "XDG_CACHE_HOME": str(cache),
         "PYTHONPATH": str(ROOT),
     }
-    subprocess.run([sys.executable, "-m", "freqfilter", *words], env=environment, check=True, cwd=store.parent)
+    run([sys.executable, "-m", "freqfilter", *words], env=environment, check=True, cwd=store.parent)
 
 
 @pytest.fixture(scope="session")
@@ -271,6 +302,11 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Figure, "get_layout_engine", lambda figure: None)
 
 
+def fork_witnesses(patch: pytest.MonkeyPatch) -> None:
+    """Let this process fork those that it asks about a model from the zygote; other processes start them anew."""
+    patch.setattr(witnesses, "subprocess", SimpleNamespace(Popen=zygote.Popen, PIPE=subprocess.PIPE))
+
+
 Typed = Callable[..., tuple[object, str]]
 
 
@@ -289,6 +325,16 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def freqfilter(folder: Path) -> Program:
+    """``python -m freqfilter WORD…`` in the folder, in a process of its own that is forked from the zygote."""
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        return zygote.run([sys.executable, "-m", "freqfilter", *words], cwd=folder)
+
+    return start
+
+
+@pytest.fixture
+def started_anew(folder: Path) -> Program:
     """``python -m freqfilter WORD…`` in the folder, as its user would start it."""
 
     def start(*words: str) -> subprocess.CompletedProcess[str]:
@@ -334,7 +380,7 @@ class Server:
         environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         with self._log.open("a") as log:
-            self._process = subprocess.Popen(
+            self._process = zygote.Popen(
                 self._command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, text=True
             )
         wait_until_it_answers(f"{self.url}/health", self._process, self._log)

@@ -21,6 +21,7 @@ from mlflow.entities import Run
 from freqfilter.evaluation.gallery import COMPARED
 from freqfilter.params import resolve
 from freqfilter.tracking.metrics import is_repeatable
+from tests import zygote
 from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 
 pytestmark = pytest.mark.slow
@@ -185,12 +186,12 @@ def test_the_version_leads_to_its_run_and_gives_its_modules_estimates(
 def test_the_parameters_file_repeats_the_run_bit_for_bit_and_another_seed_does_not(
     trained: tuple[Path, Run, str], tmp_path: Path
 ) -> None:
-    """With dropout, shuffling, fresh noise and few bits; the second time without the MLproject."""
+    """With dropout, shuffling, fresh noise and few bits; the second time without the MLproject, in a forked process."""
     _, run, _ = trained
     recipe = str(download(run, "params.yaml", tmp_path))
     command = [sys.executable, "-m", "freqfilter", "train", "--recipe", recipe, "--register", "false"]
     for words in ([], ["--seed", "43"]):
-        subprocess.run([*command, *words], check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        zygote.run([*command, *words], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     first, again, other = all_runs()[-3:]
     assert first.info.run_id == run.info.run_id
     assert {"train/loss", "val/loss", "audit/mse", "test/mse"} <= set(history(first))
@@ -204,7 +205,7 @@ def test_evaluate_finds_the_test_figures_again(trained: tuple[Path, Run, str], b
     _, run, _ = trained
     word = ["--version", "1"] if by_version else ["--run_id", run.info.run_id]
     command = [sys.executable, "-m", "freqfilter", "evaluate", *word]
-    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    zygote.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     evaluated = all_runs()[-1]
     assert evaluated.info.status == "FINISHED"
     scores = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from tests import zygote
 from tests.conftest import ROOT, SMALL, Program, all_runs, options, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -65,7 +66,7 @@ def wait_until_signals_are_heard(launcher: int) -> None:
 
 @pytest.mark.parametrize("moment", ["  left ", "Running command"])
 def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
-    process = wait_for_line(moment, under_mlflow(), folder)
+    process = wait_for_line(moment, under_mlflow(), folder, start=subprocess.Popen)
     wait_until_signals_are_heard(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
@@ -74,7 +75,7 @@ def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) 
 
 
 def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
-    process = wait_for_line("  left ", under_mlflow(), folder)
+    process = wait_for_line("  left ", under_mlflow(), folder, start=subprocess.Popen)
     process.kill()
     process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
     wait_for_status("KILLED")
@@ -95,7 +96,7 @@ def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program,
 
 def test_a_reader_that_leaves_does_not_end_the_run(folder: Path) -> None:
     command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = zygote.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout
     process.stdout.readline()
     process.stdout.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests import zygote
 from tests.conftest import ROOT, SMALL, Program, Server, all_runs, options
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def places_with(words: tuple[str, ...], folder: Path) -> list[Path]:
 
 
 def test_a_password_and_a_token_reach_nothing(
-    server: Server, folder: Path, freqfilter: Program, monkeypatch: pytest.MonkeyPatch
+    server: Server, folder: Path, started_anew: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("http://", f"http://me:{PASSWORD}@"))
@@ -35,23 +36,23 @@ def test_a_password_and_a_token_reach_nothing(
     monkeypatch.setenv("FREQFILTER_TOKEN", TOKEN)
     words = (PASSWORD, "hunter2@work", TOKEN, "AWS_SECRET")
     for start_from in ("null", "models:/nothing/1"):
-        done = freqfilter("train", *options(SMALL | {"start_from": start_from}))
+        done = started_anew("train", *options(SMALL | {"start_from": start_from}))
         assert done.returncode == (0 if start_from == "null" else 2), done.stderr
         assert not any(word in done.stdout + done.stderr for word in words)
     server.kill()
-    done = freqfilter("train", *options(SMALL))
+    done = started_anew("train", *options(SMALL))
     assert "does not answer" in done.stderr
     assert not any(word in done.stdout + done.stderr for word in words)
     assert places_with(words, folder.parent) == []
 
 
-def test_the_address_of_a_project_loses_its_password(folder: Path, freqfilter: Program) -> None:
+def test_the_address_of_a_project_loses_its_password(folder: Path) -> None:
     client = MlflowClient()
     tags = {"mlflow.source.name": "https://me:hunter2@example.org/p.git", "mlflow.source.type": "PROJECT"}
     run = client.create_run("0", tags=tags)
     command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
     launched = os.environ | {"MLFLOW_RUN_ID": run.info.run_id}
-    done = subprocess.run(command, cwd=folder, env=launched, capture_output=True, text=True, check=False)
+    done = zygote.run(command, cwd=folder, env=launched)
     assert done.returncode == 0, done.stderr
     (found,) = all_runs()
     assert found.data.tags["mlflow.source.name"] == "https://example.org/p.git"

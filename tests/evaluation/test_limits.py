@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from freqfilter.evaluation import limit_cache, limits
 from freqfilter.params import resolve
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import realization_windows
+from tests import zygote
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
@@ -191,11 +192,8 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
     def run(*words: str) -> str:
         command = [sys.executable, "-m", "freqfilter", "limit", *words]
         typed = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
-        environment = {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        done = subprocess.run(
-            [*command, *typed], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-        )
-        return done.stdout
+        environment = os.environ | {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+        return zygote.run([*command, *typed], cwd=tmp_path, env=environment, check=True).stdout
 
     found = json.loads(run("--json", "--noise_seed", "2"))
     assert found["n_windows"] == 291

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import in_store, made_once, options
+from tests.conftest import fork_witnesses, in_store, made_once, options
 from tests.promotion.making import BOUNDS, SETTING
+
+
+@pytest.fixture(autouse=True)
+def forked_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are asked in forked processes where a test decides in its own process."""
+    fork_witnesses(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import freqfilter
+from tests import zygote
 from tests.conftest import Typed, free_port, wait_until_it_answers
 from tests.promotion.making import NAME
 
@@ -37,7 +38,7 @@ def served(registry_with: Callable[[int | None], Path]) -> Iterator[str]:
     port, log = free_port(), registry / "serve.log"
     command = [sys.executable, "-m", "freqfilter", "serve", "--port", str(port)]
     with log.open("w") as heard:
-        server = subprocess.Popen(command, cwd=registry, stdout=heard, stderr=subprocess.STDOUT, text=True)
+        server = zygote.Popen(command, cwd=registry, stdout=heard, stderr=subprocess.STDOUT, text=True)
     try:
         wait_until_it_answers(f"http://127.0.0.1:{port}/ping", server, log)
         yield f"http://127.0.0.1:{port}/invocations"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Outcom
 
     def make(folder: Path) -> None:
         shutil.copy(empty_store, folder)
-        in_store(folder / "mlflow.db", empty_store.parent / "cache", "train", *options(RICH))
+        # Started anew: what forked processes come to is compared with it.
+        in_store(folder / "mlflow.db", empty_store.parent / "cache", "train", *options(RICH), run=subprocess.run)
 
     folder = made_once("whole", make, tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from tests import zygote
 from tests.conftest import Server, all_runs, many, options
 from tests.recovery.comparing import RICH, Outcome
 
@@ -20,7 +21,7 @@ CROWD = many(3, 16)
 def train_at_once(folder: Path) -> None:
     command = [sys.executable, "-m", "freqfilter", "train", *options(RICH)]
     crowd = [
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        zygote.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         for _ in range(CROWD)
     ]
     ends = [(process.communicate(timeout=900)[1], process.returncode) for process in crowd]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import zygote
 from tests.conftest import SEED, SOAK, Typed, all_runs, options
 from tests.recovery.comparing import RICH, Outcome
 
@@ -43,7 +44,7 @@ class Started:
         reading, writing = os.pipe()
         command = [sys.executable, str(Path(__file__).with_name("announced.py")), str(writing), *words]
         self.began = time.monotonic()
-        self.process = subprocess.Popen(
+        self.process = zygote.Popen(
             command, cwd=folder, pass_fds=[writing], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         os.close(writing)

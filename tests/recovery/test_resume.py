@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from tests import zygote
 from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, options, wait_for_line
 from tests.malicious import Malicious
 from tests.recovery.comparing import RICH, Outcome, end_by
@@ -156,7 +156,7 @@ def test_a_crash_is_a_failed_run_that_says_why(folder: Path) -> None:
         "c.main()\n"
     )
     command = [sys.executable, "-c", code, "train", *options(RICH)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ)
+    done = zygote.run(command, cwd=folder)
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     (run,) = all_runs()

@@ -15,6 +15,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from tests import zygote
 from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, download, options
 
 PARENT = "mlflow.parentRunId"
@@ -117,7 +118,7 @@ def test_variants_are_not_registered_unless_that_is_asked_for(typed: Typed) -> N
 def test_a_stop_ends_the_parent_and_the_run_in_work(folder: Path) -> None:
     given = SMALL | QUIET | {"epochs": "100000", "early_stopping_patience": "0"}
     command = [sys.executable, "-m", "freqfilter", "train", *options(given), "--seeds", "[1, 2]"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+    process = zygote.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
     assert process.stdout
     while not process.stdout.readline().startswith("epoch "):
         assert process.poll() is None
