@@ -18,10 +18,10 @@ ARGS ?=
 RUN := $(BIN)/mlflow run . --env-manager local --experiment-name $(EXPERIMENT)
 
 .DEFAULT_GOAL := help
-.PHONY: help install train original alternatives story notebooks screenshots mlproject docs bench ui serve test soak lint format lock clean
+.PHONY: help install train original alternatives story notebooks screenshots mlproject docs bench ui serve test test-extras soak lint format lock clean
 
 help:  ## list all targets
-	@grep -hE '^[a-z_]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z_-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "installing the pinned dependencies into $(VENV) (some minutes, once)"
@@ -102,8 +102,14 @@ ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1
 serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="--version 3" another version
 	@$(BIN)/python -m freqfilter serve $(ARGS)
 
-test: $(VENV)/installed_dev  ## run the tests, two at a time
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/installed_dev  ## run the tests, two at a time; the last line names what this machine has left out
+	@$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not extra" $(ARGS)
+
+# Exit code 5: nothing is marked so.
+test-extras: $(VENV)/installed_dev  ## run the tests that need services or libraries beyond those of the program
+	@$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m extra $(ARGS) || [ $$? -eq 5 ]
 
 soak: $(VENV)/installed_dev  ## the random tests with large counts, an hour; again until MINUTES are over, from new seeds
 	@ends=$$(( $$(date +%s) + 60 * $(MINUTES) )); seed=$(or $(SEED),$$RANDOM$$RANDOM); \

@@ -2,6 +2,7 @@
 
 With ``FREQFILTER_SCREENSHOTS`` the same clicks are made on the store that the environment names, on six trainings in
 full, and what is seen on the way becomes the pictures of docs/how-to/mlflow_ui.md (``make screenshots``).
+Without Chromium they are skipped, unless ``FREQFILTER_REQUIRE_BROWSER`` is set: then they fail.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ from tests.conftest import ROOT, free_port, wait_until_it_answers, work_in
 from tests.ui import six_runs
 from tests.ui.six_runs import version
 
-pytestmark = pytest.mark.slow
+SCREENSHOTS = "FREQFILTER_SCREENSHOTS" in os.environ
+REQUIRED = SCREENSHOTS or "FREQFILTER_REQUIRE_BROWSER" in os.environ  # as in .ci/run
+CHROMIUM = shutil.which("chromium")
+NO_BROWSER = "browser tests, there is no Chromium (apt-get install chromium)"
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM or REQUIRED), reason=NO_BROWSER)]
 
 TIMEOUT_MS = 60_000
 expect.set_options(timeout=TIMEOUT_MS)
 
-SCREENSHOTS = "FREQFILTER_SCREENSHOTS" in os.environ
 PICTURES = ROOT / "docs" / "pictures" / "ui"
 CUT = {
     "hidden_size": "16",
@@ -105,10 +110,9 @@ def url(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    found = shutil.which("chromium")
-    assert found, "the tests of MLflow's UI need Chromium: apt-get install chromium"
+    assert CHROMIUM, "the tests of MLflow's UI need Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
 
