@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 
@@ -69,9 +70,11 @@ def machine_tags(compute: Compute) -> dict[str, str]:
     }
 
 
+@cache
 def _distributions_digest() -> str:
-    """SHA-256 of the names and versions of everything that is installed."""
-    names = sorted(f"{found.metadata['Name']}=={found.version}" for found in distributions())
+    """SHA-256 of the names and versions of everything that is installed; read once, as what is imported is."""
+    found = [distribution.metadata for distribution in distributions()]
+    names = sorted(f"{metadata['Name']}=={metadata['Version']}" for metadata in found)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
