@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from freqfilter.evaluation import gallery
 from freqfilter.files import HOST
 from freqfilter.params.resolve import DEFAULT_RECIPE, fields, resolve
 from freqfilter.params.variants import from_seeds, one_at_a_time
-from freqfilter.tracking import provenance
 from freqfilter.tracking.processes import Worker
 from tests import conftest
 from tests.conftest import (
@@ -133,7 +131,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         draw_nothing(patch)
         fork_witnesses(patch)
         patch.setattr(gallery, "of_evaluation", lambda *arguments, **settings: iter(()))
-        patch.setattr(provenance, "_distributions_digest", cache(provenance._distributions_digest))
         patch.setattr("freqfilter.workflows.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
         for seed in ("1", "2", "3"):  # version 1 with the original's network, whose weights a page loads
             size = {"hidden_size": "128"} if seed == "1" else {}

@@ -156,7 +156,7 @@ def test_a_leaking_run_is_told_so_and_tagged_and_an_honest_one_is_not(typed: Typ
         "duration_s": "12",
         "window_length": "20",
     }
-    given = loud | {"hidden_size": "64", "learning_rate": "0.01", "batch_size": "64", "epochs": "30", "threads": "1"}
+    given = loud | {"hidden_size": "64", "learning_rate": "0.01", "batch_size": "64", "epochs": "16", "threads": "1"}
     assert typed("original", *options(given)) == (0, "")
     (run,) = all_runs()
     assert "they leak from training" in run.data.tags["diagnosis.leak"]
