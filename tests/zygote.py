@@ -242,7 +242,8 @@ def _take_over(request: dict[str, Any], descriptors: list[int], by_imports: dict
     os.environ.clear()
     os.environ.update({name: value for name, value in environment.items() if value is not None})
     own = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    sys.path[:] = ["", *own, *sys.path[entries_of_the_zygote:]]
+    # A .pth file, as that of an editable installation, adds no path that PYTHONPATH has already.
+    sys.path[:] = ["", *own, *(path for path in sys.path[entries_of_the_zygote:] if path not in own)]
     importlib.invalidate_caches()
     tempfile.tempdir = None
     sys.modules["numpy"].random.seed()  # a fork reseeds the standard library's generator, not these
