@@ -19,21 +19,11 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-# What a program can see of how it was started; the libraries are imported first, as they have been in the zygote.
-REPORT = f"""
-import importlib, json, locale, os, random, signal, sys, tempfile, threading, warnings
-for name in {zygote.LIBRARIES}: importlib.import_module(name)
-import numpy, torch
-drawn = [random.random(), numpy.random.random(), torch.initial_seed()]
-torch.manual_seed(1)
-network = torch.nn.LSTM(5, 8, 2, dropout=0.3, batch_first=True)
-optimizer = torch.optim.Adam(network.parameters())
-for step in range(5):
-    optimizer.zero_grad()
-    network(torch.randn(16, 20, 5))[0].square().mean().backward()
-    optimizer.step()
+# What a program can see of how it was started.
+START = """
+import gc, json, locale, os, signal, sys, tempfile, threading
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
-print(json.dumps({{
+print(json.dumps({
     "argv": sys.argv, "path": sys.path, "name": __name__, "main": sys.modules["__main__"].__name__,
     "cwd": os.getcwd(), "environment": dict(os.environ), "temporary": tempfile.gettempdir(),
     # But for 32 and 33, which the C library takes when a process has its first thread, or has had one.
@@ -46,43 +36,70 @@ print(json.dumps({{
     "umask": os.umask(0o22), "flags": list(sys.flags), "locale": locale.getlocale(),
     "streams": [(s.encoding, s.errors, s.line_buffering, s.isatty(), s.fileno())
                 for s in (sys.stdin, sys.stdout, sys.stderr)],
+    "garbage": [gc.isenabled(), gc.get_threshold()],
+}))
+"""
+# What it finds in the libraries, and computes with them.
+NUMBERS = f"""
+import importlib, json, os, random, sys
+for name in {zygote.LIBRARIES}: importlib.import_module(name)
+import mlflow, numpy, torch
+drawn = [random.random(), numpy.random.random(), torch.initial_seed()]
+torch.manual_seed(1)
+network = torch.nn.LSTM(5, 8, 2, dropout=0.3, batch_first=True)
+optimizer = torch.optim.Adam(network.parameters())
+for step in range(5):
+    optimizer.zero_grad()
+    network(torch.randn(16, 20, 5))[0].square().mean().backward()
+    optimizer.step()
+print(json.dumps({{
+    "environment": dict(os.environ), "tracking": mlflow.get_tracking_uri(),
+    "threads": len(os.listdir("/proc/self/task")),
     "torch": [torch.get_num_threads(), torch.get_num_interop_threads(), torch.is_grad_enabled()],
     "weights": [weight.double().sum().item().hex() for weight in network.parameters()],
-    "garbage": [gc.isenabled(), gc.get_threshold()],
-    "tracking": os.environ.get("MLFLOW_TRACKING_URI") and sys.modules["mlflow"].get_tracking_uri(),
     "drawn": drawn,
 }}))
-""".replace("import importlib", "import gc, importlib")
+"""
 
 
-def as_program(form: str, folder: Path) -> list[str]:
-    """The reporting program in one of the forms in which Python takes one."""
-    (folder / "reporting").mkdir()
-    (folder / "reporting" / "__init__.py").touch()
-    file = folder / "reporting" / "__main__.py"
-    file.write_text(REPORT)
-    return [sys.executable, *{"-m": ["-m", "reporting"], "-c": ["-c", REPORT], "file": [str(file)]}[form], "a", "--b"]
+@pytest.fixture
+def environment(folder: Path) -> dict[str, str]:
+    """This process's, as far as Python knows it: readline exports LINES and COLUMNS behind its back."""
+    # The first as freqfilter.tracking does before it imports MLflow; the second because a zygote has one thread.
+    changed = {"MLFLOW_DISABLE_TELEMETRY": "true", "JE_ARROW_MALLOC_CONF": "background_thread:false", "JUST_NOW": "1"}
+    # What MLflow and PyTorch set when they are imported is set in this process.
+    gone = ("HOME", "_MLFLOW_TELEMETRY_SESSION_ID", "TORCHINDUCTOR_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if name not in gone} | changed
 
 
 @pytest.mark.parametrize("form", ["-m", "-c", "file"])
-def test_a_fork_finds_what_a_start_finds(form: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JUST_NOW", "1")
-    monkeypatch.delenv("HOME", raising=False)
-    # As freqfilter.tracking does before it imports MLflow.
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("JE_ARROW_MALLOC_CONF", "background_thread:false")  # the zygote cannot have pyarrow's thread
-    command = as_program(form, folder)
-    # Of this process's environment only what Python knows: readline exports LINES and COLUMNS behind its back.
-    settings: dict[str, Any] = {"cwd": folder, "start_new_session": form == "file", "env": dict(os.environ)}
-    settings["stdin"] = subprocess.DEVNULL
-    started = subprocess.run(command, capture_output=True, text=True, check=True, **settings)
-    forked = [zygote.run(command, check=True, **settings) for _ in range(2)]
+def test_a_fork_begins_as_a_start_does(form: str, folder: Path, environment: dict[str, str]) -> None:
+    (folder / "reporting").mkdir()
+    (folder / "reporting" / "__init__.py").touch()
+    file = folder / "reporting" / "__main__.py"
+    file.write_text(START)
+    words = {"-m": ["-m", "reporting"], "-c": ["-c", START], "file": [str(file)]}[form]
+    given: dict[str, Any] = {"cwd": folder, "env": environment, "start_new_session": form == "file"}
+    given["stdin"] = subprocess.DEVNULL
+    command = [sys.executable, *words, "a", "--b"]
+    started = subprocess.run(command, capture_output=True, text=True, check=True, **given)
+    forked = zygote.run(command, check=True, **given)
+    expected, found = json.loads(started.stdout), json.loads(forked.stdout)
+    assert found["environment"].pop("TORCHINDUCTOR_CACHE_DIR")  # set by an import
+    assert found["environment"] == expected["environment"]
+    assert found == expected
+    assert forked.stderr == started.stderr == ""
+
+
+def test_a_fork_computes_what_a_start_computes_and_draws_for_itself(folder: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", NUMBERS]
+    started = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
+    forked = [zygote.run(command, check=True, cwd=folder, env=environment) for _ in range(2)]
     expected, *found = (json.loads(done.stdout) for done in (started, *forked))
     drawn = [report.pop("drawn") for report in (expected, *found)]
     for report in found:
         assert report == expected
-    assert len({value for seeds in drawn for value in seeds}) == 9
-    assert [done.stderr for done in forked] == ["", ""]
+    assert len({value for numbers in drawn for value in numbers}) == 9
 
 
 @pytest.mark.parametrize(
