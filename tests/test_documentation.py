@@ -1,4 +1,8 @@
-"""Every command and every piece of Python that a page shows is executed."""
+"""Every command and every piece of Python that a page shows is executed.
+
+Of trainings that differ in numbers alone the first is executed; the words of the others are read as the program reads
+them. `make` is asked what it would do.
+"""
 
 from __future__ import annotations
 
