@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -18,12 +17,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
-import PIL.Image
 import psutil
 import pytest
 import torch
 from filelock import FileLock
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
@@ -255,6 +252,7 @@ def in_store(store: Path, cache: Path, *words: str, run: Callable[..., object] =
         "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
         "XDG_CACHE_HOME": str(cache),
         "PYTHONPATH": str(ROOT),
+        zygote.DRAW_NOTHING: "1",
     }
     run([sys.executable, "-m", "freqfilter", *words], env=environment, check=True, cwd=store.parent)
 
@@ -295,11 +293,9 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave a dot in place of each picture that this process would draw, which is most of a small run's time."""
-    dot = io.BytesIO()
-    PIL.Image.new("RGB", (1, 1)).save(dot, format="png")
-    patch.setattr(Figure, "savefig", lambda figure, file, **settings: file.write(dot.getvalue()))
-    patch.setattr(Figure, "get_layout_engine", lambda figure: None)
+    """Leave a dot in place of each picture, here and in forked processes: pictures are most of a small run's time."""
+    zygote.draw_nothing(patch.setattr)
+    patch.setenv(zygote.DRAW_NOTHING, "1")
 
 
 def fork_witnesses(patch: pytest.MonkeyPatch) -> None:

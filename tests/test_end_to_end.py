@@ -26,6 +26,8 @@ from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, 
 
 pytestmark = pytest.mark.slow
 
+FORKED = {"PYTHONPATH": str(ROOT), zygote.DRAW_NOTHING: "1"}
+
 # As people type: none of these spellings is the canonical one.
 TYPED = SMALL | {
     "learning_rate": "1e-2",
@@ -191,7 +193,7 @@ def test_the_parameters_file_repeats_the_run_bit_for_bit_and_another_seed_does_n
     recipe = str(download(run, "params.yaml", tmp_path))
     command = [sys.executable, "-m", "freqfilter", "train", "--recipe", recipe, "--register", "false"]
     for words in ([], ["--seed", "43"]):
-        zygote.run([*command, *words], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        zygote.run([*command, *words], check=True, env=os.environ | FORKED)
     first, again, other = all_runs()[-3:]
     assert first.info.run_id == run.info.run_id
     assert {"train/loss", "val/loss", "audit/mse", "test/mse"} <= set(history(first))
@@ -205,7 +207,7 @@ def test_evaluate_finds_the_test_figures_again(trained: tuple[Path, Run, str], b
     _, run, _ = trained
     word = ["--version", "1"] if by_version else ["--run_id", run.info.run_id]
     command = [sys.executable, "-m", "freqfilter", "evaluate", *word]
-    zygote.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    zygote.run(command, check=True, env=os.environ | FORKED)
     evaluated = all_runs()[-1]
     assert evaluated.info.status == "FINISHED"
     scores = {name: value for name, value in run.data.metrics.items() if name.startswith("test/")}

@@ -172,3 +172,15 @@ def test_the_program_itself_is_not_in_the_zygote(tmp_path: Path) -> None:
     code = "import sys; print([name for name in sys.modules if name.startswith(('freqfilter', 'pytest', 'tests'))])"
     assert zygote.run([sys.executable, "-c", code], check=True).stdout == "[]\n"
     assert ROOT.joinpath("tests", "zygote.py").samefile(zygote.__file__)
+
+
+@pytest.mark.parametrize(("told", "size"), [({zygote.DRAW_NOTHING: "1"}, (1, 1)), ({}, (640, 480))])
+def test_a_fork_leaves_a_dot_for_a_picture_only_where_it_is_told_to(
+    told: dict[str, str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(zygote.DRAW_NOTHING, raising=False)
+    code = (
+        "import io, PIL.Image; from matplotlib.figure import Figure; file = io.BytesIO()\n"
+        "Figure().savefig(file, format='png'); print(PIL.Image.open(file).size)"
+    )
+    assert zygote.run([sys.executable, "-c", code], env=os.environ | told, check=True).stdout == f"{size}\n"

@@ -15,6 +15,7 @@ import atexit
 import fcntl
 import gc
 import importlib
+import io
 import json
 import os
 import runpy
@@ -25,6 +26,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -47,6 +49,7 @@ READ_WHEN_IMPORTED = (
 )
 GIVEN_AGAIN = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}  # the child's take effect
 LEAVES_NO_TRACE = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # freqfilter.tracking sets it where it is absent
+DRAW_NOTHING = "FREQFILTER_TESTS_DRAW_NOTHING"  # of a fork's environment
 LARGEST_REQUEST = 1 << 17
 
 
@@ -134,6 +137,17 @@ def run(
     if check:
         done.check_returncode()
     return done
+
+
+def draw_nothing(replace: Callable[[object, str, object], None] = setattr) -> None:
+    """Let Matplotlib's figures write a dot in place of themselves in this process."""
+    import PIL.Image
+    from matplotlib.figure import Figure
+
+    dot = io.BytesIO()
+    PIL.Image.new("RGB", (1, 1)).save(dot, format="png")
+    replace(Figure, "savefig", lambda figure, file, **settings: file.write(dot.getvalue()))
+    replace(Figure, "get_layout_engine", lambda figure: None)
 
 
 def _environment() -> dict[str, str]:
@@ -248,6 +262,8 @@ def _take_over(request: dict[str, Any], descriptors: list[int], by_imports: dict
     tempfile.tempdir = None
     sys.modules["numpy"].random.seed()  # a fork reseeds the standard library's generator, not these
     sys.modules["torch"].seed()
+    if DRAW_NOTHING in os.environ:
+        draw_nothing()
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     gc.enable()
 

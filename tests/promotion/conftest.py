@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import fork_witnesses, in_store, made_once, options
+from tests.conftest import draw_nothing, fork_witnesses, in_store, made_once, options, start, work_in
 from tests.promotion.making import BOUNDS, SETTING
 
 
@@ -28,9 +28,13 @@ def registries(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> P
         for epochs in ("6", "25"):
             in_store(store, cache, "train", *options(SETTING | {"epochs": epochs}))
         shutil.copy(store, folder / "without_champion.db")
-        for number in ("1", "2"):
-            in_store(store, cache, "promote", "--version", number, *BOUNDS)
-            shutil.copy(store, folder / f"champion_{number}.db")
+        with pytest.MonkeyPatch.context() as patch:
+            work_in(folder, store, patch, cache=cache)
+            draw_nothing(patch)
+            fork_witnesses(patch)
+            for number in ("1", "2"):
+                assert start("promote", "--version", number, *BOUNDS) == 0
+                shutil.copy(store, folder / f"champion_{number}.db")
 
     return made_once("registries", make, tmp_path_factory)
 

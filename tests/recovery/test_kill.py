@@ -103,6 +103,7 @@ def life(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, whole: Out
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.setenv("XDG_CACHE_HOME", str(empty_store.parent / "cache"))
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        patch.setenv(zygote.DRAW_NOTHING, "1")
         alone = Started(folder, "train", *options(SETTING))
         phases = alone.occurrences()
         alone.end()
