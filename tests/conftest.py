@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import signal
@@ -21,11 +22,13 @@ import psutil
 import pytest
 import torch
 from filelock import FileLock
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter import cli
 from freqfilter.errors import UserError
+from freqfilter.evaluation.figures import data, performance
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.state import EpochReport, TrainingState
@@ -293,8 +296,15 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave a dot in place of each picture, here and in forked processes: pictures are most of a small run's time."""
+    """Leave a dot in place of each picture, here and in forked processes: pictures are most of a small run's time.
+
+    They are drawn where the program is started anew, in tests/evaluation/test_figures.py and in tests/ui.
+    """
     zygote.draw_nothing(patch.setattr)
+    for module in (data, performance):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if function.__module__ == module.__name__ and function.__annotations__.get("return") == "Figure":
+                patch.setattr(module, name, lambda *_, **__: Figure())
     patch.setenv(zygote.DRAW_NOTHING, "1")
 
 
@@ -342,12 +352,12 @@ def started_anew(folder: Path) -> Program:
 
 @pytest.fixture
 def mlflow_run(folder: Path) -> Program:
-    """``mlflow run PROJECT …`` in the folder, with this interpreter's environment."""
+    """``mlflow run PROJECT …`` in the folder, forked from the zygote; it starts the program anew, here as elsewhere."""
 
     def start(*words: str, project: str = str(ROOT), **parameters: str) -> subprocess.CompletedProcess[str]:
         given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
         command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *words, *given]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=300, check=False)
+        return zygote.run(command, cwd=folder)
 
     return start
 
