@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from freqfilter.workflows.description import over_limit, scores_table
 from freqfilter.workflows.run_ref import RunRef
-from freqfilter.workflows.train import TrainingResult
+
+if TYPE_CHECKING:
+    from freqfilter.workflows.train import TrainingResult
 
 UI = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
 
 
 def of_training(trained: TrainingResult) -> Iterator[str]:
     """The best epoch, the scores, the run, the version, and the run's page, line by line."""
+    from freqfilter.workflows.description import over_limit, scores_table
+
     progress, run = trained.progress, trained.run
     best = progress.best
     yield (

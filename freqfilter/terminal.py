@@ -11,8 +11,7 @@ from typing import Never
 
 from tqdm import tqdm
 
-from freqfilter.filters.state import EpochReport
-from freqfilter.filters.training import StepReport
+from freqfilter.filters.reports import EpochReport, StepReport
 
 SILENCE_S = 60  # after which a log file gets a line within an epoch, too
 

@@ -31,7 +31,8 @@ from freqfilter.errors import UserError
 from freqfilter.evaluation.figures import data, performance
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
-from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.reports import EpochReport
+from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params, resolve
 from freqfilter.terminal import Terminal
 from freqfilter.workflows import witnesses

@@ -18,9 +18,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter.evaluation.gallery import COMPARED
+from freqfilter.artifact_names import COMPARED
 from freqfilter.params import resolve
-from freqfilter.tracking.metrics import is_repeatable
+from freqfilter.tracking.metric_names import is_repeatable
 from tests import zygote
 from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 

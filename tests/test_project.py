@@ -37,6 +37,7 @@ PARTS = [
     "files",
     "launch",
     "errors",
+    "artifact_names",
 ]
 ONLY_IN = {
     "mlflow": ("tracking",),
@@ -83,6 +84,13 @@ def test_each_library_is_used_in_its_own_part_alone() -> None:
         found = {part for name, part in used if name == library}
         assert found
         assert found <= set(parts), f"{library} is imported in {found}"
+
+
+def test_tracking_imports_nothing_of_evaluation() -> None:
+    """What is tracked are plain values, so that a command which computes nothing starts without what computes."""
+    for path in SOURCES:
+        if part_of(path) == "tracking":
+            assert not [module for module in imports(path) if module.startswith("freqfilter.evaluation")], path.name
 
 
 def test_modules_of_a_part_form_no_circle() -> None:
@@ -163,6 +171,21 @@ def test_help_imports_nothing_heavy() -> None:
         "print(sorted({'torch', 'mlflow', 'matplotlib', 'pandas', 'numpy', 'psutil'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["history", "doctor", "init_store", "sync"])
+def test_a_command_that_computes_nothing_imports_neither_pytorch_nor_matplotlib(command: str, folder: Path) -> None:
+    """SciPy is imported by MLflow itself."""
+    code = (
+        f"import sys; sys.argv = ['freqfilter', {command!r}]\n"
+        "from freqfilter.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 

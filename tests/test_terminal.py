@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freqfilter import terminal as under_test
-from freqfilter.filters.state import EpochReport
-from freqfilter.filters.training import StepReport
+from freqfilter.filters.reports import EpochReport, StepReport
 from freqfilter.terminal import Terminal
 
 

@@ -10,7 +10,8 @@ from contextlib import closing
 from benchmarks.measure import Row, in_turns, say, side
 from benchmarks.reference import Training
 from freqfilter.filters.compute import Compute
-from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.reports import EpochReport
+from freqfilter.filters.state import TrainingState
 from freqfilter.filters.training import epoch_order, train, training_step
 from freqfilter.params import Params, resolve
 from freqfilter.signals.splits import Splits

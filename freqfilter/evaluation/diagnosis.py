@@ -13,7 +13,8 @@ from torch import Tensor
 from freqfilter.evaluation.finding import Finding
 from freqfilter.evaluation.leaks import KnownLimit, leak
 from freqfilter.evaluation.scores import OVERALL, score
-from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.reports import EpochReport
+from freqfilter.filters.state import TrainingState
 from freqfilter.params import Params
 from freqfilter.signals.blind import Mean, TargetMoments
 from freqfilter.signals.splits import Splits

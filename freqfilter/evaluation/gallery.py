@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from freqfilter.artifact_names import COMPONENTS, PREDICTION
 from freqfilter.evaluation.estimates import stretch, window_estimates
 from freqfilter.evaluation.figures import data, performance
 from freqfilter.evaluation.scores import Comparison, Extractor
@@ -15,10 +16,6 @@ from freqfilter.params import SignalParams
 from freqfilter.signals.windows import CutWindows, WindowSet
 
 STARTS_SHOWN = 4
-LOSSES = "visualizations/07_training_loss.png"  # the original's name for it
-PREDICTION = "visualizations/08_prediction.png"
-COMPONENTS = "visualizations/13_mse_per_frequency.png"
-COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}  # between runs
 
 
 def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, Figure]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from freqfilter.evaluation.finding import Finding
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 from freqfilter.signals.windows import CutWindows, StoredWindows, WindowSet
 
 FALSE_ALARMS = 1e-3  # of honest runs, over all their validations

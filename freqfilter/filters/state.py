@@ -16,37 +16,9 @@ from torch import Tensor
 from freqfilter.filters.compute import Compute
 from freqfilter.filters.network import FrequencyFilterLSTM
 from freqfilter.filters.optimizers import optimizers
+from freqfilter.filters.reports import EpochReport
 from freqfilter.params import ModelParams, TrainingParams
 from freqfilter.signals.randomness import torch_seed
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """What an epoch came to.
-
-    Attributes:
-        epoch: Counted from 1.
-        train_loss: Mean over the batches.
-        gradient_norm: Mean over the batches, before clipping.
-        learning_rate: In force at the epoch's last step.
-        seconds: Wall time of training and validation, audit apart.
-        val_loss: Mean over batches of the training's size; None where the epoch was not validated.
-        val_mse: Mean over samples, whatever the loss.
-        val_blocks: The same for each block of neighbouring windows; empty where nobody knows the neighbours.
-        improved: Whether it is the best validation loss so far.
-        audit_mse: Mean squared error on the audit windows; None where the epoch was not audited.
-    """
-
-    epoch: int
-    train_loss: float
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    val_loss: float | None = None
-    val_mse: float | None = None
-    val_blocks: tuple[float, ...] = ()
-    improved: bool = False
-    audit_mse: float | None = None
 
 
 @dataclass

@@ -14,22 +14,14 @@ from freqfilter.errors import TrainingError
 from freqfilter.filters.losses import LOSSES, mse
 from freqfilter.filters.network import estimate
 from freqfilter.filters.optimizers import warmup_and_cosine
-from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.reports import EpochReport, StepReport
+from freqfilter.filters.state import TrainingState
 from freqfilter.params import TrainingParams
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.windows import Lesson, WindowSet, batches, block_means
 
 SCORED_AT_ONCE = 4096  # windows of validation that are cut at once
 CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Where training stands within an epoch: ``batch`` of ``n_batches`` done."""
-
-    epoch: int
-    batch: int
-    n_batches: int
 
 
 def train(

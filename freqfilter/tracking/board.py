@@ -9,7 +9,7 @@ from pathlib import Path
 
 from freqfilter.errors import UserError, how_to_install
 from freqfilter.files import writable_folder
-from freqfilter.tracking.metrics import TEST_MSE
+from freqfilter.tracking.metric_names import TEST_MSE
 
 JUDGED_BY = ("best/val_mse", "best/audit_mse", TEST_MSE)  # the columns of its table of parameters
 

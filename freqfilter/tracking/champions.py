@@ -13,13 +13,17 @@ import platformdirs
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from freqfilter.errors import UserError
 from freqfilter.files import writable_folder
-from freqfilter.tracking.registry import CANDIDATE
 from freqfilter.tracking.store import patiently, translated
 
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases
+CANDIDATE = "candidate"  # the alias of the newest version
+DESCRIPTION = """\
+Filters that pick one sinusoid out of a noisy mixture. The alias `champion` is on the version that has won, `candidate`
+on the newest. A version's description has its figures and what was decided about it."""
 DECISION = "decision"  # the folder of the evidence, among the artifacts of a decision's run
 
 
@@ -154,3 +158,29 @@ def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, 
 def _lock_file(model_name: str) -> Path:
     key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {model_name}".encode()).hexdigest()[:16]
     return writable_folder(Path(platformdirs.user_cache_dir("freqfilter")) / "locks") / f"{key}.lock"
+
+
+def make_registered_model(client: MlflowClient, name: str) -> None:
+    """Make a registered model, unless it is there."""
+    try:
+        client.create_registered_model(name, description=DESCRIPTION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def name_candidate(client: MlflowClient, name: str, version: int) -> None:
+    """Let the alias be on the newest version, whoever else registers at the same time."""
+    named = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
+    if named < version:
+        client.set_registered_model_alias(name, CANDIDATE, str(version))
+
+
+def registered_models() -> list[str]:
+    """The names of all registered models.
+
+    Raises:
+        UserError: If the registry does not say.
+    """
+    with translated("model registry"):
+        return [str(model.name) for model in MlflowClient().search_registered_models(max_results=1000)]

@@ -10,10 +10,9 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from freqfilter.tracking.champions import DECISION
+from freqfilter.tracking.champions import DECISION, make_registered_model, name_candidate
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.loading import SAFE, files_digest
-from freqfilter.tracking.registry import make_registered_model, name_candidate
 from freqfilter.tracking.store import see_that_it_answers, translated
 from freqfilter.tracking.stored import experiment_id
 

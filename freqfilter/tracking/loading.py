@@ -7,6 +7,7 @@ import pickle
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
@@ -16,9 +17,11 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from numpy.typing import NDArray
 
 from freqfilter.errors import UserError, one_line
-from freqfilter.filters.loaded import Filter
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.store import translated
+
+if TYPE_CHECKING:
+    from freqfilter.filters.loaded import Filter
 
 SCHEMA = 2  # of facts.json; a change that old readers cannot follow raises it
 GOLDEN = "artifacts/golden.npz"  # among a version's files
@@ -92,6 +95,8 @@ def load_files(uri: str, files: Path) -> Filter:
     Raises:
         UserError: If they are not a filter of ours, damaged, or of a newer schema.
     """
+    from freqfilter.filters.loaded import Filter
+
     with translated(uri), environment(**SAFE):
         # Before its code runs, which may need what this environment has not.
         schema = (mlflow.models.Model.load(str(files)).metadata or {}).get("schema")

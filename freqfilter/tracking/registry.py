@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
@@ -27,16 +26,13 @@ from freqfilter.filters.exported import exported_program
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.params import Params
 from freqfilter.signals.randomness import stream
+from freqfilter.tracking.champions import make_registered_model, name_candidate
 from freqfilter.tracking.environment import environment, scratch
 from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, SAFE, SCHEMA, files_digest
 from freqfilter.tracking.runs import on_page
 from freqfilter.tracking.store import patiently, translated
 
 CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
-CANDIDATE = "candidate"  # the alias of the newest version
-DESCRIPTION = """\
-Filters that pick one sinusoid out of a noisy mixture. The alias `champion` is on the version that has won, `candidate`
-on the newest. A version's description has its figures and what was decided about it."""
 PROGRAM = "data"  # the folder of the exported program among a version's files
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
@@ -189,32 +185,6 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         version = patiently(ask)
         patiently(lambda: name_candidate(client, name, version))
     return version
-
-
-def make_registered_model(client: MlflowClient, name: str) -> None:
-    """Make a registered model, unless it is there."""
-    try:
-        client.create_registered_model(name, description=DESCRIPTION)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def name_candidate(client: MlflowClient, name: str, version: int) -> None:
-    """Let the alias be on the newest version, whoever else registers at the same time."""
-    named = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
-    if named < version:
-        client.set_registered_model_alias(name, CANDIDATE, str(version))
-
-
-def registered_models() -> list[str]:
-    """The names of all registered models.
-
-    Raises:
-        UserError: If the registry does not say.
-    """
-    with translated("model registry"):
-        return [str(model.name) for model in MlflowClient().search_registered_models(max_results=1000)]
 
 
 def _note_digest(model_id: str) -> None:

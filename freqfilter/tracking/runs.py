@@ -17,17 +17,17 @@ from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
+from freqfilter.artifact_names import OUTBOX
 from freqfilter.files import replacing, writable_folder
 from freqfilter.params import TrackingParams
 from freqfilter.signals.windows import WindowSet
 from freqfilter.tracking.board import TensorBoard
-from freqfilter.tracking.metrics import SYSTEM
+from freqfilter.tracking.metric_names import SYSTEM
 from freqfilter.tracking.outbox import METRICS, Outbox, known_metrics
 from freqfilter.tracking.provenance import LARGEST_PATCH, Source
 from freqfilter.tracking.sending import described, now_ms, sender
 
 DELIVERY_TIMEOUT_S = 60.0
-OUTBOX = "outbox.jsonl"
 WIDEST_PICTURE = 640  # pixels; the UI's own 256 cannot be read
 DIAGNOSIS = "diagnosis"  # what the tags of a diagnosis begin with
 

@@ -20,7 +20,7 @@ from freqfilter.params.reading import parse, read_sections
 from freqfilter.tracking import champions
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.loading import RUN_ID, SAFE
-from freqfilter.tracking.metrics import AUDIT_MSE, EPOCH_SECONDS, VAL_MSE
+from freqfilter.tracking.metric_names import AUDIT_MSE, EPOCH_SECONDS, VAL_MSE
 from freqfilter.tracking.store import translated
 
 NEWEST = 10  # where nobody names any

@@ -13,11 +13,11 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
+from freqfilter.artifact_names import OUTBOX
 from freqfilter.files import cannot_be_written
 from freqfilter.tracking.environment import environment
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.processes import Worker
-from freqfilter.tracking.runs import OUTBOX
 from freqfilter.tracking.store import patiently, translated
 
 OFFLINE_ID = "offline_id"  # the tag of a run that was offline: what it was called there

@@ -14,7 +14,7 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
-from freqfilter.tracking.metrics import SYSTEM
+from freqfilter.tracking.metric_names import SYSTEM
 from freqfilter.tracking.runs import Run
 
 Source = Callable[[], dict[str, float]]  # gives values by name

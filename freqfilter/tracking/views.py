@@ -18,8 +18,8 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from freqfilter.evaluation.gallery import COMPARED
-from freqfilter.tracking.metrics import (
+from freqfilter.artifact_names import COMPARED
+from freqfilter.tracking.metric_names import (
     AUDIT_MSE,
     EPOCH_SECONDS,
     PEAK_MEMORY,

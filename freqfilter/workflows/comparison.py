@@ -19,7 +19,7 @@ from freqfilter.evaluation.figures.comparing import Curves, side_by_side
 from freqfilter.evaluation.standing import Standing
 from freqfilter.params import TrackingParams
 from freqfilter.params.task import other_task
-from freqfilter.tracking.metrics import (
+from freqfilter.tracking.metric_names import (
     AUDIT_MSE,
     EPOCH_SECONDS,
     PEAK_MEMORY,

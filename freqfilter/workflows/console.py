@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from freqfilter.filters.state import EpochReport
-from freqfilter.filters.training import StepReport
+from freqfilter.filters.reports import EpochReport, StepReport
 
 
 class Console(Protocol):

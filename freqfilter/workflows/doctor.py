@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
 
-import torch
-
+from freqfilter.artifact_names import CHECKPOINTS
 from freqfilter.errors import UserError
 from freqfilter.files import sweep, writable_folder
 from freqfilter.params import Params
-from freqfilter.tracking.registry import registered_models
+from freqfilter.tracking.champions import registered_models
 from freqfilter.tracking.store import open_store
 from freqfilter.tracking.stored import end_run, kept_folders, kept_run, stored_run
 from freqfilter.tracking.unended import AT_WORK, DIED, ELSEWHERE, NEVER_BEGUN, unended_runs
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.keeping import CHECKPOINTS, way_on
+from freqfilter.workflows.run_ref import way_on
 
 LEAST_SPACE = 1_000_000_000  # bytes; a run of the default recipe takes 20 million
 GOOD, MENDED, BAD = "ok", "mended", "PROBLEM"
@@ -62,16 +62,25 @@ def _installation() -> Iterator[tuple[str, str]]:
 def _machine() -> Iterator[tuple[str, str]]:
     # Not every system tells what a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads()
-    line = f"threads: PyTorch takes {threads}, this process may use {cores} cores"
-    if threads > cores:
+    threads = os.environ.get("OMP_NUM_THREADS", "")  # without it PyTorch takes one for each core
+    if threads.isdigit() and int(threads) > cores:
+        line = f"threads: OMP_NUM_THREADS={threads}, and this process may use {cores} cores"
         yield BAD, f"{line}: set OMP_NUM_THREADS={cores}, or train with threads={cores}"
     else:
-        yield GOOD, line
+        yield GOOD, f"threads: {threads or cores}, and this process may use {cores} cores"
     if (wanted := os.getloadavg()[0]) > cores:
         yield GOOD, f"load: {wanted:.1f} programs want these cores already; training will take longer"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "none, training is on the processor"
-    yield GOOD, f"CUDA: {device}"
+    yield GOOD, f"CUDA: {', '.join(_cuda_devices()) or 'none, training is on the processor'}"
+
+
+def _cuda_devices() -> list[str]:
+    """Names of the CUDA devices as NVIDIA's own program lists them: to ask PyTorch takes seconds of importing it."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in listed.splitlines() if line.strip()]
 
 
 def _space(run_dir: Path) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from functools import partial
 import pandas as pd
 from torch import nn
 
+from freqfilter.artifact_names import COMPARED
 from freqfilter.evaluation import gallery
 from freqfilter.evaluation.fresh import FreshScores, beside_limit, fresh_seeds, score_realizations, summarize
 from freqfilter.evaluation.references import LIMIT
@@ -20,12 +21,12 @@ from freqfilter.params import Params, SignalParams, TrackingParams
 from freqfilter.signals.splits import Splits
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import loading, provenance
-from freqfilter.tracking.metrics import fresh_metrics, score_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import Run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import on_fresh, over_limit, scores_table
+from freqfilter.workflows.run_metrics import fresh_metrics, score_metrics
 from freqfilter.workflows.run_ref import RunRef
 
 
@@ -148,5 +149,5 @@ def log_evaluation(
     )
     for artifact, figure in drawn:
         run.log_figure(figure, artifact)
-        if artifact in gallery.COMPARED:
-            run.log_picture(figure, gallery.COMPARED[artifact])
+        if artifact in COMPARED:
+            run.log_picture(figure, COMPARED[artifact])

@@ -10,14 +10,15 @@ import pandas as pd
 from freqfilter.evaluation.figures.training import learning_rate_range
 from freqfilter.filters.compute import memory_errors
 from freqfilter.filters.range_test import range_test, smoothed, suggestion
-from freqfilter.filters.training import StepReport
+from freqfilter.filters.reports import StepReport
 from freqfilter.params import Params
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
-from freqfilter.tracking.metrics import SUGGESTED_LEARNING_RATE, range_test_metrics
+from freqfilter.tracking.metric_names import SUGGESTED_LEARNING_RATE
 from freqfilter.tracking.opening import open_run
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.ready import get_ready
+from freqfilter.workflows.run_metrics import range_test_metrics
 from freqfilter.workflows.run_ref import RunRef
 from freqfilter.workflows.train import log_training_data
 

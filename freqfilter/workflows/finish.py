@@ -8,7 +8,8 @@ import math
 
 import torch
 
-from freqfilter.evaluation import gallery, limit_cache
+from freqfilter.artifact_names import COMPARED, LOSSES
+from freqfilter.evaluation import limit_cache
 from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.scores import Comparison
 from freqfilter.evaluation.testing import score_test_set
@@ -18,13 +19,14 @@ from freqfilter.filters.training import validate
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
-from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, best_metrics, score_metrics
+from freqfilter.tracking.metric_names import TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking.opening import delivering
 from freqfilter.tracking.runs import Run, diagnoses, picture_address
 from freqfilter.workflows.card import model_card
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
 from freqfilter.workflows.evaluate import log_evaluation
+from freqfilter.workflows.run_metrics import best_metrics, score_metrics
 
 GOLDEN_WINDOWS = 16
 # The tags of a run that its version has too.
@@ -42,8 +44,8 @@ def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: 
         best_epoch=state.progress.best_epoch,
         val_limit_mse=val_limit_mse,
     )
-    run.log_figure(figure, gallery.LOSSES, dpi=300)
-    run.log_picture(figure, gallery.COMPARED[gallery.LOSSES])
+    run.log_figure(figure, LOSSES, dpi=300)
+    run.log_picture(figure, COMPARED[LOSSES])
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
     run.log_file(run.folder / "models/best_model.pth")
     run.log_arrays(
@@ -102,7 +104,7 @@ def keep_model(
                 description=description(progress, compared.table, metrics, run_id=run.run_id),
             )
             run.log_tags({"model_version": str(version)})
-    picture = picture_address(run.run_id, gallery.COMPARED[gallery.LOSSES])
+    picture = picture_address(run.run_id, COMPARED[LOSSES])
     model_name = tracking.model_name
     run.describe(
         description(progress, compared.table, metrics, model_name=model_name, version=version, picture=picture)

@@ -6,20 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from freqfilter.artifact_names import CHECKPOINTS
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.filters.checkpoints import Checkpoints, Stated, write_checkpoint
-from freqfilter.filters.state import EpochReport, TrainingState
-from freqfilter.filters.training import StepReport
+from freqfilter.filters.reports import EpochReport, StepReport
+from freqfilter.filters.state import TrainingState
 from freqfilter.stopping import Stopped
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.runs import Run
-
-CHECKPOINTS = "checkpoints"  # the folder among a run's files
-
-
-def way_on(run_id: str) -> str:
-    """The command that goes on with a run."""
-    return f"python -m freqfilter resume {run_id}"
+from freqfilter.workflows.run_ref import way_on
 
 
 class Keeper:

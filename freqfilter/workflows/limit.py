@@ -19,10 +19,10 @@ from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import some_windows
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
-from freqfilter.tracking.metrics import limits_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
+from freqfilter.workflows.run_metrics import limits_metrics
 from freqfilter.workflows.run_ref import RunRef
 
 if TYPE_CHECKING:

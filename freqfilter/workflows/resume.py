@@ -7,15 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from freqfilter.artifact_names import CHECKPOINTS, OUTBOX
 from freqfilter.errors import UserError
 from freqfilter.filters.checkpoints import Checkpoint, Checkpoints
 from freqfilter.params import Params
 from freqfilter.params.resolve import DEFAULT_RECIPE, changes
-from freqfilter.tracking.runs import OUTBOX
 from freqfilter.tracking.store import open_store
 from freqfilter.tracking.stored import RunRecord, download, kept_folders, kept_run, stored_run, stored_runs
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.keeping import CHECKPOINTS
 from freqfilter.workflows.train import Begun
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from freqfilter.tracking.runs import Run
 from freqfilter.tracking.views import run_address, view_address
+
+if TYPE_CHECKING:
+    from freqfilter.tracking.runs import Run
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,8 @@ class RunRef:
     def view(self, server: str, key: str) -> str:
         """Address of a saved view of the run's experiment; see ``tracking.views``."""
         return f"{server.rstrip('/')}/{view_address(self.experiment_id, key)}"
+
+
+def way_on(run_id: str) -> str:
+    """The command that resumes a run."""
+    return f"python -m freqfilter resume {run_id}"

@@ -13,7 +13,7 @@ from freqfilter.evaluation.figures.training import comparison
 from freqfilter.params import Params
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
-from freqfilter.tracking.metrics import TEST_MSE, TEST_MSE_OVER_LIMIT, spread_metrics
+from freqfilter.tracking.metric_names import TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.runs import Run
@@ -21,6 +21,7 @@ from freqfilter.tracking.store import open_store
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import runs_table
 from freqfilter.workflows.ready import get_ready
+from freqfilter.workflows.run_metrics import spread_metrics
 from freqfilter.workflows.run_ref import RunRef
 from freqfilter.workflows.train import TrainingResult, train
 

@@ -6,18 +6,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from freqfilter.artifact_names import CHECKPOINTS, OUTBOX
 from freqfilter.errors import UserError
-from freqfilter.filters.checkpoints import Checkpoints
 from freqfilter.stopping import Stopping
 from freqfilter.tracking.outbox import Outbox, UndeliveredError
-from freqfilter.tracking.runs import OUTBOX
 from freqfilter.tracking.sending import sender
 from freqfilter.tracking.store import open_store
 from freqfilter.tracking.stored import RunRecord, adopt, end_run, kept_folders, kept_run, stored_run
 from freqfilter.workflows.console import Console
-from freqfilter.workflows.keeping import CHECKPOINTS, way_on
-from freqfilter.workflows.resume import begun
-from freqfilter.workflows.train import train
+from freqfilter.workflows.run_ref import way_on
 
 BACKLOG_TIMEOUT_S = 3600.0  # a week without the store is delivered in minutes
 
@@ -71,6 +68,11 @@ def _sync_one(kept: RunRecord, run_dir: Path, *, stopping: Stopping, console: Co
         shutil.rmtree(folder)
         console.say(f"run {kept.run_id} is delivered: FINISHED")
         return
+    # What a training needs is imported where there is one to be finished.
+    from freqfilter.filters.checkpoints import Checkpoints
+    from freqfilter.workflows.resume import begun
+    from freqfilter.workflows.train import train
+
     checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(console.say)
     if checkpoint and checkpoint.ended:
         found = begun(replace(stored_run(kept.run_id), status=kept.status), run_dir, console)

@@ -21,7 +21,8 @@ from freqfilter.evaluation.scores import Comparison
 from freqfilter.filters.checkpoints import Checkpoint, Stated, write_weights
 from freqfilter.filters.compute import memory_errors
 from freqfilter.filters.loaded import Filter
-from freqfilter.filters.state import EpochReport, Progress, TrainingState
+from freqfilter.filters.reports import EpochReport
+from freqfilter.filters.state import Progress, TrainingState
 from freqfilter.filters.training import train as training_steps
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits
@@ -29,7 +30,6 @@ from freqfilter.signals.windows import spread
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import provenance
 from freqfilter.tracking.loading import load_run, training_run
-from freqfilter.tracking.metrics import epoch_metrics, limit_metrics
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.runs import DIAGNOSIS, Run, diagnoses
 from freqfilter.tracking.system_metrics import system_metrics
@@ -37,6 +37,7 @@ from freqfilter.workflows.console import Console
 from freqfilter.workflows.finish import judge, keep_model, log_files
 from freqfilter.workflows.keeping import Keeper, resumable
 from freqfilter.workflows.ready import Ready, get_ready
+from freqfilter.workflows.run_metrics import epoch_metrics, limit_metrics
 from freqfilter.workflows.run_ref import RunRef
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from freqfilter.evaluation import diagnosis
 from freqfilter.evaluation.diagnosis import Diagnosis, of_settings, slow_epoch, unmoved_weights
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 from freqfilter.filters.training import train
 from freqfilter.params import Params, resolve
 from freqfilter.signals.splits import Splits

@@ -19,7 +19,7 @@ from freqfilter.evaluation.figures.decision import decision
 from freqfilter.evaluation.figures.limit import posterior
 from freqfilter.evaluation.figures.training import comparison, learning_rate_range, training_loss
 from freqfilter.evaluation.scores import compare
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 from freqfilter.params import Params, resolve
 from freqfilter.signals.blind import zero
 from freqfilter.signals.limit import Limit

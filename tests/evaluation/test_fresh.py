@@ -17,7 +17,7 @@ from freqfilter.params import Params, resolve
 from freqfilter.signals.limit import Limit, LimitExtractor
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import realization_windows
-from freqfilter.tracking.metrics import fresh_metrics
+from freqfilter.workflows.run_metrics import fresh_metrics
 from tests.conftest import SMALL, Typed, all_runs, artifacts, options
 
 CPU = torch.device("cpu")

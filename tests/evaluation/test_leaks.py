@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from freqfilter.evaluation.leaks import KnownLimit, SplitAudit, audit_split, leak
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 from freqfilter.params import resolve
 from freqfilter.signals.limit import Limit
 from freqfilter.signals.model import SignalModel

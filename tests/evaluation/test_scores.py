@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from freqfilter.evaluation.figures.training import training_loss
 from freqfilter.evaluation.scores import compare, frequency_name, score
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 from freqfilter.params import resolve
 from freqfilter.signals.blind import zero
 from freqfilter.signals.splits import Splits

@@ -20,7 +20,7 @@ from freqfilter.filters.checkpoints import (
     write_checkpoint,
     write_weights,
 )
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 from freqfilter.filters.training import train
 from freqfilter.params import Params
 from freqfilter.signals.splits import Splits

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from freqfilter.filters.range_test import Point, range_test, suggestion
-from freqfilter.filters.state import EpochReport, TrainingState
+from freqfilter.filters.reports import EpochReport
+from freqfilter.filters.state import TrainingState
 from freqfilter.filters.training import train
 from freqfilter.params import Params, resolve
 from freqfilter.signals.splits import Splits

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.filters.compute import Compute
-from freqfilter.filters.state import EpochReport, TrainingState
-from freqfilter.filters.training import StepReport, train, training_step, validate
+from freqfilter.filters.reports import EpochReport, StepReport
+from freqfilter.filters.state import TrainingState
+from freqfilter.filters.training import train, training_step, validate
 from freqfilter.params import Params, resolve
 from freqfilter.signals.randomness import stream
 from freqfilter.signals.splits import Splits

@@ -12,13 +12,13 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import freqfilter
+from freqfilter.artifact_names import OUTBOX
 from freqfilter.params import resolve
 from freqfilter.stopping import Stopping
 from freqfilter.tracking import system_metrics as module
-from freqfilter.tracking.metrics import SYSTEM
+from freqfilter.tracking.metric_names import SYSTEM
 from freqfilter.tracking.opening import open_run
 from freqfilter.tracking.outbox import messages
-from freqfilter.tracking.runs import OUTBOX
 from freqfilter.tracking.system_metrics import system_metrics
 from tests.conftest import SMALL, all_runs, interrupt_after_an_epoch, start
 

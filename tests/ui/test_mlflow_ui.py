@@ -21,9 +21,9 @@ import pytest
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from freqfilter.evaluation.gallery import COMPARED
+from freqfilter.artifact_names import COMPARED
 from freqfilter.params import resolve
-from freqfilter.tracking.metrics import (
+from freqfilter.tracking.metric_names import (
     AUDIT_MSE,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from freqfilter.evaluation.figures.style import BLUE, GREEN, GREY, ORANGE, dress, logarithmic, new_figure
-from freqfilter.filters.state import EpochReport
+from freqfilter.filters.reports import EpochReport
 
 
 def training_loss(

@@ -1,4 +1,4 @@
-"""The names of all metrics, in one place: ``split/measure``."""
+"""Metrics of a run, from the results of training and evaluation."""
 
 from __future__ import annotations
 
@@ -10,29 +10,19 @@ from freqfilter.evaluation.fresh import FreshScores
 from freqfilter.evaluation.limits import LimitScores, ratio_interval
 from freqfilter.evaluation.references import LIMIT
 from freqfilter.evaluation.scores import MEASURES, MODEL, OVERALL, Comparison
-from freqfilter.filters.state import EpochReport, TrainingState
-
-TEST_MSE = "test/mse"
-TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
-TRAIN_LOSS = "train/loss"
-VAL_LOSS = "val/loss"
-VAL_MSE = "val/mse"
-VAL_MSE_OVER_LIMIT = "val/mse_over_limit"
-VAL_LIMIT_MSE = "val/limit_mse"
-AUDIT_MSE = "audit/mse"
-EPOCH_SECONDS = "train/epoch_seconds"
-PEAK_MEMORY = "peak_memory_mb"
-SYSTEM = "system/"  # what the names of system metrics begin with; MLflow's UI has a tab for them
-SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
-
-
-def is_repeatable(name: str) -> bool:
-    """Whether a metric has the same value when a run is repeated: it is no time, memory or load.
-
-    >>> is_repeatable("val/mse"), is_repeatable("system/cpu_utilization_percentage")
-    (True, False)
-    """
-    return name not in (EPOCH_SECONDS, PEAK_MEMORY) and not name.startswith(SYSTEM)
+from freqfilter.filters.reports import EpochReport
+from freqfilter.filters.state import TrainingState
+from freqfilter.tracking.metric_names import (
+    AUDIT_MSE,
+    EPOCH_SECONDS,
+    PEAK_MEMORY,
+    TEST_MSE_OVER_LIMIT,
+    TRAIN_LOSS,
+    VAL_LIMIT_MSE,
+    VAL_LOSS,
+    VAL_MSE,
+    VAL_MSE_OVER_LIMIT,
+)
 
 
 def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[str, float]:
