@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Never
@@ -17,9 +18,10 @@ SILENCE_S = 60  # after which a log file gets a line within an epoch, too
 
 
 class Terminal:
-    """Lines on standard output, and a live bar below them where that is a terminal."""
+    """Lines on standard output, and a live bar below them where that is a terminal; any thread may call it."""
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._bar: tqdm[Never] | None = None
         self._written = time.monotonic()  # when the last line was
         self._forget()
@@ -33,11 +35,16 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self.close()
-        self._write(line)
+        with self._lock:
+            self.close()
+            self._write(line)
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
         """Move the bar, or put an epoch's line above it."""
+        with self._lock:
+            self._show(report, epochs)
+
+    def _show(self, report: StepReport | EpochReport, epochs: int) -> None:
         position = (report.epoch, report.batch if isinstance(report, StepReport) else math.inf)
         if position <= self._position:
             self._forget()

@@ -73,6 +73,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "experiment": ("", "nothing"),
     "register": ("perhaps", "valid boolean"),
     "model_name": ("a/b", "without / and :"),
+    "system_metrics_interval": ("-1", "greater than or equal to 0"),
     "run_dir": ("~", "nothing"),
     "tensorboard_dir": ("/proc/x", "cannot be made"),
 }

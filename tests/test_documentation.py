@@ -267,7 +267,13 @@ def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pyt
     exec(code, {"x": x, "signal": np.zeros(100)})  # noqa: S102 (our own pages)
 
 
-def test_every_metric_has_a_sentence_and_every_sentence_a_metric(place: Path) -> None:
+def test_every_metric_has_a_sentence_and_every_sentence_a_metric(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `limit` records a run where `mlflow run` has made one, which has to be of the active experiment.
+    launched = MlflowClient().create_run(all_runs()[-1].info.experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
+    assert (
+        start("limit", *options({name: SMALLEST[name] for name in ("n_samples", "duration_s", "window_length")})) == 0
+    )
     assert start("evaluate", "--version", "1", "--realizations", "2") == 0
     assert start("find_learning_rate", *options(SMALLEST)) == 0
     # Long enough for blocks of a second, hence for an interval.

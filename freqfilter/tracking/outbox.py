@@ -83,18 +83,20 @@ class Outbox:
         return [_read(line, self.path) for line in self._unsent()]
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until everything is delivered.
+        """Wait until everything that was appended before this call is delivered.
 
         Raises:
             UndeliveredError: If that does not succeed in time; the file keeps every message.
         """
         if self._send is None:
             return
+        with self._appending:
+            end = self.path.stat().st_size
         self._hurry.set()
         with self._idle:
-            self._idle.wait_for(lambda: self._given_up.is_set() or not self._unsent(), timeout_s)
+            self._idle.wait_for(lambda: self._given_up.is_set() or self._sent_bytes >= end, timeout_s)
         self._hurry.clear()
-        if self._unsent():
+        if self._sent_bytes < end:
             reason = f" ({one_line(self._problem)})" if self._problem else ""
             raise UndeliveredError(
                 f"the tracking store has not taken everything{reason}; what is left is in {self.path}"

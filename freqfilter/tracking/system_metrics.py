@@ -17,12 +17,14 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from freqfilter.tracking.metric_names import SYSTEM
 from freqfilter.tracking.runs import Run
 
+FIRST_S = 1.0  # until the first point, so that short runs have a curve
 Source = Callable[[], dict[str, float]]  # gives values by name
 
 
 @contextmanager
 def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) -> Iterator[None]:
-    """A block during which a run gets system metrics: a point every ``interval_s`` seconds, and one at the end.
+    """A block during which a run gets system metrics: a point after a second, then every ``interval_s``
+    seconds, and one at the end.
 
     MLflow's own monitor would write to the store itself, which may be away; these points go through the run's outbox.
     ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`` switches them off.
@@ -50,8 +52,10 @@ def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) 
             warn(f"system metrics end here: {type(error).__name__}: {error}")
 
     def work() -> None:
-        while not ended.wait(interval_s) and not failed.is_set():
+        pause_s = min(FIRST_S, interval_s)
+        while not ended.wait(pause_s) and not failed.is_set():
             sample()
+            pause_s = interval_s
 
     thread = threading.Thread(target=work, name="system_metrics", daemon=True)
     thread.start()

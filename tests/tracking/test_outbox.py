@@ -160,6 +160,53 @@ def test_whatever_fails_and_whenever_it_is_opened_again_each_message_arrives_in_
     assert arrived == list(range(len(kinds)))
 
 
+def test_several_threads_may_append_and_each_message_arrives_whole(tmp_path: Path) -> None:
+    arrived: list[Message] = []
+    outbox = Outbox(tmp_path / "outbox.jsonl", arrived.extend)
+    long = "x" * 20_000  # more than a file's buffer holds
+
+    def append(number: int) -> None:
+        for n in range(25):
+            outbox.append("tags", values={str(number): long}, n=n)
+
+    threads = [threading.Thread(target=append, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outbox.wait(30)
+    of_threads = [[message["n"] for message in arrived if str(number) in message["values"]] for number in range(4)]
+    assert of_threads == [list(range(25))] * 4
+    outbox.close(10)
+
+
+def test_waiting_is_for_what_was_appended_before_and_not_for_what_another_thread_appends(tmp_path: Path) -> None:
+    appended, ended = threading.Event(), threading.Event()
+
+    def send(some: list[Message]) -> None:
+        if not ended.is_set():
+            appended.clear()
+            appended.wait(5)  # so that there is always something left to send
+
+    outbox = Outbox(tmp_path / "outbox.jsonl", send)
+
+    def append() -> None:
+        while not ended.is_set():
+            outbox.append("tags", values={})
+            appended.set()
+
+    outbox.append("tags", values={})
+    thread = threading.Thread(target=append)
+    thread.start()
+    try:
+        outbox.wait(10)
+    finally:
+        ended.set()
+        appended.set()
+        thread.join()
+    outbox.close(60)
+
+
 def test_closing_leaves_no_thread_behind(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl", lambda _: None)
     outbox.append("tags", values={})

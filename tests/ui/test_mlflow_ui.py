@@ -25,6 +25,7 @@ from freqfilter.artifact_names import COMPARED
 from freqfilter.params import resolve
 from freqfilter.tracking.metric_names import (
     AUDIT_MSE,
+    SYSTEM,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
@@ -254,6 +255,17 @@ def test_a_run_tells_its_story_and_leads_to_its_version(page: Page, champion: Ru
     with page.expect_popup() as opened:
         page.get_by_role("link", name=f"frequency-filter version {version(champion)}").click()
     expect(opened.value.get_by_role("status", name="champion")).to_be_visible()
+
+
+def test_the_tab_of_system_metrics_has_a_chart_for_each(page: Page, champion: Run) -> None:
+    open_view(page, "Trainings")
+    row(page, champion).get_by_role("link").first.click()
+    page.get_by_role("tab", name="System metrics").click()
+    names = [name for name in champion.data.metrics if name.startswith(SYSTEM)]
+    assert len(names) >= 5
+    for name in names:
+        expect(page.get_by_text(name.removeprefix(SYSTEM), exact=True).first).to_be_visible()
+    keep(page, "system_metrics")
 
 
 def test_a_failed_run_says_why(page: Page, runs: dict[str, Run]) -> None:
