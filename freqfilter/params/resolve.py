@@ -27,6 +27,7 @@ ONCE = {
     "optimizer": "adam",
     "targets": "clean",
     "scheduler": "plateau",
+    "validation_average": "batches",
 }
 
 
