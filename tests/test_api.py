@@ -7,13 +7,13 @@ import sys
 import threading
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 import freqfilter
 from freqfilter.params import resolve
+from tests import zygote
 from tests.conftest import ROOT, SMALL, all_runs, interrupt_after_an_epoch
 
 SETTING = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 1, "progress": False}
@@ -123,15 +123,15 @@ def test_it_works_in_a_thread_which_cannot_handle_signals(folder: Path) -> None:
 def test_mlflows_own_tracking_uri_is_used(folder: Path, empty_store: Path) -> None:
     other = folder / "other.db"
     other.write_bytes(empty_store.read_bytes())
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{other}")
-    try:
-        result = freqfilter.train(**SETTING, register=False)
-        assert result.run.tracking_uri == f"sqlite:///{other}"
-        assert len(all_runs()) == 1
-    finally:
-        mlflow.set_tracking_uri(before)
+    code = (
+        f"import freqfilter, mlflow; mlflow.set_tracking_uri('sqlite:///{other}')\n"
+        f"print(freqfilter.train(**{SETTING | {'register': False}}).run.tracking_uri)"
+    )
+    # A process of its own: MLflow keeps the address until its end.
+    assert zygote.run([sys.executable, "-c", code], cwd=folder, check=True).stdout == f"sqlite:///{other}\n"
     assert all_runs() == []
+    experiments = MlflowClient(f"sqlite:///{other}").search_experiments()
+    assert "freqfilter" in {experiment.name for experiment in experiments}
 
 
 def test_the_package_is_imported_without_its_libraries_and_lists_its_functions() -> None:

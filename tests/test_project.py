@@ -243,7 +243,8 @@ def test_every_test_that_a_page_names_exists() -> None:
 
 
 def test_every_figure_stands_in_the_documentation_once() -> None:
-    gallery = (ROOT / "freqfilter/evaluation/gallery.py").read_text()
+    files = ("freqfilter/evaluation/gallery.py", "freqfilter/artifact_names.py")
+    gallery = "".join((ROOT / file).read_text() for file in files)
     kept = {name.removesuffix(".png") for name in re.findall(r"\b(\d\d_\w+)", gallery)}
     shown = re.findall(r"\(pictures/(\d\d_\w+)\.png\)", (ROOT / "docs/figures.md").read_text())
     assert len(kept) == 14

@@ -131,6 +131,8 @@ class Run:
         """
         self._system_step += 1
         self._outbox.append(METRICS, values=dict(values), step=self._system_step, time_ms=now_ms(), model_id=None)
+        if self._board:
+            self._board.log_metrics(values, step=self._system_step)
 
     def log_data(self, windows: WindowSet, *, name: str, context: str) -> None:
         """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""

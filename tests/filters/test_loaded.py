@@ -20,6 +20,7 @@ def made(*, bidirectional: bool = False) -> Filter:
     params = resolve(SMALL | {"bidirectional": str(bidirectional).lower()})
     module = FrequencyFilterLSTM(n_components=4, **params.model.model_dump()).eval()
     facts = {
+        "network": {"bidirectional": bidirectional},
         "frequencies_hz": [1.0, 3.0, 5.0, 7.0],
         "sample_rate_hz": 1000.0,
         "window_length": LENGTH,

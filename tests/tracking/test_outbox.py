@@ -194,6 +194,7 @@ def test_waiting_is_for_what_was_appended_before_and_not_for_what_another_thread
         while not ended.is_set():
             outbox.append("tags", values={})
             appended.set()
+            time.sleep(0.002)  # the sender gets its turn
 
     outbox.append("tags", values={})
     thread = threading.Thread(target=append)
