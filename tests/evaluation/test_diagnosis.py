@@ -58,7 +58,7 @@ def findings(params: Params, splits: Splits | None = None, *, audit_every: int =
     "overrides",
     [{}, {"loss": "snr"}, {"loss": "mae", "precision": COARSEST}, {"dropout": "0.2"}, MUON_AND_COSINE],
 )
-def test_a_healthy_run_hears_nothing(seed: str, overrides: dict[str, str]) -> None:
+def test_a_healthy_run_has_no_finding(seed: str, overrides: dict[str, str]) -> None:
     assert findings(small(**EASY, **overrides, seed=seed)) == {}
 
 
