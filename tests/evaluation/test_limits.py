@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from freqfilter.evaluation import limit_cache, limits
 from freqfilter.params import resolve
 from freqfilter.signals.model import SignalModel
 from freqfilter.signals.realizations import realization_windows
-from tests import zygote
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
@@ -193,7 +193,10 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "freqfilter", "limit", *words]
         typed = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        return zygote.run([*command, *typed], cwd=tmp_path, env=environment, check=True).stdout
+        # Started anew: a fork has Matplotlib's font cache where the zygote looked for it.
+        return subprocess.run(
+            [*command, *typed], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        ).stdout
 
     found = json.loads(run("--json", "--noise_seed", "2"))
     assert found["n_windows"] == 291
