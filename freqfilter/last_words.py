@@ -21,7 +21,7 @@ def of_training(trained: TrainingResult) -> Iterator[str]:
     best = progress.best
     yield (
         f"\nbest epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
-        f"validation MSE {best.val_mse:.4f}"
+        f"validation loss {best.val_loss:.4f}"
     )
     yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n"
     if not run.tracking_uri:

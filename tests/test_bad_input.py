@@ -64,7 +64,6 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "scheduler_patience": ("-1", "greater than or equal to 0"),
     "early_stopping_patience": ("1e999", "valid integer"),
     "validate_every": ("0", "greater than or equal to 1"),
-    "validation_average": ("epochs", "'samples' or 'batches'"),
     "checkpoint_every": ("ten", "valid integer"),
     "checkpoint_minutes": ("-1", "greater than or equal to 0"),
     "checkpoints_kept": ("0", "greater than or equal to 1"),

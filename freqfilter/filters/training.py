@@ -181,7 +181,7 @@ class Validation:
     """What a validation came to, in fp32.
 
     Attributes:
-        loss: Mean over samples, or over batches (``validation_average``).
+        loss: Mean over batches of the training's size.
         mse: Mean squared error over all samples.
         blocks: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
     """
@@ -200,9 +200,8 @@ def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -
         estimates = estimate(state.network, inputs)
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))
-    of_windows, loss = torch.cat(errors), torch.cat(losses).double()
-    if params.validation_average == "batches":
-        loss = torch.stack([batch.mean() for batch in torch.split(loss, params.batch_size)])
+    of_batches = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
+    of_windows = torch.cat(errors)
     blocks = windows.blocks(torch.arange(len(windows), device=state.compute.device))
     means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
-    return Validation(float(loss.mean()), float(of_windows.double().mean()), tuple(means))
+    return Validation(float(torch.stack(of_batches).mean()), float(of_windows.double().mean()), tuple(means))

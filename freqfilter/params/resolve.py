@@ -27,7 +27,6 @@ ONCE = {
     "optimizer": "adam",
     "targets": "clean",
     "scheduler": "plateau",
-    "validation_average": "batches",
 }
 
 

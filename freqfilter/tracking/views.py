@@ -27,7 +27,7 @@ from freqfilter.tracking.metric_names import (
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
     VAL_LIMIT_MSE,
-    VAL_MSE,
+    VAL_LOSS,
     VAL_MSE_OVER_LIMIT,
 )
 
@@ -125,7 +125,7 @@ VIEWS = (
         (
             f"metrics.`{TEST_MSE_OVER_LIMIT}`",
             f"metrics.`{TEST_MSE}`",
-            "metrics.`best/val_mse`",
+            "metrics.`best/val_loss`",
             "metrics.`best/audit_mse`",
             "metrics.`best/epoch`",
             "metrics.`epochs_run`",
@@ -133,7 +133,7 @@ VIEWS = (
         ),
         {
             "Losses": (
-                _lines(TRAIN_LOSS, VAL_MSE, VAL_LIMIT_MSE, scale="log"),
+                _lines(TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE, scale="log"),
                 _lines(AUDIT_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(VAL_MSE_OVER_LIMIT),
             ),

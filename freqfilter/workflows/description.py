@@ -38,7 +38,7 @@ def description(
     lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {over_limit(metrics)}, with the best weights."]
     lines.append(
         f"Best epoch {best.epoch} of {len(progress.history)}: "
-        f"training loss {best.train_loss:.4g}, validation MSE {best.val_mse:.4g}."
+        f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
     )
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")

@@ -39,8 +39,7 @@ def training_loss(
         "training": (BLUE, [(report.epoch, report.train_loss) for report in history]),
         "validation": (ORANGE, [(report.epoch, report.val_loss) for report in history]),
     }
-    if loss == "mse":  # what is drawn beside the limit is a mean over samples, as the limit is
-        curves["validation"] = (ORANGE, [(report.epoch, report.val_mse) for report in history])
+    if loss == "mse":
         audit = [(report.epoch, report.audit_mse) for report in history]
         curves["audit: new noise, chooses nothing"] = (GREEN, audit)
     lowest = math.inf
