@@ -23,8 +23,7 @@ Source = Callable[[], dict[str, float]]  # gives values by name
 
 @contextmanager
 def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) -> Iterator[None]:
-    """A block during which a run gets system metrics: a point after a second, then every ``interval_s``
-    seconds, and one at the end.
+    """A block during which a run gets system metrics, a point every ``interval_s`` seconds.
 
     The first point comes after a second, and there is one at the end. MLflow's own monitor would write to the store
     itself, which may be away; these points go through the run's outbox.
