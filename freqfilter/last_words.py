@@ -24,6 +24,7 @@ def of_training(trained: TrainingResult) -> Iterator[str]:
         f"validation loss {best.val_loss:.4f}"
     )
     yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n"
+    yield from (f"diagnosis: {line}" for line in trained.diagnoses.values())
     if not run.tracking_uri:
         yield f"offline: everything is in {trained.folder}; to send it and to register the model:"
         yield "python -m freqfilter sync"

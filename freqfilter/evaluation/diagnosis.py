@@ -136,7 +136,8 @@ def learns_nothing(history: Sequence[EpochReport], blind_mse: float, params: Par
     remedies += [f"more epochs (now {training.epochs})"] if ended else []
     return Finding(
         "learns_nothing",
-        f"validation MSE {min(found):.4g} after {len(history)} epochs is that of predicting zero or a constant "
+        f"validation MSE {min(found):.4g} after {len(history)} epoch{'s' if len(history) > 1 else ''} is that of "
+        f"predicting zero or a constant "
         f"({blind_mse:.4g}): try {', '.join([*remedies, 'less noise_std'])}",
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 from tabulate import tabulate
@@ -21,6 +21,7 @@ def description(
     model_name: str | None = None,
     version: int | None = None,
     picture: str | None = None,
+    diagnoses: Iterable[str] = (),
 ) -> str:
     """Markdown with the test scores beside the baselines, the best epoch and the losses there.
 
@@ -32,10 +33,12 @@ def description(
         model_name: The registered model, where the text stands under a run.
         version: Its version, likewise; None: not registered.
         picture: Address of its losses, if there is one.
+        diagnoses: The problems that were found in its training, a line each.
     """
     best = progress.best
     # MLflow's list of versions shows the first words alone, and as they are written here.
     lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {over_limit(metrics)}, with the best weights."]
+    lines += [f"Diagnosis: {line}." for line in diagnoses]
     lines.append(
         f"Best epoch {best.epoch} of {len(progress.history)}: "
         f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."

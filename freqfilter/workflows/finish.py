@@ -21,7 +21,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
 from freqfilter.tracking.metric_names import TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking.opening import delivering
-from freqfilter.tracking.runs import Run, diagnoses, picture_address
+from freqfilter.tracking.runs import DIAGNOSIS, Run, diagnoses, picture_address
 from freqfilter.workflows.card import model_card
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
@@ -92,6 +92,7 @@ def keep_model(
         limit_mse=limit_cache.expected_mse(params),
         card=card,
     )
+    found = [run.tags[f"{DIAGNOSIS}.{name}"] for name in diagnoses(run.tags)]
     with delivering("the model"):
         model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
@@ -101,13 +102,21 @@ def keep_model(
                 model_id,
                 tracking.model_name,
                 tags=_evidence(run, splits, metrics),
-                description=description(progress, compared.table, metrics, run_id=run.run_id),
+                description=description(progress, compared.table, metrics, run_id=run.run_id, diagnoses=found),
             )
             run.log_tags({"model_version": str(version)})
     picture = picture_address(run.run_id, COMPARED[LOSSES])
     model_name = tracking.model_name
     run.describe(
-        description(progress, compared.table, metrics, model_name=model_name, version=version, picture=picture)
+        description(
+            progress,
+            compared.table,
+            metrics,
+            model_name=model_name,
+            version=version,
+            picture=picture,
+            diagnoses=found,
+        )
     )
     return version
 

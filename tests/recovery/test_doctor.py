@@ -31,8 +31,11 @@ def test_runs_of_dead_processes_and_of_failed_launches_are_closed_and_no_others(
     at_work.send_signal(signal.SIGSTOP)  # it is there, and takes no time
     try:
         working = all_runs()[-1].info.run_id
-        assert mlflow_run("--env-manager", "conda").returncode != 0
-        (orphan,) = (run.info.run_id for run in all_runs() if run.info.run_id not in (dead, working))
+        launched = mlflow_run("--env-manager", "conda")
+        assert launched.returncode != 0, launched.stderr
+        orphans = [run.info.run_id for run in all_runs() if run.info.run_id not in (dead, working)]
+        assert len(orphans) == 1, launched.stderr
+        (orphan,) = orphans
         client = MlflowClient()
         anothers = client.create_run("0", tags=LAUNCHED | {"mlflow.source.name": "file:///another/project"})
         by_hand = client.create_run("0")
