@@ -191,7 +191,10 @@ def run_freqfilter(words: list[str]) -> None:
     """``python -m freqfilter WORD…``, in the small setting; of a kind that has been run the words are only read."""
     if "auto" in words:
         interrupted_run()
-    short = words if "--help" in words else shortened(words)
+    if {"--help", "--help-all"} & set(words):
+        assert start(*words) == 0
+        return
+    short = shortened(words)
     if kind(words) in DONE:
         commands.commands[words[0]].make_context(words[0], short[1:])
         return
