@@ -74,13 +74,14 @@ def keep_model(run_id: str, trained: Trained, *, folder: Path) -> str:
     Raises:
         RuntimeError: If the model does not give the module's estimates when loaded again.
     """
+    program = exported_program(trained.module)  # outside the run's folder: PyTorch notes where temporary files are
 
     def ask() -> str:
         if (model_id := _logged_model(run_id)) is not None:
             _note_digest(model_id)
             _prove(f"models:/{model_id}", trained)
             return model_id
-        return log_model(trained)
+        return log_model(trained, program)
 
     with scratch(folder):
         return patiently(ask)
@@ -114,8 +115,11 @@ def _signature(n_features: int) -> ModelSignature:
     return signature
 
 
-def log_model(trained: Trained) -> str:
-    """Log a trained network as a model of the active run, and prove that it loads and agrees; see ``keep_model``."""
+def log_model(trained: Trained, program: ExportedProgram) -> str:
+    """Log a trained network and its exported program as a model of the active run, and prove that they load and agree.
+
+    See ``keep_model``.
+    """
     with tempfile.TemporaryDirectory() as folder, environment(**SAFE):
         weights, facts, card = (Path(folder) / name for name in ("weights.pt", "facts.json", "model_card.md"))
         golden = Path(folder) / Path(GOLDEN).name
@@ -130,7 +134,7 @@ def log_model(trained: Trained) -> str:
             artifact_path=None,
             name="model",
             flavor=_Flavors,
-            program=exported_program(trained.module),
+            program=program,
             python_model=str(CODE),
             artifacts={name: str(path) for name, path in artifacts.items()},
             signature=_signature(trained.golden.shape[2]),

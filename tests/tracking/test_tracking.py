@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 import freqfilter
 from freqfilter.errors import UserError
 from freqfilter.evaluation.figures.style import dress, new_figure
+from freqfilter.filters.exported import exported_program
 from freqfilter.filters.network import FrequencyFilterLSTM, estimate
 from freqfilter.filters.onnx_graph import onnx_model
 from freqfilter.params import TrackingParams, resolve, restore
@@ -185,7 +187,9 @@ def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> i
     params = resolve(SMALL | overrides)
     with open_run(kept_in(folder), name="a name", stopping=Stopping()):
         example = np.zeros((2, 20, 5), dtype=np.float32)
-        model_id = registry.log_model(registry.Trained(module, params, golden=example, step=1))
+        model_id = registry.log_model(
+            registry.Trained(module, params, golden=example, step=1), exported_program(module)
+        )
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
 
 
@@ -256,7 +260,9 @@ def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         with mlflow.start_run(experiment_id=mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")):
             example = np.zeros((2, 20, 5), dtype=np.float32)
-            model_id = registry.log_model(registry.Trained(module, resolve(SMALL), golden=example, step=1))
+            model_id = registry.log_model(
+                registry.Trained(module, resolve(SMALL), golden=example, step=1), exported_program(module)
+            )
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
     return files, module
 
@@ -375,6 +381,21 @@ def test_versions_with_different_code_work_in_one_process(
     np.testing.assert_allclose(second.predict(inputs), 2 * expected, atol=1e-6)
     np.testing.assert_allclose(first.predict(inputs), expected, atol=1e-6)
     np.testing.assert_allclose(mlflow.pyfunc.load_model(uri).predict(inputs), expected, atol=1e-6)
+
+
+def test_a_program_is_exported_outside_the_runs_folder_which_is_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's compiler, imported by the export, keeps its caches for this process in the folder of temporary files."""
+    seen = []
+
+    def export(module: FrequencyFilterLSTM) -> object:
+        seen.append(tempfile.gettempdir())
+        return exported_program(module)
+
+    monkeypatch.setattr(registry, "exported_program", export)
+    freqfilter.train(**SMALL | {"epochs": "1"}, run_dir=str(folder / "runs"), progress=False)
+    assert seen == [tempfile.gettempdir()]
 
 
 def test_a_model_that_does_not_come_out_as_it_went_in_is_not_registered(
