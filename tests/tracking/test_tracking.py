@@ -386,7 +386,7 @@ def test_versions_with_different_code_work_in_one_process(
 def test_a_program_is_exported_outside_the_runs_folder_which_is_removed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's compiler, imported by the export, keeps its caches for this process in the folder of temporary files."""
+    """PyTorch's compiler, which the export imports, keeps its caches where temporary files are at that moment."""
     seen = []
 
     def export(module: FrequencyFilterLSTM) -> object:
