@@ -1,7 +1,7 @@
 """freqfilter: train a filter that picks one sinusoid out of a noisy mixture, tracked in MLflow.
 
->>> result = freqfilter.train(epochs=3)  # doctest: +SKIP
->>> filter_ = freqfilter.load("frequency-filter", version=result.version)  # doctest: +SKIP
+``freqfilter.train(epochs=3)`` trains a filter and registers it as a version, and
+``freqfilter.load("frequency-filter", version=1)`` loads that version.
 
 The parts follow the workflow, and import only from those before them: ``params`` (parameters), ``signals`` (signal
 model and limit), ``filters`` (network and training), ``evaluation``, ``tracking`` (MLflow), ``workflows`` (a module for

@@ -63,14 +63,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """End with a line that names the tests which this machine cannot run, if there are any."""
+    """End with a line that names the tests which this machine cannot run, if there are any.
+
+    In CI pytest's summary is the last line; there the report above it has them.
+    """
     yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or hasattr(session.config, "workerinput"):
         return
     reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in reporter.stats.get("skipped", [])]
     left_out = Counter(reason for reason in reasons if not reason.startswith(ELSEWHERE))
-    if left_out:
+    if left_out and "FREQFILTER_REQUIRE_BROWSER" not in os.environ:
         reporter.write_line("left out: " + "; ".join(f"{count} {reason}" for reason, count in left_out.items()))
 
 
