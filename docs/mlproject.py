@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from freqfilter.params.resolve import defaults, fields, is_everyday  # noqa: E402
+from freqfilter.params.resolve import default_text, defaults, fields, is_everyday  # noqa: E402
 
 FIRST = "# Everyday parameters, their defaults and units; made by `make mlproject` from params.yaml and its schema:\n"
 LAST = "# End of what `make mlproject` makes.\n"
@@ -33,9 +33,7 @@ def block() -> str:
     """The comment lines between ``FIRST`` and ``LAST``, both included."""
     stated = defaults()
     rows = [
-        (name, "null" if stated[name] is None else str(stated[name]).replace("'", ""), str(field.description))
-        for _, name, field in fields()
-        if is_everyday(field)
+        (name, default_text(stated[name]), str(field.description)) for _, name, field in fields() if is_everyday(field)
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"#   {name:{widths[0]}}  {default:{widths[1]}}  {words}\n" for name, default, words in rows]

@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 
 from freqfilter.commands import cli
 from freqfilter.params import Params
-from freqfilter.params.resolve import defaults, fields
+from freqfilter.params.resolve import default_text, defaults, fields
 
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -215,7 +215,7 @@ def parameters_page(reasons_by_name: Mapping[str, str]) -> str:
                 reason = f" *({reasons_by_name[name]})*" if name in reasons_by_name else ""
                 allowed = kind(field.annotation, field.metadata)
                 words = sentence(str(field.description)) + reason
-                lines.append(row([f'<a id="{name}"></a>`{name}`', f"`{as_yaml(stated[name])}`", allowed, words]))
+                lines.append(row([f'<a id="{name}"></a>`{name}`', f"`{default_text(stated[name])}`", allowed, words]))
     return "\n".join(lines) + "\n"
 
 
@@ -361,11 +361,6 @@ def sentence(words: str) -> str:
     """
     words = re.sub(r"\s*\[default: .*\]$", "", words.strip())
     return words[0].upper() + words[1:] + ("" if words.endswith(".") else ".")
-
-
-def as_yaml(value: Any) -> str:
-    """A default as params.yaml writes it."""
-    return "null" if value is None else str(value).replace("'", "")
 
 
 def row(cells: Iterable[str]) -> str:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from freqfilter.errors import UserError
 from freqfilter.evaluation.bounds import Bounds
-from freqfilter.params import Params, TrackingParams, resolve
+from freqfilter.options import need_store
+from freqfilter.params import TrackingParams, resolve
 from freqfilter.params.resolve import DEFAULT_RECIPE
 from freqfilter.params.variants import default_run_name, one_at_a_time
 from freqfilter.stopping import Stopped, Stopping, stopping
@@ -93,7 +94,7 @@ def vary(
     given = {"register": False} | parameters
     variants = one_at_a_time(text, given, recipe=recipe, folder=Path.cwd())
     for params in variants.values():
-        _need_store(params)
+        need_store(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress) as (watch, console):
         return train_several(
@@ -126,8 +127,6 @@ def evaluate(
     """
     from freqfilter.workflows.evaluate import evaluate as run_evaluate
 
-    if version is not None and run_id is not None:
-        raise UserError("version and run_id: both name a model; give one")
     number = None if version is None else str(version)
     with _job(progress) as (watch, console):
         return run_evaluate(
@@ -215,8 +214,6 @@ def promote(
     from freqfilter.workflows.promote import promote as run_promote
 
     bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
-    if force is not None and not force.strip():
-        raise UserError("force: a reason is needed")
     with _job(progress) as (watch, console):
         return run_promote(
             _tracking(tracking),
@@ -298,13 +295,8 @@ def _tracking(given: Mapping[str, Any]) -> TrackingParams:
                 f"{name}: not a parameter of this function; it takes {', '.join(TrackingParams.model_fields)}"
             )
     params = resolve(given)
-    _need_store(params)
+    need_store(params)
     return params.tracking
-
-
-def _need_store(params: Params) -> None:
-    if params.tracking.tracking == "offline":
-        raise UserError("tracking=offline: only train goes without its store")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import click
 from freqfilter.errors import UserError
 from freqfilter.launch import launched_by_mlflow, launcher_folder
 from freqfilter.params import Params
-from freqfilter.params.resolve import DEFAULT_RECIPE, defaults, fields, is_everyday, is_path, recipe_names
+from freqfilter.params.resolve import DEFAULT_RECIPE, default_text, defaults, fields, is_everyday, is_path, recipe_names
 
 SHOW_ALL = "freqfilter.show_all"  # in click's context: whether help leaves nothing out
 
@@ -83,7 +83,6 @@ def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[A
     def add(command: Any) -> Any:
         for section, name, field in reversed(list(fields())):
             if sections is None or section in sections:
-                default = str(stated[name]).replace("'", "") if stated[name] is not None else "null"
                 command = click.option(
                     f"--{name}",
                     name,
@@ -91,7 +90,7 @@ def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[A
                     section=section,
                     everyday=is_everyday(field) and sections != ("tracking",),
                     metavar="VALUE",
-                    help=f"{field.description}  [default: {default}]",
+                    help=f"{field.description}  [default: {default_text(stated[name])}]",
                 )(command)
         return command
 

@@ -84,7 +84,7 @@ class Terminal:
         try:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has seen enough; the work goes on
+        except BrokenPipeError:  # the reader has closed the pipe: continue without output
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process ends)
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class Terminal:
 
 
 class Quiet:
-    """Nobody listens."""
+    """A console that prints nothing."""
 
     def say(self, line: str) -> None:
         """Say nothing."""

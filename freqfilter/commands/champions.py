@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import click
 
 from freqfilter.commands.group import cli
-from freqfilter.errors import UserError
 from freqfilter.evaluation.bounds import Bounds
 from freqfilter.launch import launcher
 from freqfilter.options import given_words, need_store, parameter_options, typing_folder
@@ -88,8 +87,6 @@ def promote(
     It has to be near the limit, and better than the champion by more than chance. The default is the newest version.
     The exit code is 1 if it is refused, else 0.
     """
-    if force is not None and not force.strip():
-        raise UserError("force: a reason is needed")
     tracking, process = _tracking(typed), launcher()
     from freqfilter.last_words import pages
     from freqfilter.terminal import Terminal

@@ -118,8 +118,6 @@ def evaluate(
 ) -> None:
     """Score a version or a run's model on its test set."""
     given = given_words(typed)
-    if version and run_id:
-        raise UserError("version and run_id: both name a model; give one")
     params = resolve(given, folder=typing_folder(given))
     need_store(params)
     from freqfilter.last_words import pages

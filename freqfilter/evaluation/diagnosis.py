@@ -1,4 +1,4 @@
-"""What ails a training run, said in one line with the parameter to change."""
+"""Checks that find problems in a training run, each a line with the parameter to change."""
 
 from __future__ import annotations
 

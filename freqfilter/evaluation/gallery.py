@@ -71,8 +71,8 @@ def of_evaluation(
     Args:
         extractor: What was evaluated.
         windows: The test set.
-        beginning: All windows of the beginning of its realization. Of windows from a file nobody knows how they follow
-            one another: there is no long stretch and no spectrum of theirs.
+        beginning: All windows of the beginning of its realization. The order of windows from a
+            file is unknown, so they have no long stretch and no spectrum.
         compared: Its scores beside those of the references.
         frequencies_hz: Frequency of each component.
         sample_rate_hz: Of the realization.

@@ -72,7 +72,7 @@ def audit_split(train: WindowSet, validation: WindowSet, *, fresh_noise: bool) -
 
 
 def leak(report: EpochReport, limit: KnownLimit | None, *, n_validations: int) -> Finding | None:
-    """A validation error below the limit by more than chance: what was validated on has been learnt by heart.
+    """A validation error below the limit by more than chance: the validation windows leak from training.
 
     Model and limit are compared on the same windows, block by block, since neighbouring windows share their noise; the
     mean difference is held against its own scatter (Student's t). A filter without a leak has in expectation no
@@ -81,7 +81,7 @@ def leak(report: EpochReport, limit: KnownLimit | None, *, n_validations: int) -
 
     Args:
         report: The epoch.
-        limit: The limit on the validation windows; None where nobody knows it.
+        limit: The limit on the validation windows; None where it is unknown.
         n_validations: Of the whole run.
     """
     if limit is None or report.val_mse is None or len(report.val_blocks) < FEWEST_BLOCKS:

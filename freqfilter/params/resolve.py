@@ -46,6 +46,11 @@ def fields() -> Iterator[tuple[str, str, FieldInfo]]:
             yield section, name, field
 
 
+def default_text(value: Any) -> str:
+    """A default as params.yaml writes it."""
+    return "null" if value is None else str(value).replace("'", "")
+
+
 def defaults() -> dict[str, Any]:
     """What params.yaml states, by name.
 

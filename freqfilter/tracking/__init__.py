@@ -20,10 +20,7 @@ if _server.scheme in ("http", "https") and _server.username is not None:
     os.environ["MLFLOW_TRACKING_URI"] = _server._replace(netloc=_server.netloc.rpartition("@")[2]).geturl()
 
 # `mlflow run` starts this process in the project's folder; the user means a relative path in the one of the command.
-_file = os.environ.get("MLFLOW_TRACKING_URI", "").removeprefix("sqlite:///")
-if (
-    _file != os.environ.get("MLFLOW_TRACKING_URI", "")
-    and not Path(_file).is_absolute()
-    and (_typed := launcher_folder())
-):
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{_typed / _file}"
+_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+_path = Path(_uri.removeprefix("sqlite:///"))
+if _uri.startswith("sqlite:///") and not _path.is_absolute() and (_folder := launcher_folder()):
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{_folder / _path}"

@@ -207,9 +207,10 @@ class Run:
             self._outbox.close(timeout_s)
 
 
-def diagnoses(tags: Mapping[str, str]) -> list[str]:
-    """The names of what a run was told that ails it."""
-    return [name.removeprefix(f"{DIAGNOSIS}.") for name in tags if name.startswith(f"{DIAGNOSIS}.")]
+def diagnoses(tags: Mapping[str, str]) -> dict[str, str]:
+    """The problems found in a training: name to one line, from its run's tags."""
+    prefix = f"{DIAGNOSIS}."
+    return {name.removeprefix(prefix): line for name, line in tags.items() if name.startswith(prefix)}
 
 
 def on_page(markdown: str) -> str:

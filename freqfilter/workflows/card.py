@@ -8,6 +8,7 @@ import pandas as pd
 
 from freqfilter.evaluation.scores import MODEL, OVERALL
 from freqfilter.params import Params
+from freqfilter.tracking.runs import diagnoses
 from freqfilter.workflows.description import over_limit, scores_table
 
 
@@ -32,8 +33,7 @@ def model_card(params: Params, scores: pd.DataFrame, metrics: Mapping[str, float
     )
     direction = "sees the whole window" if model.bidirectional else "is causal: an estimate uses the samples so far"
     rate = "the file's sample rate" if own else f"{signals.sample_rate_hz:g} samples per second"
-    diagnoses = [line for name, line in tags.items() if name.startswith("diagnosis.")]
-    told = "\n".join(f"- {line}" for line in diagnoses) or "Nothing."
+    told = "\n".join(f"- {line}" for line in diagnoses(tags).values()) or "Nothing."
     return f"""# Frequency filter for {frequencies} Hz
 
 **What it does.** Picks one of {n_components} components ({frequencies} Hz) out of a mixture, sample by sample. It

@@ -10,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from freqfilter.artifact_names import COMPARED
+from freqfilter.errors import UserError
 from freqfilter.evaluation import gallery
 from freqfilter.evaluation.fresh import FreshScores, beside_limit, fresh_seeds, score_realizations, summarize
 from freqfilter.evaluation.references import LIMIT
@@ -75,9 +76,11 @@ def evaluate(
         console: Hears how it goes.
 
     Raises:
-        UserError: If there is no such model, its data file is gone, it has no signal model to draw fresh
-            realizations from, or memory runs out.
+        UserError: If both ``version`` and ``run_id`` are given, there is no such model, its data file is gone, it has
+            no signal model to draw fresh realizations from, or memory runs out.
     """
+    if version and run_id:
+        raise UserError("version and run_id: both name a model; give one")
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
     model = loading.load_run(run_id) if run_id else loading.load_version(**chosen)

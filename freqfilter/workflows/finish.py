@@ -21,7 +21,7 @@ from freqfilter.signals.splits import Splits
 from freqfilter.tracking import registry
 from freqfilter.tracking.metric_names import TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking.opening import delivering
-from freqfilter.tracking.runs import DIAGNOSIS, Run, diagnoses, picture_address
+from freqfilter.tracking.runs import Run, diagnoses, picture_address
 from freqfilter.workflows.card import model_card
 from freqfilter.workflows.console import Console
 from freqfilter.workflows.description import description
@@ -92,7 +92,7 @@ def keep_model(
         limit_mse=limit_cache.expected_mse(params),
         card=card,
     )
-    found = [run.tags[f"{DIAGNOSIS}.{name}"] for name in diagnoses(run.tags)]
+    found = diagnoses(run.tags).values()
     with delivering("the model"):
         model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)

@@ -106,8 +106,10 @@ def promote(
         console: Hears how it goes.
 
     Raises:
-        UserError: If there is no such version, or the champion changes all the time.
+        UserError: If ``force`` is blank, there is no such version, or the champion keeps changing.
     """
+    if force is not None and not force.strip():
+        raise UserError("force: a reason is needed")
     tracking_uri, name = open_store(), tracking.model_name
     candidate = champions.candidate(name, number)
     with open_run(tracking, name=f"promote {name} version {candidate.number}", stopping=stopping) as run:

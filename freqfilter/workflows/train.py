@@ -181,7 +181,7 @@ def train(
         metrics=metrics,
         val_limit_mse=val_limit_mse,
         overlap=overlap,
-        diagnoses={name: run.tags[f"{DIAGNOSIS}.{name}"] for name in diagnoses(run.tags)},
+        diagnoses=diagnoses(run.tags),
         model_name=params.tracking.model_name,
         version=version,
         folder=run.folder,

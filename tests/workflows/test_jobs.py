@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from torch import Tensor
 
 from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.tracking.runs import diagnoses
 from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options
 
 SIGNALS = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
@@ -19,10 +20,6 @@ DATA_FIGURES = {
     "visualizations/01_time.png", "visualizations/02_spectrum.png", "visualizations/03_spectrogram.png",
     "visualizations/04_components.png", "visualizations/05_windows.png", "visualizations/06_structure.png",
 }  # fmt: skip
-
-
-def diagnoses(tags: dict[str, str]) -> dict[str, str]:
-    return {name.removeprefix("diagnosis."): line for name, line in tags.items() if name.startswith("diagnosis.")}
 
 
 def test_prepare_draws_the_data_and_writes_what_training_takes(typed: Typed, folder: Path) -> None:
