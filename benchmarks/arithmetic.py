@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freqfilter.filters.network import FrequencyFilterLSTM
+from freqfilter.models.network import FrequencyFilterLSTM
 
 BACKWARD = 2  # gradients of inputs and of weights, each as many as the forward pass
 

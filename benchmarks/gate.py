@@ -15,10 +15,10 @@ import torch
 from tqdm import tqdm
 
 import freqfilter
-from freqfilter.evaluation.fresh import score_realizations
-from freqfilter.evaluation.references import LIMIT, limits
-from freqfilter.evaluation.scores import OVERALL
-from freqfilter.filters.network import estimate
+from freqfilter.evaluation.heldout import score_realizations
+from freqfilter.evaluation.limits import LIMIT, limit_estimators
+from freqfilter.evaluation.metrics import OVERALL
+from freqfilter.models.network import estimate
 
 REALIZATIONS = 200
 FIRST = 50_000_000
@@ -30,7 +30,7 @@ def main(versions: list[str]) -> None:
     filters = {f"version_{version}": freqfilter.load("frequency-filter", version=version) for version in versions}
     params = next(iter(filters.values())).params
     extractors = {name: partial(estimate, found.module) for name, found in filters.items()}
-    extractors[LIMIT] = limits(params)[LIMIT]
+    extractors[LIMIT] = limit_estimators(params)[LIMIT]
     noise_seeds = tqdm(range(FIRST, FIRST + REALIZATIONS))
     scored = score_realizations(extractors, params, noise_seeds, device=torch.device("cpu"))
     rows = {seed: errors[OVERALL] for seed, errors in scored}

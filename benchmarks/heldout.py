@@ -8,12 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from freqfilter.filters.network import estimate
-from freqfilter.params import resolve
-from freqfilter.signals.limit import Limit, LimitExtractor
-from freqfilter.signals.model import SignalModel
-from freqfilter.signals.realizations import realization_windows
-from freqfilter.signals.windows import spread
+from freqfilter.config import resolve
+from freqfilter.data.posterior import Limit, LimitExtractor
+from freqfilter.data.signal_model import SignalModel, realization_windows
+from freqfilter.data.windows import spread
+from freqfilter.models.network import estimate
 
 NOISE_SEEDS = (5001, 5002, 5003, 5004)  # that no recipe knows
 N_WINDOWS = 10_000  # evenly from all of them

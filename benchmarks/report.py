@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from tabulate import tabulate
 
 from benchmarks.measure import Row
-from freqfilter.evaluation.figures.style import BLUE, GREY, ORANGE, dress, new_figure
-from freqfilter.files import replacing
+from freqfilter.atomic_io import replacing
+from freqfilter.plots.style import BLUE, GREY, ORANGE, dress, new_figure
 
 HOME = Path(__file__).parent
 RESULTS, FIGURE, GROWTH = HOME / "results.json", HOME / "results.png", HOME / "growth.png"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from mlflow import MlflowClient
 
-from freqfilter.evaluation import limit_cache
-from freqfilter.evaluation.figures.style import BLUE, ORANGE, dress, new_figure
-from freqfilter.signals.splits import Splits
-from freqfilter.signals.windows import spread
+from freqfilter.data.splits import Splits
+from freqfilter.data.windows import spread
+from freqfilter.evaluation import limits
+from freqfilter.plots.style import BLUE, ORANGE, dress, new_figure
 from freqfilter.tracking.loading import load_run
 
 PICTURE = Path(__file__).parent / "pictures" / "story.png"
@@ -36,7 +36,7 @@ def main(experiment: str) -> None:
         splits = Splits.from_params(params)
         scored = {"val": splits.validation, "audit": spread(splits.audit, params.evaluation.audit_windows)}
         for name, (line, label) in CURVES.items():
-            limit = limit_cache.on_validation(params, scored[name])
+            limit = limits.validation_limit(params, scored[name])
             points = sorted(client.get_metric_history(run_id, f"{name}/mse"), key=lambda point: point.step)
             millions = [point.step * splits.n_epoch / 1e6 for point in points]
             ratios = [point.value / limit.mse for point in points]

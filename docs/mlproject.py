@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from freqfilter.params.resolve import default_text, defaults, fields, is_everyday  # noqa: E402
+from freqfilter.config.load import default_text, defaults, fields, is_everyday  # noqa: E402
 
 FIRST = "# Everyday parameters, their defaults and units; made by `make mlproject` from params.yaml and its schema:\n"
 LAST = "# End of what `make mlproject` makes.\n"

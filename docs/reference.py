@@ -21,9 +21,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic.fields import FieldInfo
 
-from freqfilter.commands import cli
-from freqfilter.params import Params
-from freqfilter.params.resolve import default_text, defaults, fields
+from freqfilter.cli.main import load_commands
+from freqfilter.config import Params
+from freqfilter.config.load import default_text, defaults, fields
 
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -115,43 +115,41 @@ PYTHON = {
         "The jobs, in Python",
         (
             "freqfilter.api",
-            "freqfilter.workflows.train.TrainingResult",
-            "freqfilter.workflows.several.SweepResult",
-            "freqfilter.workflows.evaluate.EvaluationResult",
-            "freqfilter.workflows.compare.ComparisonResult",
-            "freqfilter.workflows.promote.PromotionResult",
-            "freqfilter.workflows.rollback.RollbackResult",
-            "freqfilter.workflows.run_ref.RunRef",
+            "freqfilter.pipelines.train.TrainingResult",
+            "freqfilter.pipelines.ablation.SweepResult",
+            "freqfilter.pipelines.evaluate.EvaluationResult",
+            "freqfilter.pipelines.compare.ComparisonResult",
+            "freqfilter.pipelines.promote.PromotionResult",
+            "freqfilter.pipelines.promote.RollbackResult",
+            "freqfilter.tracking.ui_views.RunRef",
         ),
     ),
     "python_filter": (
         "A trained filter, in Python",
-        ("freqfilter.filters.loaded",),
+        ("freqfilter.models.filter",),
     ),
     "python_signals": (
         "Signals and the limit, in Python",
         (
-            "freqfilter.signals.model",
-            "freqfilter.signals.limit",
-            "freqfilter.signals.classical",
-            "freqfilter.signals.blind",
-            "freqfilter.signals.windows",
+            "freqfilter.data.signal_model",
+            "freqfilter.data.posterior",
+            "freqfilter.evaluation.baselines",
+            "freqfilter.data.windows",
         ),
     ),
     "python_evaluation": (
         "Evaluation, in Python",
         (
-            "freqfilter.evaluation.scores",
+            "freqfilter.evaluation.metrics",
             "freqfilter.evaluation.limits",
-            "freqfilter.evaluation.references",
-            "freqfilter.evaluation.leaks",
-            "freqfilter.evaluation.fresh",
-            "freqfilter.evaluation.paired",
+            "freqfilter.evaluation.monitor",
+            "freqfilter.evaluation.heldout",
+            "freqfilter.evaluation.significance",
         ),
     ),
     "python_params": (
         "Parameters, in Python",
-        ("freqfilter.params.resolve", "freqfilter.params.variants"),
+        ("freqfilter.config.load", "freqfilter.config.ablation"),
     ),
 }
 
@@ -174,7 +172,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def reference_pages() -> dict[str, str]:
     """The reference, by the name of each page."""
-    commands: dict[str, click.Command] = dict(cli.commands)
+    commands: dict[str, click.Command] = dict(load_commands().commands)
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     pages = {
         "parameters": parameters_page(reasons((ROOT / "params.yaml").read_text())),

@@ -1,5 +1,5 @@
 """``python -m freqfilter``."""
 
-from freqfilter.cli import main
+from freqfilter.cli.main import main
 
 main()

@@ -14,25 +14,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freqfilter.config import TrackingParams, resolve
+from freqfilter.config.ablation import default_run_name, one_at_a_time
+from freqfilter.config.load import DEFAULT_RECIPE, require_online
+from freqfilter.config.schema import Bounds
 from freqfilter.errors import UserError
-from freqfilter.evaluation.bounds import Bounds
-from freqfilter.options import need_store
-from freqfilter.params import TrackingParams, resolve
-from freqfilter.params.resolve import DEFAULT_RECIPE
-from freqfilter.params.variants import default_run_name, one_at_a_time
-from freqfilter.stopping import Stopped, Stopping, stopping
+from freqfilter.process import Stopped, Stopping, stopping
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from freqfilter.filters.loaded import Filter
-    from freqfilter.terminal import Quiet, Terminal
-    from freqfilter.workflows.compare import ComparisonResult
-    from freqfilter.workflows.evaluate import EvaluationResult
-    from freqfilter.workflows.promote import PromotionResult
-    from freqfilter.workflows.rollback import RollbackResult
-    from freqfilter.workflows.several import SweepResult
-    from freqfilter.workflows.train import TrainingResult
+    from freqfilter.models.filter import Filter
+    from freqfilter.pipelines.ablation import SweepResult
+    from freqfilter.pipelines.compare import ComparisonResult
+    from freqfilter.pipelines.evaluate import EvaluationResult
+    from freqfilter.pipelines.promote import PromotionResult, RollbackResult
+    from freqfilter.pipelines.train import TrainingResult
+    from freqfilter.progress import Quiet, Terminal
 
 DEFAULT_REALIZATIONS = 12  # of a comparison; six are the fewest that can show a difference between two
 
@@ -55,7 +53,7 @@ def train(
         UserError: If a parameter or the store cannot be used, the data is refused, or training diverges.
         KeyboardInterrupt: If it was interrupted; the message has the command that resumes it.
     """
-    from freqfilter.workflows.train import train as run_train
+    from freqfilter.pipelines.train import train as run_train
 
     params = resolve(parameters, recipe=recipe)
     name = run_name or default_run_name(recipe, parameters)
@@ -88,13 +86,13 @@ def vary(
     Raises:
         UserError: As ``train`` does, or if one of the runs has failed.
     """
-    from freqfilter.workflows.several import train_several
+    from freqfilter.pipelines.ablation import train_several
 
     text = json.dumps(dict(values))
     given = {"register": False} | parameters
     variants = one_at_a_time(text, given, recipe=recipe, folder=Path.cwd())
     for params in variants.values():
-        need_store(params)
+        require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress) as (watch, console):
         return train_several(
@@ -125,7 +123,7 @@ def evaluate(
     Raises:
         UserError: If there is no such model, or its data file is missing.
     """
-    from freqfilter.workflows.evaluate import evaluate as run_evaluate
+    from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
     number = None if version is None else str(version)
     with _job(progress) as (watch, console):
@@ -163,7 +161,7 @@ def compare(
     Raises:
         UserError: If fewer than two trainings are found, or one of them cannot be read.
     """
-    from freqfilter.workflows.compare import compare as run_compare
+    from freqfilter.pipelines.compare import compare as run_compare
 
     if runs is not None and not isinstance(runs, str):
         runs = json.dumps([run if isinstance(run, str) else run.run.run_id for run in runs])
@@ -211,7 +209,7 @@ def promote(
     Raises:
         UserError: If there is no such version.
     """
-    from freqfilter.workflows.promote import promote as run_promote
+    from freqfilter.pipelines.promote import promote as run_promote
 
     bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
     with _job(progress) as (watch, console):
@@ -237,7 +235,7 @@ def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> Rol
     Raises:
         UserError: If there is no champion or no such version, or it cannot be loaded.
     """
-    from freqfilter.workflows.rollback import rollback as run_rollback
+    from freqfilter.pipelines.promote import rollback as run_rollback
 
     with _job(progress=False) as (watch, _):
         return run_rollback(_tracking(tracking), number=version, reason=reason, stopping=watch)
@@ -252,7 +250,7 @@ def history(**tracking: Any) -> pd.DataFrame:
     Raises:
         UserError: If there is no such model.
     """
-    from freqfilter.workflows.history import history as run_history
+    from freqfilter.pipelines.history import history as run_history
 
     return run_history(_tracking(tracking))
 
@@ -295,14 +293,14 @@ def _tracking(given: Mapping[str, Any]) -> TrackingParams:
                 f"{name}: not a parameter of this function; it takes {', '.join(TrackingParams.model_fields)}"
             )
     params = resolve(given)
-    need_store(params)
+    require_online(params)
     return params.tracking
 
 
 @contextmanager
 def _job(progress: bool) -> Iterator[tuple[Stopping, Terminal | Quiet]]:
     """A block that can be interrupted at its safe points, with its console."""
-    from freqfilter.terminal import Quiet, Terminal
+    from freqfilter.progress import Quiet, Terminal
 
     console = Terminal() if progress else Quiet()
     # Python lets the main thread alone handle signals.

@@ -26,16 +26,16 @@ from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter import cli
+from freqfilter.cli import main
+from freqfilter.config import Params, resolve
 from freqfilter.errors import UserError
-from freqfilter.evaluation.figures import data, performance
-from freqfilter.filters.compute import Compute
-from freqfilter.filters.network import FrequencyFilterLSTM
-from freqfilter.filters.reports import EpochReport
-from freqfilter.filters.state import TrainingState
-from freqfilter.params import Params, resolve
-from freqfilter.terminal import Terminal
-from freqfilter.workflows import witnesses
+from freqfilter.models.network import FrequencyFilterLSTM
+from freqfilter.pipelines import sandbox
+from freqfilter.plots import data, evaluation
+from freqfilter.progress import Terminal
+from freqfilter.training.device import Compute
+from freqfilter.training.reports import EpochReport
+from freqfilter.training.state import TrainingState
 from tests import zygote
 
 pytest.register_assert_rewrite("tests.recovery.comparing")  # so that it says what differs
@@ -142,7 +142,7 @@ def start(*words: str) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["freqfilter", *words])
         try:
-            cli.main()
+            main.main()
         except SystemExit as ended:
             return ended.code
         return 0
@@ -154,7 +154,7 @@ def say(
     """The command line in this process: its exit code, what it prints, and its last words."""
     monkeypatch.setattr(sys, "argv", ["freqfilter", *words])
     try:
-        cli.main()
+        main.main()
     except SystemExit as ended:
         code = ended.code
     else:
@@ -302,10 +302,10 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Leave a dot in place of each picture, here and in forked processes: pictures are most of a small run's time.
 
-    They are drawn where the program is started anew, in tests/evaluation/test_figures.py and in tests/ui.
+    They are drawn where the program is started anew, in tests/plots/test_plots.py and in tests/ui.
     """
     zygote.draw_nothing(patch.setattr)
-    for module in (data, performance):
+    for module in (data, evaluation):
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if function.__module__ == module.__name__ and function.__annotations__.get("return") == "Figure":
                 patch.setattr(module, name, lambda *_, **__: Figure())
@@ -314,7 +314,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def fork_witnesses(patch: pytest.MonkeyPatch) -> None:
     """Let this process fork those that it asks about a model from the zygote; other processes start them anew."""
-    patch.setattr(witnesses, "subprocess", SimpleNamespace(Popen=zygote.Popen, PIPE=subprocess.PIPE))
+    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, PIPE=subprocess.PIPE))
 
 
 Typed = Callable[..., tuple[object, str]]

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 import freqfilter
-from freqfilter.params import resolve
+from freqfilter.config import resolve
 from tests import zygote
 from tests.conftest import ROOT, SMALL, all_runs, interrupt_after_an_epoch
 

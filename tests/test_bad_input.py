@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freqfilter.params.resolve import fields
+from freqfilter.config.load import fields
 from tests.conftest import ROOT, SMALL, Program, call, options
 
 # What is typed, and what the line has to say beside the parameter's name.

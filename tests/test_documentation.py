@@ -27,12 +27,12 @@ from mlflow.projects.utils import load_project
 
 from docs import mlproject, reference
 from freqfilter import api
-from freqfilter.commands import cli as commands
-from freqfilter.evaluation import gallery
-from freqfilter.files import HOST
-from freqfilter.params.resolve import DEFAULT_RECIPE, fields, resolve
-from freqfilter.params.variants import from_seeds, one_at_a_time
-from freqfilter.tracking.processes import Worker
+from freqfilter.atomic_io import HOST
+from freqfilter.cli.main import load_commands
+from freqfilter.config.ablation import from_seeds, one_at_a_time
+from freqfilter.config.load import DEFAULT_RECIPE, fields, resolve
+from freqfilter.plots import catalog
+from freqfilter.tracking.owner import RunOwner
 from tests import conftest
 from tests.conftest import (
     ROOT,
@@ -117,7 +117,7 @@ def interrupted_run() -> str:
     """The id of a run that was stopped after its first epoch."""
     with interrupt_after_an_epoch(signal.SIGTERM), pytest.MonkeyPatch.context() as patch:
         # That of a process that is gone: this one lives on.
-        patch.setattr(Worker, "this", lambda run_dir: Worker(HOST, os.getpid(), started=0.0, run_dir=run_dir))
+        patch.setattr(RunOwner, "this", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
         assert start("train", *options(SMALLEST | {"epochs": "2"})) == 143
     return str(all_runs()[-1].info.run_id)
 
@@ -134,8 +134,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         # Most of a small run's time goes into what is no matter here.
         draw_nothing(patch)
         fork_witnesses(patch)
-        patch.setattr(gallery, "of_evaluation", lambda *arguments, **settings: iter(()))
-        patch.setattr("freqfilter.workflows.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
+        patch.setattr(catalog, "of_evaluation", lambda *arguments, **settings: iter(()))
+        patch.setattr("freqfilter.pipelines.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
         for seed in ("1", "2", "3"):
             assert start("train", *options(SMALLEST | {"seed": seed})) == 0
         for alias, version in (("previous", "1"), ("champion", "2")):
@@ -169,7 +169,7 @@ def shortened(words: list[str]) -> list[str]:
     for option, read in (("seeds", from_seeds), ("values", one_at_a_time)):
         if option in typed:
             read(typed[option], given, recipe=recipe, folder=Path())
-    command = commands.commands[name]
+    command = load_commands().commands[name]
     taken = {str(option.name) for option in command.params if isinstance(option, click.Option)}
     if name == "resume" and "auto" not in rest:
         return words
@@ -196,7 +196,7 @@ def run_freqfilter(words: list[str]) -> None:
         return
     short = shortened(words)
     if kind(words) in DONE:
-        commands.commands[words[0]].make_context(words[0], short[1:])
+        load_commands().commands[words[0]].make_context(words[0], short[1:])
         return
     assert start(*short) in (0, REFUSED.get(words[0], 0))
     DONE.add(kind(words))

@@ -18,9 +18,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter.artifact_names import COMPARED
-from freqfilter.params import resolve
-from freqfilter.tracking.metric_names import is_repeatable
+from freqfilter.config import resolve
+from freqfilter.tracked_names import COMPARED, is_repeatable
 from tests import zygote
 from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, download, network, options
 

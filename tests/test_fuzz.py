@@ -12,15 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from freqfilter.config import Params, resolve, restore
+from freqfilter.config.ablation import from_seeds, one_at_a_time
+from freqfilter.config.load import fields, parse, read_sections
+from freqfilter.data import npz
+from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
-from freqfilter.params import Params, resolve, restore
-from freqfilter.params.reading import parse, read_sections
-from freqfilter.params.resolve import fields
-from freqfilter.params.variants import from_seeds, one_at_a_time
-from freqfilter.signals import archive
-from freqfilter.signals.splits import Splits
 from freqfilter.tracking.outbox import known_metrics
-from freqfilter.tracking.stored import kept_run
+from freqfilter.tracking.queries import kept_run
 from tests.conftest import SMALL, many
 
 pytestmark = pytest.mark.soak
@@ -101,7 +100,7 @@ def test_stored_parameters(stored: object, section: str) -> None:
 def whole_archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("archive") / "whole.npz"
     splits = Splits.from_params(resolve(SMALL | {"n_samples": "30", "duration_s": "0.03", "noise": "fixed"}))
-    archive.write(path, {"train": splits.train, "val": splits.validation, "test": splits.test})
+    npz.write(path, {"train": splits.train, "val": splits.validation, "test": splits.test})
     return path.read_bytes()
 
 
@@ -119,7 +118,7 @@ def test_data_files(
     path = tmp_path_factory.getbasetemp() / "fuzzed.npz"
     path.write_bytes(content)
     try:
-        archive.read(str(path), n_components=4)
+        npz.read(str(path), n_components=4)
     except UserError as error:
         refused_in_a_line(error)
 
@@ -139,7 +138,7 @@ def test_headers_that_claim_anything(
         for name in whole.namelist():
             changed.writestr(name, header.getvalue() if name == "X_train.npy" else whole.read(name))
     with pytest.raises(UserError, match=r"X_train|npz"):
-        archive.read(str(path), n_components=4)
+        npz.read(str(path), n_components=4)
 
 
 MESSAGE = st.fixed_dictionaries(

@@ -14,37 +14,35 @@ import yaml
 from click.testing import CliRunner
 
 from docs import mlproject, reference
-from freqfilter.commands import cli
-from freqfilter.commands.group import GROUPS
-from freqfilter.params.resolve import fields, is_everyday
+from freqfilter.cli.command import GROUPS
+from freqfilter.cli.main import load_commands
+from freqfilter.config.load import fields, is_everyday
 from tests.conftest import ROOT
 
 # Imports go down only: a part may use those that stand after it.
 PARTS = [
     "cli",
-    "commands",
     "api",
-    "options",
-    "terminal",
-    "last_words",
-    "workflows",
+    "pipelines",
     "tracking",
+    "plots",
     "evaluation",
-    "filters",
-    "signals",
-    "params",
-    "stopping",
-    "files",
-    "launch",
+    "progress",
+    "training",
+    "models",
+    "data",
+    "config",
+    "atomic_io",
+    "process",
     "errors",
-    "artifact_names",
+    "tracked_names",
 ]
 ONLY_IN = {
     "mlflow": ("tracking",),
-    "matplotlib": ("evaluation", "tracking"),
-    "yaml": ("params",),
-    "click": ("cli", "commands", "options"),
-    "tqdm": ("terminal",),
+    "matplotlib": ("plots", "tracking"),
+    "yaml": ("config",),
+    "click": ("cli",),
+    "tqdm": ("progress",),
 }
 SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
 
@@ -142,7 +140,7 @@ def test_every_job_that_records_a_run_is_an_entry_point_and_no_other_command_is(
         assert command == ("train" if name == "main" else name)
         started.add(command)
     recording_none = {"copy", "doctor", "history", "init_store", "serve", "sync", "ui"}
-    assert started == set(cli.commands) - recording_none - {"resume"}  # `mlflow run . --run-id RUN_ID`
+    assert started == set(load_commands().commands) - recording_none - {"resume"}  # `mlflow run . --run-id RUN_ID`
 
 
 def test_the_comments_of_the_mlproject_are_those_of_params_yaml() -> None:
@@ -154,8 +152,8 @@ def test_the_comments_of_the_mlproject_are_those_of_params_yaml() -> None:
 
 
 def test_help_lists_every_command_once_under_three_headings() -> None:
-    assert sorted(name for names in GROUPS.values() for name in names) == sorted(cli.commands)
-    shown = CliRunner().invoke(cli, ["--help"]).output
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(load_commands().commands)
+    shown = CliRunner().invoke(load_commands(), ["--help"]).output
     assert [line for line in shown.splitlines() if re.fullmatch(r"(Everyday|More|Upkeep):", line)] == [
         "Everyday:", "More:", "Upkeep:"
     ]  # fmt: skip
@@ -165,7 +163,7 @@ def test_help_lists_every_command_once_under_three_headings() -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; sys.argv = ['freqfilter', '--help']\n"
-        "from freqfilter.cli import main\n"
+        "from freqfilter.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'mlflow', 'matplotlib', 'pandas', 'numpy', 'psutil'} & set(sys.modules)))"
@@ -180,7 +178,7 @@ def test_a_command_that_computes_nothing_imports_neither_pytorch_nor_matplotlib(
     """SciPy is imported by MLflow itself."""
     code = (
         f"import sys; sys.argv = ['freqfilter', {command!r}]\n"
-        "from freqfilter.cli import main\n"
+        "from freqfilter.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'matplotlib', 'sklearn'} & set(sys.modules)))"
@@ -190,7 +188,7 @@ def test_a_command_that_computes_nothing_imports_neither_pytorch_nor_matplotlib(
 
 
 def test_train_help_shows_the_everyday_parameters_and_help_all_every_one_with_its_default() -> None:
-    short, whole = (CliRunner().invoke(cli, ["train", word]).output for word in ("--help", "--help-all"))
+    short, whole = (CliRunner().invoke(load_commands(), ["train", word]).output for word in ("--help", "--help-all"))
     stated = yaml.safe_load((ROOT / "params.yaml").read_text())
     everyday = {name for _, name, field in fields() if is_everyday(field)}
     assert set(re.findall(r"--(\w+) VALUE", short)) == everyday
@@ -227,10 +225,13 @@ def test_links_to_files_of_the_project_lead_somewhere(path: str) -> None:
 
 def test_the_architecture_page_names_every_module() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
-    modules = [path.relative_to(ROOT / "freqfilter") for path in SOURCES if not path.name.startswith("__")]
-    names = ["/".join(path.parts[1:]) or path.name for path in modules]  # as they stand in their part's folder
-    assert len(names) > 40
-    assert [name for name in names if f"`{name}`" not in text] == []
+    modules = {path.relative_to(ROOT / "freqfilter").as_posix() for path in SOURCES if not path.name.startswith("__")}
+    named, folder = set(), ""
+    for part, module in re.findall(r"^\|(?: `([^`]+)`)? +\|(?: `([^`]+\.py)`)? \|", text, flags=re.MULTILINE):
+        folder = part or folder
+        named.add(folder + module)
+    assert len(named) > 40
+    assert named == modules
 
 
 def test_every_test_that_a_page_names_exists() -> None:
@@ -243,7 +244,7 @@ def test_every_test_that_a_page_names_exists() -> None:
 
 
 def test_every_figure_stands_in_the_documentation_once() -> None:
-    files = ("freqfilter/evaluation/gallery.py", "freqfilter/artifact_names.py")
+    files = ("freqfilter/plots/catalog.py", "freqfilter/tracked_names.py")
     gallery = "".join((ROOT / file).read_text() for file in files)
     kept = {name.removesuffix(".png") for name in re.findall(r"\b(\d\d_\w+)", gallery)}
     shown = re.findall(r"\(pictures/(\d\d_\w+)\.png\)", (ROOT / "docs/figures.md").read_text())

@@ -14,8 +14,8 @@ import click
 import pytest
 
 from docs import examples, reference
-from freqfilter.commands import cli as commands
-from freqfilter.params.resolve import fields
+from freqfilter.cli.main import load_commands
+from freqfilter.config.load import fields
 from tests.conftest import ROOT
 
 
@@ -25,7 +25,7 @@ def test_the_reference_names_every_parameter_command_option_and_entry_point() ->
         line = next(line for line in pages["reference/parameters.md"].splitlines() if f'id="{name}"' in line)
         assert line.count(" | ") == 3
         assert reference.sentence(str(field.description)) in line
-    for name, command in commands.commands.items():
+    for name, command in load_commands().commands.items():
         assert f"\n## {name}\n" in pages["reference/commands.md"]
         for option in command.params:
             if isinstance(option, click.Option) and option.name not in {name for _, name, _ in fields()}:

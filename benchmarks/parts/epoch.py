@@ -9,12 +9,12 @@ from contextlib import closing
 
 from benchmarks.measure import Row, in_turns, say, side
 from benchmarks.reference import Training
-from freqfilter.filters.compute import Compute
-from freqfilter.filters.reports import EpochReport
-from freqfilter.filters.state import TrainingState
-from freqfilter.filters.training import epoch_order, train, training_step
-from freqfilter.params import Params, resolve
-from freqfilter.signals.splits import Splits
+from freqfilter.config import Params, resolve
+from freqfilter.data.splits import Splits
+from freqfilter.training.device import Compute
+from freqfilter.training.loop import epoch_order, train, training_step
+from freqfilter.training.reports import EpochReport
+from freqfilter.training.state import TrainingState
 
 ROUNDS = 5
 REFERENCE, SAME, FAST = "reference script", "original recipe", "original recipe, bf16, batch 256"

@@ -11,9 +11,9 @@ import torch
 
 from benchmarks.measure import Row, in_turns, side
 from benchmarks.parts.epoch import begin
-from freqfilter.filters.network import estimate
-from freqfilter.filters.training import training_step
-from freqfilter.params import resolve
+from freqfilter.config import resolve
+from freqfilter.models.network import estimate
+from freqfilter.training.loop import training_step
 
 ROUNDS, STEPS, WARM = 3, 8, 2
 ASKED = 2048  # windows

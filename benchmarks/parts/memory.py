@@ -18,8 +18,8 @@ SHORT = {"epochs": "2", "register": "true"}
 
 def ready() -> float:
     """MB of a process that could begin to train."""
-    import freqfilter.workflows.train  # noqa: F401
-    from freqfilter.tracking.store import open_store
+    from freqfilter.pipelines import train  # noqa: F401
+    from freqfilter.tracking.client import open_store
 
     open_store()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

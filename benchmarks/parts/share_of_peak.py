@@ -13,8 +13,8 @@ import torch
 from benchmarks.arithmetic import training_flop
 from benchmarks.measure import Row, in_turns, say, side
 from benchmarks.parts.epoch import begin
-from freqfilter.filters.losses import LOSSES
-from freqfilter.params import resolve
+from freqfilter.config import resolve
+from freqfilter.training.optim import LOSSES
 
 MATRIX = 2048  # rows and columns
 ROUNDS, STEPS, WARM = 5, 20, 3

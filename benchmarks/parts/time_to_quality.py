@@ -17,10 +17,10 @@ from benchmarks.heldout import HeldOut
 from benchmarks.measure import Row, in_turns, process, say, side
 from benchmarks.parts.epoch import begin
 from benchmarks.reference import Training
-from freqfilter.evaluation import limit_cache
-from freqfilter.filters.training import train
-from freqfilter.params import resolve
-from freqfilter.signals.splits import Splits
+from freqfilter.config import resolve
+from freqfilter.data.splits import Splits
+from freqfilter.evaluation import limits
+from freqfilter.training.loop import train
 
 SEEDS = (42, 43, 44)
 BOUNDS = (1.15, 1.10, 1.01)
@@ -48,7 +48,7 @@ def our_steps(seed: int, epochs: int) -> Iterator[Any]:
     """This program without a tracker, a step at a time."""
     params = resolve({"seed": str(seed), "audit_every": "0", "epochs": str(epochs)})
     state, splits = begin(params)
-    limit_cache.on_validation(params, splits.validation)  # as a run states it before it trains
+    limits.validation_limit(params, splits.validation)  # as a run states it before it trains
     steps = train(state, training_windows=splits.epoch, validation=splits.validation, params=params.training)
     with closing(steps):
         for _ in steps:
@@ -87,7 +87,7 @@ def measure() -> list[Row]:
     cold = cold_limit_seconds()
     say(f"  limit on the validation windows, when it is not cached: {cold:.1f} s")
     params = resolve()
-    limit_cache.on_validation(params, Splits.from_params(params).validation)  # now it is
+    limits.validation_limit(params, Splits.from_params(params).validation)  # now it is
     names = [REFERENCE, *LENGTHS]
     ended: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for seed in SEEDS:
@@ -112,12 +112,12 @@ def cold_limit_seconds() -> float:
     with tempfile.TemporaryDirectory() as folder:
         code = (
             "import time\n"
-            "from freqfilter.evaluation import limit_cache\n"
-            "from freqfilter.params import resolve\n"
-            "from freqfilter.signals.splits import Splits\n"
+            "from freqfilter.evaluation import limits\n"
+            "from freqfilter.config import resolve\n"
+            "from freqfilter.data.splits import Splits\n"
             "params = resolve(); splits = Splits.from_params(params)\n"
             "started = time.perf_counter()\n"
-            "limit_cache.on_validation(params, splits.validation)\n"
+            "limits.validation_limit(params, splits.validation)\n"
             "print(time.perf_counter() - started)\n"
         )
         return float(process([sys.executable, "-c", code], environment={"XDG_CACHE_HOME": folder}).answer)

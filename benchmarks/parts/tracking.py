@@ -77,9 +77,9 @@ class Watch:
 def without_tracker() -> dict[str, Any]:
     """The loop alone, with validation and audit as the tracked runs have them."""
     from benchmarks.parts.epoch import begin
-    from freqfilter.filters.training import train
-    from freqfilter.params import resolve
-    from freqfilter.signals.windows import spread
+    from freqfilter.config import resolve
+    from freqfilter.data.windows import spread
+    from freqfilter.training.loop import train
 
     params = resolve(CHOSEN)
     state, splits = begin(params)
@@ -100,16 +100,16 @@ def without_tracker() -> dict[str, Any]:
 def with_tracker(uri: str) -> dict[str, Any]:
     """A whole tracked run, every call to the tracker timed."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
-    from freqfilter.params import resolve
-    from freqfilter.stopping import Stopping
-    from freqfilter.tracking import registry, runs
-    from freqfilter.workflows import ready, train
+    from freqfilter.config import resolve
+    from freqfilter.pipelines import setup, train
+    from freqfilter.process import Stopping
+    from freqfilter.tracking import registry, run
 
     watch = Watch()
-    ready.open_store = watch.timed(ready.open_store)
+    setup.open_store = watch.timed(setup.open_store)
     train.open_run = watch.timed_block(train.open_run)
     for home, names in (
-        (runs.Run, [name for name in vars(runs.Run) if name.startswith(("log_", "describe", "deliver"))]),
+        (run.Run, [name for name in vars(run.Run) if name.startswith(("log_", "describe", "deliver"))]),
         (registry, ["log_model", "register"]),
         (train.provenance, ["source", "machine_tags"]),
     ):

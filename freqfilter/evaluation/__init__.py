@@ -1,1 +1,1 @@
-"""Judging: scores of anything that estimates, and figures."""
+"""Metrics, limits, baselines, significance tests and checks."""

@@ -1,21 +1,31 @@
-"""The least mean squared error that can be expected, with the error of that figure itself."""
+"""The limit: the least mean squared error that any filter can expect (Bayes risk), with its standard error."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import platformdirs
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freqfilter.signals.limit import Limit
-from freqfilter.signals.model import SignalModel
-from freqfilter.signals.randomness import stream
-from freqfilter.signals.windows import CutWindows
+from freqfilter.atomic_io import replacing
+from freqfilter.config import Params
+from freqfilter.data.posterior import Limit, LimitExtractor
+from freqfilter.data.signal_model import SignalModel, stream
+from freqfilter.data.windows import CutWindows, WindowSet
+from freqfilter.errors import UserError
+from freqfilter.evaluation.metrics import OVERALL, Extractor, compare
+
+LIMIT = "limit"  # the least error for a filter that sees as much as the one that is judged
 
 MOST_STARTS = 20_000  # considered for one window; of longer signals only some
 MOST_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
@@ -68,7 +78,9 @@ class LimitScores:
     two_sided_excess: float = 0.0
 
 
-def expected(model: SignalModel, *, window_length: int, seed: int = 0, work: float = MOST_WORK) -> LimitScores:
+def compute_expected_limit(
+    model: SignalModel, *, window_length: int, seed: int = 0, work: float = MOST_WORK
+) -> LimitScores:
     """What the best filter has to expect, over all starts and all noise.
 
     Windows spread evenly over the starts, each with fresh noise, are scored by the variance that their posterior
@@ -101,7 +113,7 @@ def expected(model: SignalModel, *, window_length: int, seed: int = 0, work: flo
     return _thinned(model, all_starts, step, n_windows // 2, random)
 
 
-def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WORK) -> LimitScores:
+def compute_window_limit(model: SignalModel, windows: CutWindows, *, work: float = MOST_WORK) -> LimitScores:
     """What the best filter reaches on the windows of given realizations.
 
     All windows are scored, or as many of them, spread evenly, as ``work`` allows. Neighbouring windows share their
@@ -133,7 +145,7 @@ def of_windows(model: SignalModel, windows: CutWindows, *, work: float = MOST_WO
         two_sided.end_block()
     excess = (0.0, 0.0)
     if step > 1:
-        in_expectation = expected(model, window_length=windows.n_samples, work=work)
+        in_expectation = compute_expected_limit(model, window_length=windows.n_samples, work=work)
         excess = (in_expectation.causal_excess, in_expectation.two_sided_excess)
     return LimitScores(causal.mse(), two_sided.mse(), causal.n_windows, step, *excess)
 
@@ -235,3 +247,102 @@ def ratio_interval(
     above, below = (of_row[drawn].mean(axis=1) for of_row in pair)
     low, high = np.quantile(above / below, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+VERSION = 3  # of the computation; whatever changes its results raises it
+
+
+def expected_limit(model: SignalModel, *, window_length: int, work: float = MOST_WORK) -> LimitScores:
+    """``limits.expected``, computed once for a signal model and a window length."""
+    facts = {"model": asdict(model), "window_length": window_length, "work": work}
+    return _once(facts, lambda: compute_expected_limit(model, window_length=window_length, work=work))
+
+
+def window_limit(model: SignalModel, windows: CutWindows) -> LimitScores:
+    """``limits.of_windows``, computed once for a signal model and its windows."""
+    facts = {"model": asdict(model), "windows": windows.digest()}
+    return _once(facts, lambda: compute_window_limit(model, windows))
+
+
+def validation_limit(params: Params, validation: WindowSet) -> KnownLimit | None:
+    """The limit on validation windows, for a filter like the one that is trained.
+
+    Returns:
+        None where nobody knows it: the signal model is unknown, the signal too long, or the windows do not cover the
+        starts evenly, so that those which the filter has to expect are others.
+    """
+    if not (known := limit_estimators(params)) or params.data.split == "blocked":
+        return None
+    if isinstance(validation, CutWindows) and params.data.split == "independent":
+        scores = window_limit(SignalModel.from_params(params.signals), validation)
+        of_side = scores.two_sided if params.model.bidirectional else scores.causal
+        return KnownLimit(of_side.mse, tuple(of_side.per_block.tolist()))
+    frequencies_hz = params.signals.frequencies_hz
+    found = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+    blocks = () if found.per_block is None else tuple(float(value) for value in found.per_block.to_numpy()[0])
+    return KnownLimit(float(found.table["mse"][LIMIT, OVERALL]), blocks)
+
+
+def expected_limit_mse(params: Params) -> float | None:
+    """The least error that a filter like the one that is trained can expect; None where nobody knows it."""
+    if params.data.data_file is not None:
+        return None
+    scores = expected_limit(SignalModel.from_params(params.signals), window_length=params.data.window_length)
+    if scores.start_step > 1:  # of so long a signal it is known between two bounds; `freqfilter limit` states them
+        return None
+    return (scores.two_sided if params.model.bidirectional else scores.causal).mse
+
+
+def _once(facts: dict[str, Any], compute: Callable[[], LimitScores]) -> LimitScores:
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **facts}, sort_keys=True).encode()).hexdigest()
+    path = Path(platformdirs.user_cache_dir("freqfilter")) / "limits" / f"{digest}.json"
+    if (found := _read(path)) is not None:
+        return found
+    scores = compute()
+    try:
+        with replacing(path) as file:
+            file.write(json.dumps(asdict(scores), default=np.ndarray.tolist).encode())
+    except UserError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return scores
+
+
+def _read(path: Path) -> LimitScores | None:
+    """What stands in a file; None where it is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for side in ("causal", "two_sided"):
+            of_side = {field.name: stored[side][field.name] for field in fields(LimitMse)}
+            for name in ("per_frequency", "per_step", "per_block"):
+                of_side[name] = np.array(of_side[name], dtype=np.float64)
+            stored[side] = LimitMse(**of_side)
+        return LimitScores(**stored)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def limit_estimators(params: Params) -> dict[str, Extractor]:
+    """The limit, and that of the other view of the window; nothing where it is unknown or takes too long."""
+    model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
+    if params.data.data_file is not None or model.n_samples - n_samples + 1 > MOST_STARTS:
+        return {}
+    limit = LimitExtractor(Limit.from_model(model, n_samples=n_samples), two_sided=params.model.bidirectional)
+    return {LIMIT: limit, f"{LIMIT}_{other_view(params)}": limit.other_side()}
+
+
+def other_view(params: Params) -> str:
+    """The view of the window that the filter does not have: ``causal`` or ``two_sided``."""
+    return "causal" if params.model.bidirectional else "two_sided"
+
+
+@dataclass(frozen=True)
+class KnownLimit:
+    """The limit on certain windows.
+
+    Attributes:
+        mse: Over all of them.
+        blocks: For each block of neighbouring windows.
+    """
+
+    mse: float
+    blocks: tuple[float, ...]

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from freqfilter.launch import launcher_folder
+from freqfilter.process import launcher_folder
 
 # MLflow reads these when it is imported or asks its server. What a user has set stays as it is. Its own patience is
 # four minutes for a server that is away and two for one that says nothing; ours is in the outbox, where nobody waits.

@@ -17,11 +17,10 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from numpy.typing import NDArray
 
 from freqfilter.errors import UserError, one_line
-from freqfilter.tracking.environment import environment
-from freqfilter.tracking.store import translated
+from freqfilter.tracking.client import environment, translated
 
 if TYPE_CHECKING:
-    from freqfilter.filters.loaded import Filter
+    from freqfilter.models.filter import Filter
 
 SCHEMA = 2  # of facts.json; a change that old readers cannot follow raises it
 GOLDEN = "artifacts/golden.npz"  # among a version's files
@@ -95,7 +94,7 @@ def load_files(uri: str, files: Path) -> Filter:
     Raises:
         UserError: If they are not a filter of ours, damaged, or of a newer schema.
     """
-    from freqfilter.filters.loaded import Filter
+    from freqfilter.models.filter import Filter
 
     with translated(uri), environment(**SAFE):
         # Before its code runs, which may need what this environment has not.

@@ -14,7 +14,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import freqfilter
-from freqfilter.filters.compute import Compute
+from freqfilter.training.device import Compute
 
 LARGEST_PATCH = 5_000_000  # bytes; of a larger one the digest alone is kept
 

@@ -1,4 +1,4 @@
-"""The model registry: a filter goes in only after it has come out again and agrees with the one trained."""
+"""Logging and registration of models."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from freqfilter.filters import network as network_source
-from freqfilter.filters.checkpoints import write_weights
-from freqfilter.filters.exported import exported_program
-from freqfilter.filters.network import FrequencyFilterLSTM, estimate
-from freqfilter.params import Params
-from freqfilter.signals.randomness import stream
-from freqfilter.tracking.champions import make_registered_model, name_candidate
-from freqfilter.tracking.environment import environment, scratch
+from freqfilter.config import Params
+from freqfilter.data.signal_model import stream
+from freqfilter.models import network as network_source
+from freqfilter.models.export import exported_program
+from freqfilter.models.network import FrequencyFilterLSTM, estimate
+from freqfilter.tracking.aliases import make_registered_model, name_candidate
+from freqfilter.tracking.client import environment, patiently, scratch, translated
 from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, SAFE, SCHEMA, files_digest
-from freqfilter.tracking.runs import on_page
-from freqfilter.tracking.store import patiently, translated
+from freqfilter.tracking.run import on_page
+from freqfilter.training.checkpoint import write_weights
 
-CODE = Path(__file__).with_name("model_from_code.py")  # for MLflow to run; imported here, it would register itself
+CODE = Path(__file__).with_name("pyfunc_model.py")  # for MLflow to run; imported here, it would register itself
 PROGRAM = "data"  # the folder of the exported program among a version's files
 TOLERANCE = 1e-6
 PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module

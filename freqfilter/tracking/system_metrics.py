@@ -14,8 +14,8 @@ from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 
-from freqfilter.tracking.metric_names import SYSTEM
-from freqfilter.tracking.runs import Run
+from freqfilter.tracked_names import SYSTEM
+from freqfilter.tracking.run import Run
 
 FIRST_S = 1.0  # until the first point, so that short runs have a curve
 Source = Callable[[], dict[str, float]]  # gives values by name

@@ -11,14 +11,14 @@ import torch
 from mlflow import MlflowClient
 from scipy import stats
 
-from freqfilter.evaluation.leaks import KnownLimit, SplitAudit, audit_split, leak
-from freqfilter.filters.reports import EpochReport
-from freqfilter.params import resolve
-from freqfilter.signals.limit import Limit
-from freqfilter.signals.model import SignalModel
-from freqfilter.signals.realizations import realization_windows
-from freqfilter.signals.splits import Splits
-from freqfilter.signals.windows import StoredWindows, WindowSet
+from freqfilter.config import resolve
+from freqfilter.data.posterior import Limit
+from freqfilter.data.signal_model import SignalModel, realization_windows
+from freqfilter.data.splits import Splits
+from freqfilter.data.windows import StoredWindows, WindowSet
+from freqfilter.evaluation.limits import KnownLimit
+from freqfilter.evaluation.monitor import SplitAudit, audit_split, leak
+from freqfilter.training.reports import EpochReport
 from tests.conftest import SEED, SMALL, Typed, all_runs, artifacts, many, options
 
 

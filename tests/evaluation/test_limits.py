@@ -14,10 +14,9 @@ import pandas as pd
 import pytest
 import torch
 
-from freqfilter.evaluation import limit_cache, limits
-from freqfilter.params import resolve
-from freqfilter.signals.model import SignalModel
-from freqfilter.signals.realizations import realization_windows
+from freqfilter.config import resolve
+from freqfilter.data.signal_model import SignalModel, realization_windows
+from freqfilter.evaluation import limits
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
@@ -35,8 +34,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_is_expected_is_what_is_reached_on_many_realizations() -> None:
-    expected = limits.expected(model(), window_length=10, work=5e7)
-    reached = limits.of_windows(model(), realization_windows(model(), 10, *range(1000, 1040)), work=1e12)
+    expected = limits.compute_expected_limit(model(), window_length=10, work=5e7)
+    reached = limits.compute_window_limit(model(), realization_windows(model(), 10, *range(1000, 1040)), work=1e12)
     assert reached.n_windows == 40 * 291
     for side in ("causal", "two_sided"):
         one, other = getattr(expected, side), getattr(reached, side)
@@ -47,7 +46,9 @@ def test_what_is_expected_is_what_is_reached_on_many_realizations() -> None:
 
 
 def test_the_standard_error_is_that_of_repetition() -> None:
-    repeated = [limits.expected(model(), window_length=10, seed=seed, work=1e6).causal for seed in range(30)]
+    repeated = [
+        limits.compute_expected_limit(model(), window_length=10, seed=seed, work=1e6).causal for seed in range(30)
+    ]
     spread = float(np.std([found.mse for found in repeated], ddof=1))
     stated = float(np.mean([found.standard_error for found in repeated]))
     # Starts that are spread evenly can only make it smaller.
@@ -55,7 +56,7 @@ def test_the_standard_error_is_that_of_repetition() -> None:
 
 
 def test_a_longer_window_and_the_whole_window_never_hurt() -> None:
-    found = [limits.expected(model(), window_length=length, work=2e7) for length in (5, 10, 20, 40)]
+    found = [limits.compute_expected_limit(model(), window_length=length, work=2e7) for length in (5, 10, 20, 40)]
     for side in ("causal", "two_sided"):
         values = [getattr(of_length, side).mse for of_length in found]
         assert values == sorted(values, reverse=True)
@@ -66,9 +67,9 @@ def test_a_longer_window_and_the_whole_window_never_hurt() -> None:
 
 @pytest.mark.parametrize("noise_std", ["0.1", "0.3", "1"])
 def test_thinning_out_the_starts_is_bounded_by_what_is_stated(noise_std: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = limits.expected(model(noise_std=noise_std), window_length=10, work=5e7)
+    exact = limits.compute_expected_limit(model(noise_std=noise_std), window_length=10, work=5e7)
     monkeypatch.setattr(limits, "MOST_STARTS", 100)
-    thinned = limits.expected(model(noise_std=noise_std), window_length=10, work=5e7)
+    thinned = limits.compute_expected_limit(model(noise_std=noise_std), window_length=10, work=5e7)
     assert thinned.start_step == 3
     for side in ("causal", "two_sided"):
         high, low = getattr(thinned, side).mse, getattr(thinned, side).mse - getattr(thinned, f"{side}_excess")
@@ -79,52 +80,52 @@ def test_thinning_out_the_starts_is_bounded_by_what_is_stated(noise_std: str, mo
 @pytest.mark.parametrize("noise_std", ["0.001", "10"])
 def test_a_signal_of_millions_of_samples_takes_bounded_time_and_memory(noise_std: str) -> None:
     long = model(n_samples="1000000", duration_s="1000", noise_std=noise_std)
-    found = limits.expected(long, window_length=10, work=2e6)
+    found = limits.compute_expected_limit(long, window_length=10, work=2e6)
     assert found.start_step == 50
     assert found.n_windows <= 100
     assert 0 <= found.two_sided.mse < 1
     assert found.causal_excess >= 0
-    on_windows = limits.of_windows(long, realization_windows(long, 10, 1), work=2e6)
+    on_windows = limits.compute_window_limit(long, realization_windows(long, 10, 1), work=2e6)
     assert on_windows.n_windows <= 100
 
 
 def test_a_limit_is_computed_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     windows = realization_windows(model(), 10, 1)
-    first = limit_cache.of_windows(model(), windows), limit_cache.expected(model(), window_length=10, work=1e6)
+    first = limits.window_limit(model(), windows), limits.expected_limit(model(), window_length=10, work=1e6)
     assert len(list(cache.iterdir())) == 2
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "of_windows", never)
-        patch.setattr(limits, "expected", never)
-        again = limit_cache.of_windows(model(), windows), limit_cache.expected(model(), window_length=10, work=1e6)
+        patch.setattr(limits, "compute_window_limit", never)
+        patch.setattr(limits, "compute_expected_limit", never)
+        again = limits.window_limit(model(), windows), limits.expected_limit(model(), window_length=10, work=1e6)
         for one, other in zip(first, again, strict=True):
             assert one.causal.mse == other.causal.mse
             np.testing.assert_array_equal(one.two_sided.per_step, other.two_sided.per_step)
         for other_windows in (realization_windows(model(), 10, 2), realization_windows(model(), 11, 1)):
             with pytest.raises(AssertionError, match="computed again"):
-                limit_cache.of_windows(model(), other_windows)
+                limits.window_limit(model(), other_windows)
         with pytest.raises(AssertionError, match="computed again"):
-            limit_cache.expected(model(noise_std="0.2"), window_length=10, work=1e6)
+            limits.expected_limit(model(noise_std="0.2"), window_length=10, work=1e6)
     for file in cache.iterdir():
         file.write_text("{")
-    assert limit_cache.of_windows(model(), windows).causal.mse == first[0].causal.mse
+    assert limits.window_limit(model(), windows).causal.mse == first[0].causal.mse
 
 
 @pytest.mark.parametrize("bidirectional", ["false", "true"])
 def test_on_some_of_the_validation_windows_the_limit_is_near_that_on_all_and_computed_once(
     bidirectional: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from freqfilter.signals.splits import Splits
+    from freqfilter.data.splits import Splits
 
     given = SMALL | {"bidirectional": bidirectional, "window_length": "20", "n_samples": "3000", "duration_s": "3"}
     validation, limit = {}, {}
     for n_windows in ("null", "1500"):
         params = resolve(given | {"validation_windows": n_windows})
         validation[n_windows] = Splits.from_params(params).validation
-        limit[n_windows] = limit_cache.on_validation(params, validation[n_windows])
+        limit[n_windows] = limits.validation_limit(params, validation[n_windows])
     every, some = limit["null"], limit["1500"]
     assert every is not None
     assert some is not None
@@ -136,11 +137,11 @@ def test_on_some_of_the_validation_windows_the_limit_is_near_that_on_all_and_com
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(limits, "of_windows", never)
-    assert limit_cache.on_validation(params, validation["1500"]) == some
+    monkeypatch.setattr(limits, "compute_window_limit", never)
+    assert limits.validation_limit(params, validation["1500"]) == some
     other = resolve(given | {"validation_windows": "1500", "noise_std": "0.2"})
     with pytest.raises(AssertionError, match="computed again"):
-        limit_cache.on_validation(other, Splits.from_params(other).validation)
+        limits.validation_limit(other, Splits.from_params(other).validation)
 
 
 def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
@@ -148,7 +149,7 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert limit_cache.expected(model(), window_length=10, work=1e6).causal.mse > 0
+    assert limits.expected_limit(model(), window_length=10, work=1e6).causal.mse > 0
 
 
 def test_an_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -170,9 +171,9 @@ def test_one_block_tells_no_interval() -> None:
 
 
 def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
-    from freqfilter.evaluation.references import references
-    from freqfilter.evaluation.scores import compare
-    from freqfilter.signals.splits import Splits
+    from freqfilter.data.splits import Splits
+    from freqfilter.evaluation.baselines import references
+    from freqfilter.evaluation.metrics import compare
 
     params = resolve(SMALL | {"bidirectional": "true"})
     splits = Splits.from_params(params)
@@ -180,7 +181,7 @@ def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
     assert list(known)[:2] == ["limit", "limit_causal"]
     table = compare(known, splits.test, frequencies_hz=params.signals.frequencies_hz, device=torch.device("cpu")).table
     model_ = SignalModel.from_params(params.signals)
-    both = limits.of_windows(model_, realization_windows(model_, 10, 2))
+    both = limits.compute_window_limit(model_, realization_windows(model_, 10, 2))
     assert float(table["mse"]["limit", "all"]) == pytest.approx(both.two_sided.mse, rel=1e-5)
     assert float(table["mse"]["limit_causal", "all"]) == pytest.approx(both.causal.mse, rel=1e-5)
     others = set(known) - {"limit"}

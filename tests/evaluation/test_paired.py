@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from freqfilter.evaluation.paired import FALSE_PROMOTIONS, INDIFFERENCE, LOOKS, Verdict, paired_test
+from freqfilter.evaluation.significance import FALSE_PROMOTIONS, INDIFFERENCE, LOOKS, Verdict, paired_test
 from tests.conftest import SEED, many
 
 # Measured by `python -m benchmarks.gate`, on 200 realizations.

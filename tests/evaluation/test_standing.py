@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from freqfilter.evaluation.paired import difference, holm
-from freqfilter.evaluation.standing import CHANCE, standings
+from freqfilter.evaluation.significance import CHANCE, difference, holm, standings
 from tests.conftest import SEED, many
 
 

@@ -6,13 +6,13 @@ import torch
 from mlflow import MlflowClient
 
 import freqfilter
-from freqfilter.filters.network import FrequencyFilterLSTM
-from freqfilter.params import Params, resolve
-from freqfilter.signals.splits import Splits
-from freqfilter.stopping import Stopping
+from freqfilter.config import Params, resolve
+from freqfilter.data.splits import Splits
+from freqfilter.models.network import FrequencyFilterLSTM
+from freqfilter.process import Stopping
 from freqfilter.tracking import registry
-from freqfilter.tracking.champions import Version
-from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.aliases import Version
+from freqfilter.tracking.lifecycle import open_run
 from tests.conftest import SMALL
 
 NAME = "frequency-filter"

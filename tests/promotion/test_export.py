@@ -13,7 +13,7 @@ import pytest
 from onnxruntime import InferenceSession
 
 import freqfilter
-from freqfilter.filters import onnx_graph
+from freqfilter.models import export
 from tests.conftest import Typed, call
 from tests.promotion.making import NAME, version
 
@@ -66,7 +66,7 @@ def test_what_cannot_be_exported_is_said_in_a_line_and_leaves_nothing(
 def test_a_file_that_answers_otherwise_is_not_written(
     registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(onnx_graph.GATES, "LSTM", (0, 1, 2, 3))
+    monkeypatch.setitem(export.GATES, "LSTM", (0, 1, 2, 3))
     with pytest.raises(RuntimeError, match="the ONNX file's estimates are off by"):
         call(["export"], capsys, monkeypatch)
     assert not Path("filter.onnx").exists()

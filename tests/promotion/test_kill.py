@@ -32,7 +32,7 @@ def assert_a_champion_with_evidence() -> None:
 def start_s(registries: Path) -> float:
     """How long a process takes to begin that is started and not forked, as a model's is."""
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import freqfilter.workflows.promote"], cwd=registries, check=True)
+    subprocess.run([sys.executable, "-c", "import freqfilter.pipelines.promote"], cwd=registries, check=True)
     return time.monotonic() - started
 
 
@@ -67,7 +67,7 @@ def test_somebody_else_moves_the_champion_meanwhile(
     registry_with: Callable[[int | None], Path], typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decision is made again, against the one that is champion by then."""
-    import freqfilter.workflows.promote as workflow
+    import freqfilter.pipelines.promote as workflow
 
     registry_with(1)
     examine, seen = workflow.examine, []

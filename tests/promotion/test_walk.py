@@ -15,8 +15,8 @@ import torch
 from mlflow import MlflowClient
 
 import freqfilter
-from freqfilter.params import resolve
-from freqfilter.workflows.witnesses import Witness
+from freqfilter.config import resolve
+from freqfilter.pipelines.sandbox import Witness
 from tests.conftest import Program, Typed, all_runs, artifacts, call, download, options, say
 from tests.promotion.making import (
     BOUNDS,
@@ -250,7 +250,7 @@ def test_a_copy_that_does_not_arrive_as_it_was_is_taken_back(
 ) -> None:
     other = registry / "other.db"
     other.write_bytes(empty_store.read_bytes())
-    monkeypatch.setattr("freqfilter.tracking.elsewhere.Elsewhere.digest", lambda *_: "another")
+    monkeypatch.setattr("freqfilter.tracking.remote_registry.Elsewhere.digest", lambda *_: "another")
     code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
     assert code == 2
     assert "did not arrive as they were" in line

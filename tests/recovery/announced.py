@@ -36,20 +36,20 @@ def during_epochs(call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[
 def main() -> None:
     os.environ["ANNOUNCE_TO"] = sys.argv.pop(1)
     announce("start", "begin")
-    from freqfilter import cli
-    from freqfilter.filters import training
-    from freqfilter.tracking import opening, runs
-    from freqfilter.workflows import train
-    from freqfilter.workflows.keeping import Keeper
+    from freqfilter.cli.main import main as run_command_line
+    from freqfilter.pipelines import train
+    from freqfilter.pipelines.setup import Keeper
+    from freqfilter.tracking import lifecycle, run
+    from freqfilter.training import loop
 
-    training._epoch = during_epochs(training._epoch)
+    loop._epoch = during_epochs(loop._epoch)
     Keeper.write = during("checkpoint", Keeper.write)  # type: ignore[method-assign]
-    make_sender = runs.sender
-    runs.sender = lambda *args: during("logging", make_sender(*args))
+    make_sender = run.sender
+    run.sender = lambda *args: during("logging", make_sender(*args))
     train.judge = during("evaluation", train.judge)
     train.keep_model = during("registration", train.keep_model)
-    opening.shutil.rmtree = during("ending", opening.shutil.rmtree)  # type: ignore[assignment]
-    cli.main()
+    lifecycle.shutil.rmtree = during("ending", lifecycle.shutil.rmtree)  # type: ignore[assignment]
+    run_command_line()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter.tracking.metric_names import SYSTEM, is_repeatable
+from freqfilter.tracked_names import SYSTEM, is_repeatable
 from tests.conftest import SMALL, artifacts
 
 # Everything that is random or has a state of its own; long enough to be interrupted.

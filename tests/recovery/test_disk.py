@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from freqfilter.filters.checkpoints import Checkpoints
+from freqfilter.training.checkpoint import Checkpoints
 from tests.conftest import SEED, Program, all_runs, many, options, wait_for_line
 from tests.recovery.comparing import RICH, Outcome
 from tests.recovery.test_outage import HASTY

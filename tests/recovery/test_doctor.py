@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from freqfilter.files import HOST
+from freqfilter.atomic_io import HOST
 from tests.conftest import ROOT, Program, Typed, all_runs, options, wait_for_line
 from tests.recovery.comparing import RICH, end_by
 
@@ -65,10 +65,10 @@ def test_a_launch_that_may_still_be_at_it_is_left_alone(
     folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MlflowClient().create_run("0", tags=LAUNCHED)
-    monkeypatch.setattr("freqfilter.tracking.unended._launchers", lambda: [time.time() - 60])
+    monkeypatch.setattr("freqfilter.tracking.queries._launchers", lambda: [time.time() - 60])
     assert typed("doctor") == (0, "")
     assert [run.info.status for run in all_runs()] == ["RUNNING"]
-    monkeypatch.setattr("freqfilter.tracking.unended._launchers", lambda: [time.time() + 60])
+    monkeypatch.setattr("freqfilter.tracking.queries._launchers", lambda: [time.time() + 60])
     assert typed("doctor") == (0, "")
     assert [run.info.status for run in all_runs()] == ["FAILED"]
 
@@ -77,7 +77,7 @@ def test_what_only_a_user_can_mend_is_said_and_ends_with_an_error(
     folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setattr("freqfilter.workflows.doctor.version", lambda name: "0.0.1")
+    monkeypatch.setattr("freqfilter.pipelines.doctor.version", lambda name: "0.0.1")
     code, line = typed("doctor", "--run_dir", "/proc/x")
     assert code == 2
     assert line.startswith("freqfilter: 3 things need you, the first of them: installation: click 0.0.1 where ")

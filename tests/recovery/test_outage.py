@@ -22,9 +22,9 @@ EPOCHS = 150
 LONG = SMALL | {"epochs": str(EPOCHS), "checkpoint_every": "50"}
 # The program with less patience at its end than it has for its users.
 HASTY = (
-    "import freqfilter.tracking.runs as r, freqfilter.tracking.opening as o, freqfilter.tracking.store as s\n"
+    "import freqfilter.tracking.run as r, freqfilter.tracking.lifecycle as o, freqfilter.tracking.client as s\n"
     "r.DELIVERY_TIMEOUT_S = o.DELIVERY_TIMEOUT_S = s.PATIENCE_S = 2\n"
-    "from freqfilter.cli import main; main()"
+    "from freqfilter.cli.main import main; main()"
 )
 
 

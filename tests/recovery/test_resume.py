@@ -151,7 +151,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_lost_ones_come_from_the_a
 
 def test_a_crash_is_a_failed_run_that_says_why(folder: Path) -> None:
     code = (
-        "import freqfilter.workflows.train as t, freqfilter.cli as c\n"
+        "import freqfilter.pipelines.train as t, freqfilter.cli.main as c\n"
         "t.epoch_metrics = lambda *a, **k: 1 / 0\n"
         "c.main()\n"
     )

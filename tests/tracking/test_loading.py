@@ -14,12 +14,12 @@ import torch
 from mlflow import MlflowClient
 
 import freqfilter
+from freqfilter.config import resolve
 from freqfilter.errors import UserError
-from freqfilter.params import resolve
-from freqfilter.stopping import Stopping
+from freqfilter.process import Stopping
 from freqfilter.tracking import registry
+from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
-from freqfilter.tracking.opening import open_run
 from tests.conftest import SMALL, network
 from tests.malicious import Malicious
 

@@ -13,8 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from freqfilter.errors import UserError
-from freqfilter.tracking.outbox import Message, Outbox, UndeliveredError, known_metrics, messages
-from freqfilter.tracking.sending import now_ms, sender
+from freqfilter.tracking.outbox import Message, Outbox, UndeliveredError, known_metrics, messages, now_ms, sender
 from tests.conftest import many
 
 

@@ -12,12 +12,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import freqfilter
-from freqfilter.artifact_names import OUTBOX
-from freqfilter.params import resolve
-from freqfilter.stopping import Stopping
+from freqfilter.config import resolve
+from freqfilter.process import Stopping
+from freqfilter.tracked_names import OUTBOX, SYSTEM
 from freqfilter.tracking import system_metrics as module
-from freqfilter.tracking.metric_names import SYSTEM
-from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.system_metrics import system_metrics
 from tests.conftest import SMALL, all_runs, interrupt_after_an_epoch, start
@@ -91,7 +90,7 @@ def test_a_resumed_run_continues_the_count_and_doubles_none(folder: Path) -> Non
         assert start("train", *words) == 143
     before = steps(all_runs()[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("freqfilter.tracking.processes.Worker.is_alive", False)  # this process, which lives on
+        patch.setattr("freqfilter.tracking.owner.RunOwner.is_alive", False)  # this process, which lives on
         assert start("resume", all_runs()[0].info.run_id) == 0
     (run,) = all_runs()
     assert run.info.status == "FINISHED"

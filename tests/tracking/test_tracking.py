@@ -20,18 +20,17 @@ from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 
 import freqfilter
+from freqfilter.config import TrackingParams, resolve, restore
 from freqfilter.errors import UserError
-from freqfilter.evaluation.figures.style import dress, new_figure
-from freqfilter.filters.exported import exported_program
-from freqfilter.filters.network import FrequencyFilterLSTM, estimate
-from freqfilter.filters.onnx_graph import onnx_model
-from freqfilter.params import TrackingParams, resolve, restore
-from freqfilter.stopping import Stopped, Stopping
+from freqfilter.models.export import exported_program, onnx_model
+from freqfilter.models.network import FrequencyFilterLSTM, estimate
+from freqfilter.plots.style import dress, new_figure
+from freqfilter.process import Stopped, Stopping
 from freqfilter.tracking import loading, provenance, registry
-from freqfilter.tracking.board import TensorBoard
-from freqfilter.tracking.opening import open_run
+from freqfilter.tracking.client import open_store
+from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.outbox import UndeliveredError
-from freqfilter.tracking.store import open_store
+from freqfilter.tracking.run import TensorBoard
 from tests.conftest import SMALL, all_runs, fresh_state, network
 
 DRAWS = {name: getattr(Figure, name) for name in ("savefig", "get_layout_engine")}  # before fixtures replace them

@@ -21,10 +21,10 @@ import pytest
 from mlflow.entities import Run
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from freqfilter.artifact_names import COMPARED
-from freqfilter.params import resolve
-from freqfilter.tracking.metric_names import (
+from freqfilter.config import resolve
+from freqfilter.tracked_names import (
     AUDIT_MSE,
+    COMPARED,
     SYSTEM,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,

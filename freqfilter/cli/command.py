@@ -1,0 +1,221 @@
+"""The command group, the options that commands share, and the summary that they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from freqfilter import __version__
+from freqfilter.config.load import DEFAULT_RECIPE, default_text, defaults, fields, is_everyday, is_path, recipe_names
+from freqfilter.errors import UserError
+from freqfilter.process import launched_by_mlflow, launcher_folder
+
+if TYPE_CHECKING:
+    from freqfilter.pipelines.train import TrainingResult
+    from freqfilter.tracking.ui_views import RunRef
+
+
+SHOW_ALL = "freqfilter.show_all"  # in click's context: whether help leaves nothing out
+
+
+class ParameterOption(click.Option):
+    """An option for a parameter of params.yaml, whose value is text that the schema reads.
+
+    Attributes:
+        section: The parameter's section.
+        everyday: Whether ``--help`` shows it; ``--help-all`` shows all of them.
+    """
+
+    def __init__(self, *names: Any, section: str, everyday: bool, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.section = section
+        self.everyday = everyday
+
+
+class Command(click.Command):
+    """A command whose ``--help`` shows its own options and the everyday parameters, and ``--help-all`` everything."""
+
+    def __init__(self, *names: Any, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        parameters = [option for option in self.params if isinstance(option, ParameterOption)]
+        self._abridges = any(option.everyday for option in parameters)
+        if self._abridges:
+            help_all = click.Option(
+                ["--help-all"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_print_all,
+                help="Show every parameter and exit.",
+            )
+            self.params.append(help_all)
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, a heading for each kind."""
+        show_all = SHOW_ALL in context.meta or not self._abridges
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for option in self.get_params(context):
+            if (record := option.get_help_record(context)) is None:
+                continue
+            heading = "Options"
+            if isinstance(option, ParameterOption):
+                if not (show_all or option.everyday):
+                    continue
+                heading = f"Parameters, {option.section}" if show_all else "Everyday parameters"
+            sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+        if not show_all:
+            formatter.write_paragraph()
+            formatter.write_text("--help-all shows every parameter.")
+
+
+def _print_all(context: click.Context, _option: click.Parameter, asked: bool) -> None:
+    if asked:
+        context.meta[SHOW_ALL] = True
+        click.echo(context.get_help())
+        context.exit()
+
+
+def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
+    """An option for each parameter, or for those of some sections."""
+    stated = defaults()
+
+    def add(command: Any) -> Any:
+        for section, name, field in reversed(list(fields())):
+            if sections is None or section in sections:
+                command = click.option(
+                    f"--{name}",
+                    name,
+                    cls=ParameterOption,
+                    section=section,
+                    everyday=is_everyday(field) and sections != ("tracking",),
+                    metavar="VALUE",
+                    help=f"{field.description}  [default: {default_text(stated[name])}]",
+                )(command)
+        return command
+
+    return add
+
+
+recipe_option = click.option(
+    "--recipe",
+    default=DEFAULT_RECIPE,
+    metavar="NAME|FILE",
+    help=f"what replaces the defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
+)
+
+seeds_option = click.option(
+    "--seeds", metavar="LIST", help='train once with each seed, such as "[1, 2, 3]", for mean and spread'
+)
+
+
+def given_words(typed: dict[str, str | None]) -> dict[str, str]:
+    """What was typed, without the parameters that were not.
+
+    Raises:
+        UserError: If it is what MLflow decides.
+    """
+    given = {name: value for name, value in typed.items() if value is not None}
+    if "experiment" in given and launched_by_mlflow():
+        raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
+    return given
+
+
+def typing_folder(given: dict[str, str]) -> Path:
+    """The folder in which the user typed. `mlflow run` works elsewhere: in the project, or in a clone of it.
+
+    Raises:
+        UserError: If it cannot be found, and a relative path needs it.
+    """
+    if not launched_by_mlflow():
+        return Path.cwd()
+    if found := launcher_folder():
+        return found
+    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "page", "picture", "recipe"}
+    for name, value in given.items():
+        if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
+            raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
+    return Path.cwd()
+
+
+GROUPS = {
+    "Everyday": ("train", "original", "compare", "evaluate", "promote", "ui"),
+    "More": (
+        "vary", "find_learning_rate", "limit", "prepare", "rollback", "history", "serve", "export", "copy",
+    ),
+    "Upkeep": ("resume", "sync", "doctor", "init_store"),
+}  # fmt: skip
+
+
+class Group(click.Group):
+    """A group whose help lists the commands under the headings of ``GROUPS``."""
+
+    command_class = Command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands, each with the first sentence of its help."""
+        widest = max(map(len, self.commands))
+        for heading, names in GROUPS.items():
+            with formatter.section(heading):
+                room = formatter.width - widest - 6
+                formatter.write_dl(
+                    [(name.ljust(widest), self.commands[name].get_short_help_str(room)) for name in names]
+                )
+
+
+@click.group(cls=Group, context_settings={"max_content_width": 110})
+@click.version_option(__version__, prog_name="freqfilter")
+def cli() -> None:
+    """Train a filter that extracts one sinusoid from a noisy mixture, tracked in MLflow.
+
+    A job that records a run is also an entry point of the MLproject: `mlflow run . -e JOB -P name=value`; `main` is
+    train.
+    """
+
+
+UI = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
+
+
+def of_training(trained: TrainingResult) -> Iterator[str]:
+    """The best epoch, the scores, the run, the version, and the run's page, line by line."""
+    from freqfilter.pipelines.model_card import over_limit, scores_table
+
+    progress, run = trained.progress, trained.run
+    best = progress.best
+    yield (
+        f"\nbest epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
+        f"validation loss {best.val_loss:.4f}"
+    )
+    yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n"
+    yield from (f"diagnosis: {line}" for line in trained.diagnoses.values())
+    if not run.tracking_uri:
+        yield f"offline: everything is in {trained.folder}; to send it and to register the model:"
+        yield "python -m freqfilter sync"
+        return
+    yield f"run {run.run_id} in experiment {run.experiment}"
+    if trained.version is None:
+        yield "not registered (register=false)"
+    else:
+        yield f"registered: {trained.model_name} version {trained.version}"
+        yield f"load it: freqfilter.load({trained.model_name!r}, version={trained.version})"
+    yield from pages(run)
+
+
+def pages(run: RunRef, view: str = "trainings") -> Iterator[str]:
+    """How to open MLflow's UI, and the addresses of a run's page and of a saved view of its experiment."""
+    server = run.tracking_uri if run.tracking_uri.startswith("http") else UI
+    yield view_in_mlflow(run.tracking_uri)
+    yield f"  this run: {run.page(server)}"
+    yield f"  all {view}: {run.view(server, view)}"
+
+
+def view_in_mlflow(tracking_uri: str) -> str:
+    """How to open the store in MLflow's UI."""
+    if tracking_uri.startswith("http"):
+        return f"view in MLflow: {tracking_uri}"
+    return f"view in MLflow: make ui, or: mlflow ui --backend-store-uri {tracking_uri}"

@@ -1,0 +1,60 @@
+"""Command-line entry point: a user error is printed on one line and exits with status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from freqfilter.errors import UserError
+from freqfilter.process import Stopped, launched_by_mlflow, launcher, stopping
+
+USER_ERROR = 2  # the exit code of everything that a user can mend
+
+
+def load_commands() -> click.Group:
+    """Import all commands and return their group.
+
+    Their options are made from params.yaml, which may be broken: the imports belong inside the block that handles
+    errors. Each command imports what it computes with when it runs, so that ``--help`` does not wait for it.
+
+    Raises:
+        UserError: If params.yaml cannot be read.
+    """
+    from freqfilter.cli import inspect, registry, train  # noqa: F401
+    from freqfilter.cli.command import cli
+
+    return cli
+
+
+def main() -> None:
+    """Run the command line."""
+    with stopping() as watch:
+        try:
+            load_commands()(obj=watch, standalone_mode=False)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(USER_ERROR)
+        except click.ClickException as error:
+            sys.exit(_fail(error.format_message().replace("No such option", "unknown parameter")))
+        except UserError as error:
+            sys.exit(_fail(str(error)))
+        except Stopped as stopped:
+            _stop_unopened_run()
+            remedy = f"; to go on: {stopped.remedy}" if stopped.remedy else ""
+            click.echo(f"freqfilter: stopped by {stopped}{remedy}", err=True)
+            sys.exit(stopped.exit_code)
+
+
+def _fail(message: str) -> int:
+    click.echo(f"freqfilter: {' '.join(message.split())}", err=True)
+    return USER_ERROR
+
+
+def _stop_unopened_run() -> None:
+    """Where `mlflow run` has made a run that was stopped before it was opened, let it end KILLED too."""
+    if launched_by_mlflow() and (parent := launcher()):
+        from freqfilter.tracking.owner import set_status_after
+
+        set_status_after(parent, os.environ["MLFLOW_RUN_ID"], "KILLED")

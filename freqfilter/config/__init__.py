@@ -1,0 +1,25 @@
+"""Configuration: params.yaml, a recipe and overrides, resolved into one frozen, validated tree of sections."""
+
+from freqfilter.config.load import recipe_names, resolve, restore
+from freqfilter.config.schema import (
+    DataParams,
+    EvaluationParams,
+    ModelParams,
+    Params,
+    SignalParams,
+    TrackingParams,
+    TrainingParams,
+)
+
+__all__ = [
+    "DataParams",
+    "EvaluationParams",
+    "ModelParams",
+    "Params",
+    "SignalParams",
+    "TrackingParams",
+    "TrainingParams",
+    "recipe_names",
+    "resolve",
+    "restore",
+]

@@ -1,0 +1,316 @@
+"""Loading of parameters: defaults, recipes and overrides, read from YAML and validated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from freqfilter.config.schema import Params
+from freqfilter.errors import UserError, one_line
+
+DEFAULT_RECIPE = "default"
+# What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
+SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+# What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
+DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
+# What held before there were these parameters, for what was stored then.
+ONCE = {
+    "validation_windows": None,
+    "test_windows": None,
+    "windows_per_epoch": None,
+    "optimizer": "adam",
+    "targets": "clean",
+    "scheduler": "plateau",
+}
+
+
+def _home() -> Path:
+    """The folder of params.yaml and recipes: inside an installed package, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package if (package / "params.yaml").exists() else package.parent
+
+
+def fields() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Every parameter as (section, name, field), in the order of the file."""
+    for section, section_field in Params.model_fields.items():
+        section_type = section_field.annotation
+        if not (isinstance(section_type, type) and issubclass(section_type, BaseModel)):
+            raise TypeError(f"section {section} is not a model")
+        for name, field in section_type.model_fields.items():
+            yield section, name, field
+
+
+def default_text(value: Any) -> str:
+    """A default as params.yaml writes it."""
+    return "null" if value is None else str(value).replace("'", "")
+
+
+def defaults() -> dict[str, Any]:
+    """What params.yaml states, by name.
+
+    Raises:
+        UserError: If the file is broken or a parameter is missing in it.
+    """
+    path = _home() / "params.yaml"
+    values = _flatten(path)
+    for section, name, _ in fields():
+        if name not in values:
+            raise UserError(
+                f"{path}: {name} is missing in section {section}; `git checkout params.yaml` brings it back"
+            )
+    return values
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    return sorted(path.stem for path in (_home() / "recipes").glob("*.yaml"))
+
+
+def resolve(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    recipe: str = DEFAULT_RECIPE,
+    folder: Path | None = None,
+) -> Params:
+    """Every parameter's value: the default, else the recipe's, else the one given.
+
+    Args:
+        overrides: Values by name; text is read as YAML.
+        recipe: A name of ``recipe_names()``, ``default``, or the path of a file in the form of params.yaml.
+        folder: What relative paths refer to; the working directory where none is given.
+
+    Raises:
+        UserError: If a name is unknown, a value not allowed, or values do not fit together.
+    """
+    folder = folder or Path.cwd()
+    given = {name: _typed(name, value) for name, value in (overrides or {}).items()}
+    stated = _recipe(recipe, folder) | given
+    values = defaults() | stated
+    if values["data_file"] is not None:
+        values |= DEFAULT_WITH_DATA_FILE | stated
+        values |= {name: settled for name, settled in SETTLED_BY_DATA_FILE.items() if name not in given}
+    if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
+        values["targets"] = "clean"  # nothing else goes with them
+    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
+    for section, name, field in fields():
+        value = values[name]
+        if is_path(field) and isinstance(value, str):
+            try:
+                value = str(user_path(value, folder))
+            except UserError as error:
+                raise UserError(f"{name}={error}") from None
+        sections[section][name] = value
+    return _validated(sections)
+
+
+def changes(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
+    """What was typed in ``folder`` and differs from ``params``, such as ``epochs=3 (it has 25)``.
+
+    Raises:
+        UserError: If a name is unknown or a value not allowed.
+    """
+    stored = params.model_dump()
+    for section, name, field in fields():
+        if name in given:
+            value = _typed(name, given[name])
+            stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
+    found = _validated(stored).canonical()
+    return [
+        f"{name}={found[name]} (it has {value})" for name, value in params.canonical().items() if found[name] != value
+    ]
+
+
+def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
+    if recipe == DEFAULT_RECIPE:
+        return {}
+    if recipe in recipe_names():
+        return _flatten(_home() / "recipes" / f"{recipe}.yaml")
+    path = user_path(recipe, folder)
+    if not path.is_file():
+        raise UserError(
+            f"recipe={recipe}: no such recipe or file; the recipes are {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
+        )
+    return _flatten(path)
+
+
+def _flatten(path: Path) -> dict[str, Any]:
+    homes = {name: section for section, name, _ in fields()}
+    values = {}
+    for section, content in read_sections(path).items():
+        for name, value in content.items():
+            if homes.get(name) != section:
+                home = f": it belongs in section {homes[name]}" if name in homes else ""
+                raise UserError(f"{path}: {section}: {_unknown(name) if not home else name + home}")
+            values[name] = value
+    return values
+
+
+def _typed(name: str, value: Any) -> Any:
+    field = next((field for _, known, field in fields() if known == name), None)
+    if field is None:
+        raise UserError(_unknown(name))
+    if not isinstance(value, str):
+        return value
+    if field.annotation in (str, str | None):  # text is text, also where YAML would see a list or a mapping
+        return None if value.strip() in ("", "~", "null") else value.strip()
+    try:
+        return parse(value)
+    except UserError as error:
+        raise UserError(f"{name}={value[:60]!r}: {error}") from None
+
+
+def _unknown(name: str) -> str:
+    known = [known for _, known, _ in fields()]
+    nearest = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "`python -m freqfilter train --help-all` lists all names"
+    return f"unknown parameter {name!r}: {hint}"
+
+
+def require_online(params: Params) -> None:
+    """Refuse ``tracking=offline`` for a job that needs the tracking store.
+
+    Raises:
+        UserError: If the parameters state it.
+    """
+    if params.tracking.tracking == "offline":
+        raise UserError("tracking=offline: only a single training goes without its store, and not under `mlflow run`")
+
+
+def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
+    """The parameters that a model or a checkpoint was stored with.
+
+    A parameter that did not exist then has the value that held, or today's default, and one that is gone since is
+    left out.
+
+    Raises:
+        UserError: If they are not parameters of ours.
+    """
+    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
+    otherwise = defaults() | ONCE
+    try:
+        for section, name, _ in fields():
+            sections[section][name] = stored.get(section, {}).get(name, otherwise[name])
+        return Params.model_validate(sections)
+    except (AttributeError, TypeError, ValidationError):
+        raise UserError("the stored parameters are damaged, or of another program") from None
+
+
+def user_path(text: str, folder: Path) -> Path:
+    """The path that a user typed in ``folder``.
+
+    Raises:
+        UserError: If it starts with the home of a user who is not there.
+    """
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from None
+
+
+def is_path(field: FieldInfo) -> bool:
+    """Whether a parameter is a path of the user's."""
+    return _is_marked(field, "path")
+
+
+def is_everyday(field: FieldInfo) -> bool:
+    """Whether a parameter is one of the dozen that most users set."""
+    return _is_marked(field, "everyday")
+
+
+def _is_marked(field: FieldInfo, mark: str) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
+
+
+def _validated(sections: dict[str, dict[str, Any]]) -> Params:
+    try:
+        return Params.model_validate(sections)
+    except ValidationError as error:
+        raise UserError(_first_line(error, sections)) from None
+
+
+def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if len(first["loc"]) < 2:  # a rule about several parameters names them itself
+        return message
+    section, name = str(first["loc"][0]), str(first["loc"][1])
+    field = next(field for _, known, field in fields() if known == name)
+    value = "nothing" if sections[section][name] is None else str(sections[section][name])
+    shown = value if len(value) <= 60 else f"{value[:60]}…"
+    return f"{name}={shown}: {message[0].lower()}{message[1:]} ({field.description})"
+
+
+LARGEST_FILE = 1_000_000  # bytes; a file of parameters has a few thousand
+
+
+class _TextLoader(yaml.BaseLoader):
+    """YAML without types, aliases or doubled keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key.value, str) or key.value in seen:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands twice or is no name")
+            seen.add(key.value)
+        return dict(super().construct_mapping(node, deep=deep))
+
+
+def parse(text: str) -> Any:
+    """The value that YAML text states, its scalars as text and ``null``, ``~`` and nothing as None.
+
+    >>> parse("[1e-3, no, null]")
+    ['1e-3', 'no', None]
+
+    Raises:
+        UserError: If the text is not YAML, has aliases or doubled keys.
+    """
+    try:
+        return _nulls(yaml.load(text, Loader=_TextLoader))  # noqa: S506 (BaseLoader makes text only)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"not valid YAML: {line}{error.problem}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"not valid YAML: {one_line(error)}") from None
+
+
+def _nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nulls(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_nulls(inner) for inner in value]
+    return None if value in ("", "~", "null") else value
+
+
+def read_sections(path: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a file of parameters.
+
+    Raises:
+        UserError: If the file cannot be read or is not a mapping of sections to names and values.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than {LARGEST_FILE:,} bytes, so not a file of parameters")
+        content = parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text, so not a file of parameters") from None
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no sections; see params.yaml for the form")
+    for section, values in content.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: section {section!r} holds no `name: value` lines")
+    return content

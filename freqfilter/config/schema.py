@@ -1,0 +1,373 @@
+"""Schema of the parameters: type, unit, range and a description of each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Container
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    """Read ``1e2`` and ``100.0`` as the whole number that they are."""
+    try:
+        number = float(_number(value))
+    except (TypeError, ValueError):
+        return value
+    return int(number) if number.is_integer() and abs(number) < 2**53 else value
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Positive = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Whole, Field(ge=1, le=10**9)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+Numbers = Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
+
+PATH: JsonDict = {"path": True}  # a relative value means the folder in which the user typed it
+EVERYDAY: JsonDict = {"everyday": True}  # `train --help` and the MLproject show it
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
+
+
+class SignalParams(_Section):
+    """The signal model."""
+
+    frequencies_hz: Positives = Field(json_schema_extra=EVERYDAY, description="frequency of each component, Hz")
+    phases_deg: Numbers = Field(
+        description="phase of each component, degrees; one number for all; null: spread evenly over 180°"
+    )
+    amplitudes: Positives = Field(description="amplitude of each component; one number for all")
+    n_samples: Count = Field(ge=2, description="samples of a realization")
+    duration_s: Positive = Field(description="time of the last sample, seconds")
+    noise_std: NotNegative = Field(
+        json_schema_extra=EVERYDAY, description="standard deviation of the Gaussian noise on the mixture"
+    )
+
+    @property
+    def sample_rate_hz(self) -> float:
+        """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
+        return (self.n_samples - 1) / self.duration_s
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_value_for_each_component(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = dict(values)
+        n_components = len(_several(values["frequencies_hz"]))
+        if values["phases_deg"] is None:
+            values["phases_deg"] = [180 * k / n_components for k in range(n_components)]
+        for name in ("phases_deg", "amplitudes"):
+            if len(given := _several(values[name])) == 1:
+                values[name] = list(given) * n_components
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        n_components = len(self.frequencies_hz)
+        for name, example in (("phases_deg", 0.0), ("amplitudes", 1.0)):
+            if (given := len(getattr(self, name))) != n_components:
+                raise ValueError(
+                    f"frequencies_hz has {n_components} values and {name} has {given}: "
+                    f"add {name}='{json.dumps([example] * n_components)}' with your values"
+                )
+        if doubled := [f for f, n in Counter(self.frequencies_hz).items() if n > 1]:
+            raise ValueError(f"frequencies_hz: {doubled[0]:g} stands twice; components differ in frequency")
+        if max(self.frequencies_hz) >= self.sample_rate_hz / 2:
+            raise ValueError(
+                f"frequencies_hz: component at {max(self.frequencies_hz):g} Hz is not below half of the sample "
+                f"rate {self.sample_rate_hz:g} Hz; raise n_samples or shorten duration_s"
+            )
+        return self
+
+
+class DataParams(_Section):
+    """Windows, realizations and the split."""
+
+    window_length: Count = Field(json_schema_extra=EVERYDAY, description="samples of a window")
+    noise: Literal["fresh", "fixed"] = Field(
+        description="training noise: fresh, drawn anew for each window and epoch, or fixed, the training realization"
+    )
+    split: Literal["independent", "blocked", "random", "file"] = Field(
+        description="validation from realizations of its own, from the training realization's end with a gap of a "
+        "window, from its windows at random, or as the data file has it"
+    )
+    validation_fraction: Number = Field(
+        gt=0, lt=1, description="share of windows for validation, split random or blocked"
+    )
+    split_seed: Seed = Field(description="seed of the permutation, split random")
+    train_noise_seed: Seed = Field(description="noise seed of the training realization, noise fixed")
+    test_noise_seed: Seed = Field(description="noise seed of the test realization")
+    audit_noise_seed: Seed = Field(description="noise seed of the audit realization")
+    validation_noise_seed: Seed = Field(description="first noise seed of validation, split independent")
+    validation_realizations: Count = Field(le=1000, description="realizations of validation, split independent")
+    validation_windows: Count | None = Field(
+        description="windows of validation, spread evenly over its realizations, split independent; null: all of them"
+    )
+    test_windows: Count | None = Field(
+        description="windows of the test, spread evenly over its realization; null: all of them"
+    )
+    allow_shared_realizations: bool = Field(description="let two purposes use one realization: a leak")
+    data_file: str | None = Field(
+        json_schema_extra=PATH | EVERYDAY, description="a .npz file of windows in place of generated signals, or null"
+    )
+    augment_noise_std: NotNegative = Field(
+        description="standard deviation of Gaussian noise that is added to each training mixture, drawn anew for each "
+        "window and epoch, noise fixed or a data file; 0: none"
+    )
+    augment_gain_db: NotNegative = Field(
+        le=60,
+        description="range of a random gain, dB: each training window, mixture and target together, is scaled by one "
+        "between minus and plus this, uniform in dB, drawn anew for each window and epoch, noise fixed or a data file; "
+        "0: none",
+    )
+
+
+class ModelParams(_Section):
+    """The network's architecture."""
+
+    cell: Literal["lstm", "gru"] = Field(json_schema_extra=EVERYDAY, description="recurrent cell")
+    hidden_size: Count = Field(json_schema_extra=EVERYDAY, le=65536, description="features of the hidden state")
+    num_layers: Count = Field(le=100, description="stacked recurrent layers")
+    dropout: NotNegative = Field(lt=1, description="dropout between the layers and before the output")
+    bidirectional: bool = Field(description="also run from the window's end backwards; not causal")
+
+
+class TrainingParams(_Section):
+    """How the weights are found."""
+
+    start_from: str | None = Field(
+        description="a run's id or models:/NAME/VERSION whose weights training starts from, or null: drawn by seed"
+    )
+    seed: Seed = Field(
+        json_schema_extra=EVERYDAY,
+        description="seed of weights, windows and their order, dropout, fresh noise, augmentation, posterior means",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        description="arithmetic of training; auto: bf16 on processors that are made for it, else fp32"
+    )
+    deterministic: bool = Field(description="only algorithms that give the same bits each time")
+    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(
+        json_schema_extra=EVERYDAY, description="processor threads; 0: PyTorch's own choice"
+    )
+    epochs: Count = Field(json_schema_extra=EVERYDAY, description="largest number of epochs")
+    windows_per_epoch: Count | None = Field(
+        description="training windows of an epoch, drawn at random with replacement; null: each of them once"
+    )
+    batch_size: Count = Field(json_schema_extra=EVERYDAY, description="windows of a training step")
+    optimizer: Literal["muon", "adam"] = Field(
+        description="muon: Muon for the matrices between hidden features, Adam for all else; adam: Adam for everything"
+    )
+    learning_rate: Positive = Field(json_schema_extra=EVERYDAY, description="step size of the optimizer at its highest")
+    weight_decay: NotNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
+    loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
+    targets: Literal["posterior_mean", "clean"] = Field(
+        description="what estimates are moved towards: the clean component or, with noise fresh and loss mse, its mean "
+        "over stretches of the signal that a window may be"
+    )
+    gradient_clip_norm: NotNegative = Field(description="largest norm of the gradient; 0: no clipping")
+    scheduler: Literal["cosine", "plateau"] = Field(
+        description="learning rate: a warm-up, then half a cosine down to zero over all epochs, or cut on a plateau"
+    )
+    warmup_fraction: Number = Field(ge=0, lt=1, description="share of all steps for the warm-up, scheduler cosine")
+    scheduler_factor: Number = Field(
+        gt=0, le=1, description="factor of the learning rate on a plateau, scheduler plateau; 1: none"
+    )
+    scheduler_patience: Annotated[Whole, Field(ge=0)] = Field(
+        description="validations without improvement before the learning rate falls, scheduler plateau"
+    )
+    early_stopping_patience: Annotated[Whole, Field(ge=0)] = Field(
+        description="validations without improvement before training ends; 0: never"
+    )
+    validate_every: Count = Field(description="epochs from one validation to the next")
+    checkpoint_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
+    checkpoint_minutes: NotNegative = Field(
+        description="minutes between checkpoints within and between epochs; 0: none"
+    )
+    checkpoints_kept: Count = Field(description="the newest checkpoints in the run's folder; older ones are removed")
+
+
+class EvaluationParams(_Section):
+    """What is measured beside validation."""
+
+    audit_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between audits; 0: no audit")
+    audit_windows: Count = Field(description="windows of an audit during training, spread evenly")
+
+
+with warnings.catch_warnings():
+    # `register` is also what Python's abstract base classes call a method that nobody here uses.
+    warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
+
+    class TrackingParams(_Section):
+        """Where the run is kept."""
+
+        tracking: Literal["online", "offline"] = Field(
+            description="online: in the store at once; offline: in run_dir, until `freqfilter sync` delivers it"
+        )
+        experiment: str = Field(min_length=1, description="MLflow experiment; under `mlflow run`: --experiment-name")
+        register: bool = Field(description="register the best model as a new version")
+        model_name: str = Field(
+            json_schema_extra=EVERYDAY, pattern=r"^[^/:]+$", description="name in the model registry, without / and :"
+        )
+        system_metrics_interval: NotNegative = Field(
+            description="seconds between points of processor, memory and GPU, MLflow's system metrics; 0: none"
+        )
+        run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
+        tensorboard_dir: str | None = Field(
+            json_schema_extra=PATH, description="folder of TensorBoard's event files, or null: none"
+        )
+
+
+class Params(_Section):
+    """Every parameter of a run, in sections. Names are unique across them."""
+
+    signals: SignalParams
+    data: DataParams
+    model: ModelParams
+    training: TrainingParams
+    evaluation: EvaluationParams
+    tracking: TrackingParams
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        data = self.data
+        if data.window_length > self.signals.n_samples:
+            raise ValueError(
+                f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}"
+            )
+        if (data.split == "file") != (data.data_file is not None):
+            raise ValueError(f"split={data.split}: split=file goes with data_file, and with nothing else")
+        if data.data_file is not None and (data.noise != "fixed" or self.evaluation.audit_every):
+            wrong = "noise=fresh" if data.noise != "fixed" else f"audit_every={self.evaluation.audit_every}"
+            raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
+        if data.split in ("random", "blocked") and data.noise == "fresh":
+            raise ValueError(f"split={data.split} cuts windows of one realization: add noise=fixed")
+        if data.noise == "fresh":
+            for name in ("augment_noise_std", "augment_gain_db"):
+                if value := getattr(data, name):
+                    raise ValueError(
+                        f"{name}={value:g} needs noise=fixed or a data_file: with noise=fresh each window has new "
+                        "noise already, of the strength that the signal model states; drop it"
+                    )
+        if self.training.targets == "posterior_mean" and (data.noise, self.training.loss) != ("fresh", "mse"):
+            wrong = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
+            raise ValueError(f"targets=posterior_mean goes with noise=fresh and loss=mse, not with {wrong}: drop one")
+        self._keep_realizations_apart()
+        return self
+
+    def realizations(self) -> dict[str, range]:
+        """Noise seeds of the realizations by purpose, as far as this run generates them."""
+        data = self.data
+        if data.data_file is not None:
+            return {}
+        seeds = {"test_noise_seed": range(data.test_noise_seed, data.test_noise_seed + 1)}
+        if data.noise == "fixed":
+            seeds["train_noise_seed"] = range(data.train_noise_seed, data.train_noise_seed + 1)
+        if data.split == "independent":
+            first = data.validation_noise_seed
+            seeds["validation_noise_seed"] = range(first, first + data.validation_realizations)
+        elif data.split == "random":
+            seeds["split=random"] = seeds["train_noise_seed"]
+        if self.evaluation.audit_every:
+            seeds["audit_noise_seed"] = range(data.audit_noise_seed, data.audit_noise_seed + 1)
+        return seeds
+
+    def _keep_realizations_apart(self) -> None:
+        if self.data.allow_shared_realizations:
+            return
+        taken: dict[int, str] = {}
+        for purpose, seeds in self.realizations().items():
+            for seed in seeds:
+                if seed in taken:
+                    raise ValueError(
+                        f"{taken[seed]} and {purpose} share realization {seed}, a leak: change one, "
+                        "or add allow_shared_realizations=true"
+                    )
+                taken[seed] = purpose
+
+    def kept(self, **where: str) -> Self:
+        """The same parameters, with others for where the run is kept."""
+        tracking = self.tracking.model_copy(update=where)
+        return self.model_copy(update={"tracking": tracking})
+
+    def starting_from(self, uri: str) -> Self:
+        """The same parameters with the origin of the weights named for good, not by an alias that moves on."""
+        training = self.training.model_copy(update={"start_from": uri})
+        return self.model_copy(update={"training": training})
+
+    def flat(self, sections: Container[str] | None = None) -> dict[str, Any]:
+        """Every parameter by its name alone, or those of some sections."""
+        dumped = self.model_dump().items()
+        chosen = [values for section, values in dumped if sections is None or section in sections]
+        return {name: value for section in chosen for name, value in section.items()}
+
+    def canonical(self, sections: Container[str] | None = None) -> dict[str, str]:
+        """Every parameter as the one text by which runs are compared: text as it is, all else as JSON."""
+        return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat(sections).items()}
+
+    def digest(self) -> str:
+        """SHA-256 of every parameter that can change a number; where the run is kept cannot."""
+        kept = {k: v for k, v in self.canonical().items() if k not in TrackingParams.model_fields}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved parameters as a file that repeats the run when given as ``recipe``."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def other_task(params: Params, than: Params) -> list[str]:
+    """In what a filter is for something else than another, such as ``window_length=100 and not 50``.
+
+    A task is the signal model or the data file, the length of a window, and whether all of it is seen.
+
+    Args:
+        params: The parameters that the filter was trained with.
+        than: Those of the other.
+    """
+    ours, theirs = (
+        of.signals.model_dump()
+        | of.data.model_dump(include={"window_length", "data_file"})
+        | of.model.model_dump(include={"bidirectional"})
+        for of in (params, than)
+    )
+    return [f"{name}={ours[name]} and not {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The acceptance criteria that a user can set.
+
+    Attributes:
+        most_over_limit: Largest ratio of the candidate's mean squared error to the limit, all components together.
+        most_over_limit_per_frequency: The same for each component.
+        margin: Share of the champion's mean squared error by which the candidate may be worse; 0: it has to be better.
+        most_milliseconds: Largest latency for one window of the training length on one thread, milliseconds.
+        most_megabytes: Largest size of the version's files, MB.
+    """
+
+    most_over_limit: float = 1.05
+    most_over_limit_per_frequency: float = 1.10
+    margin: float = 0.0
+    most_milliseconds: float = 50.0
+    most_megabytes: float = 20.0

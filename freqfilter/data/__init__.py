@@ -1,0 +1,1 @@
+"""Signal model, windows, and the Bayes-optimal estimator."""

@@ -1,0 +1,198 @@
+"""The signal model, named random streams, and realizations of its noise."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from freqfilter.config import SignalParams
+from freqfilter.data.windows import CutWindows, spread
+
+
+@dataclass(frozen=True)
+class Component:
+    """One sinusoid, ``amplitude · sin(2π · frequency_hz · t + phase)``."""
+
+    frequency_hz: float
+    phase_deg: float
+    amplitude: float
+
+    def at(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Its value at each time, in the shape of ``time_s`` (seconds).
+
+        >>> Component(1.0, 90.0, 2.0).at(np.array([0.0, 0.5])).round(6).tolist()
+        [2.0, -2.0]
+        """
+        angle = 2 * np.pi * self.frequency_hz * time_s + np.deg2rad(self.phase_deg)
+        return np.asarray(self.amplitude * np.sin(angle))
+
+
+def stretches(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
+    """The samples of the stretches at ``starts``, one after another, (n_starts · n_samples,).
+
+    >>> stretches(np.array([3, 8]), 2).tolist()
+    [3, 4, 8, 9]
+    """
+    return (starts[:, None] + np.arange(n_samples)).ravel()
+
+
+@dataclass(frozen=True)
+class SignalModel:
+    """Components whose mean, with noise added, is the mixture.
+
+    Attributes:
+        components: The sinusoids.
+        n_samples: Samples of a realization.
+        duration_s: Time of the last sample, seconds; the first stands at 0.
+        noise_std: Standard deviation of the white Gaussian noise.
+    """
+
+    components: tuple[Component, ...]
+    n_samples: int
+    duration_s: float
+    noise_std: float
+
+    @classmethod
+    def from_params(cls, params: SignalParams) -> Self:
+        """The signal model that a section of parameters states."""
+        parts = zip(params.frequencies_hz, params.phases_deg, params.amplitudes, strict=True)
+        return cls(tuple(Component(*part) for part in parts), params.n_samples, params.duration_s, params.noise_std)
+
+    @property
+    def sample_rate_hz(self) -> float:
+        """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
+        return (self.n_samples - 1) / self.duration_s
+
+    def clean(self, samples: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+        """The components without noise at samples of the signal, (n_components, *samples.shape); None: all of them."""
+        samples = np.arange(self.n_samples) if samples is None else samples
+        last = self.n_samples - 1
+        time_s = np.where(samples == last, self.duration_s, samples * (self.duration_s / last))
+        return np.stack([component.at(time_s) for component in self.components])
+
+
+DRAWN_AT_ONCE = 2**20  # samples of a realization
+
+
+def realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
+    """Standard normal noise of the realization ``noise_seed``, (n_samples,).
+
+    NumPy's legacy generator, as the original script has it: scaled by the standard deviation these are the
+    numbers of ``RandomState(noise_seed).normal(0, noise_std, n_samples)`` to the bit.
+
+    >>> bool((0.1 * realization(1, 5) == np.random.RandomState(1).normal(0, 0.1, 5)).all())
+    True
+    """
+    return np.random.RandomState(noise_seed).standard_normal(n_samples)
+
+
+def realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The noise of a realization at some of its samples alone, however long it is, in the shape of ``samples``.
+
+    >>> bool((realization_at(1, np.array([4, 0])) == realization(1, 5)[[4, 0]]).all())
+    True
+    """
+    random = np.random.RandomState(noise_seed)
+    found = np.empty(samples.shape)
+    for first in range(0, int(samples.max()) + 1, DRAWN_AT_ONCE):
+        part = random.standard_normal(DRAWN_AT_ONCE)
+        here = (first <= samples) & (samples < first + DRAWN_AT_ONCE)
+        found[here] = part[samples[here] - first]
+    return found
+
+
+def stream(seed: int, name: str, *indices: int) -> np.random.Generator:
+    """The generator of the stream ``name``, independent of every other name, index and seed.
+
+    Source: NumPy, ``SeedSequence`` with a ``spawn_key``.
+    """
+    key = (zlib.crc32(name.encode()), *indices)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def torch_seed(seed: int, name: str) -> int:
+    """A 63-bit seed for PyTorch's generators, derived like a stream."""
+    return int(stream(seed, name).integers(2**63))
+
+
+MOST_HELD = 10**6  # samples of a signal that is held as a whole where only some of its windows are wanted
+BLOCK_S = 1.0  # of neighbouring windows; a window where that is longer
+
+
+def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> CutWindows:
+    """All windows of the realizations with these noise seeds; without any seed, of the signal without noise."""
+    noise = [realization(seed, model.n_samples) for seed in noise_seeds]
+    return _cut(model.clean(), noise, model, window_length, block_starts=_block_samples(model, window_length))
+
+
+def some_windows(model: SignalModel, window_length: int, n_windows: int | None, *noise_seeds: int) -> CutWindows:
+    """Windows spread evenly over realizations, each start with all of its selectors.
+
+    Args:
+        model: The signal model.
+        window_length: Samples of a window.
+        n_windows: At most so many, but at least one start of each realization; None: all of them.
+        noise_seeds: Of the realizations; none: of the signal without noise.
+    """
+    if n_windows is not None and model.n_samples > MOST_HELD:
+        n_starts = max(1, n_windows // (len(model.components) * max(1, len(noise_seeds))))
+        starts = np.linspace(0, model.n_samples - window_length, n_starts).round().astype(np.int64)
+        return stretch_windows(model, window_length, starts, *noise_seeds)
+    windows = realization_windows(model, window_length, *noise_seeds)
+    return windows if n_windows is None or n_windows >= len(windows) else spread(windows, n_windows)
+
+
+def stretch_windows(model: SignalModel, window_length: int, starts: NDArray[np.int64], *noise_seeds: int) -> CutWindows:
+    """The windows at some starts, for each selector. Only the stretches that they are cut from are held, end to end.
+
+    Args:
+        model: The signal model.
+        window_length: Samples of a window.
+        starts: Where in the signal the windows start, (n_starts,).
+        noise_seeds: Of the realizations that they are cut from; none: from the signal without noise.
+    """
+    samples = stretches(starts, window_length)
+    noise = [realization_at(seed, samples) for seed in noise_seeds]
+    starts_in_block = _block_samples(model, window_length) * len(starts) / model.n_samples
+    block_starts = max(1, math.ceil(starts_in_block))
+    return _cut(model.clean(samples), noise, model, window_length, block_starts=block_starts, stride=window_length)
+
+
+def beginning_windows(model: SignalModel, window_length: int, n_samples: int, noise_seed: int) -> CutWindows:
+    """All windows of the first ``n_samples`` of a realization, or of all of it where it is shorter."""
+    samples = np.arange(min(n_samples, model.n_samples))
+    noise = realization(noise_seed, len(samples))
+    return _cut(model.clean(samples), [noise], model, window_length, block_starts=_block_samples(model, window_length))
+
+
+def _block_samples(model: SignalModel, window_length: int) -> int:
+    return max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
+
+
+def _cut(
+    clean: NDArray[np.float64],
+    noises: Sequence[NDArray[np.float64]],
+    model: SignalModel,
+    window_length: int,
+    *,
+    block_starts: int,
+    stride: int = 1,
+) -> CutWindows:
+    """Windows of the mixtures that these components and draws of standard normal noise make."""
+    mixtures = clean.mean(axis=0)[None]
+    if noises:
+        mixtures = mixtures + model.noise_std * np.stack(noises)
+    return CutWindows(
+        torch.from_numpy(mixtures.astype(np.float32)),
+        torch.from_numpy(clean.astype(np.float32)),
+        window_length,
+        block_starts=block_starts,
+        stride=stride,
+    )

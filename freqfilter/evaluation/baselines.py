@@ -1,0 +1,226 @@
+"""Baselines that a filter is compared with: trivial and classical estimators, and the limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import linalg, signal
+from torch import Tensor
+
+from freqfilter.config import Params
+from freqfilter.data.signal_model import SignalModel
+from freqfilter.data.splits import Splits
+from freqfilter.data.windows import WindowSet, batches
+from freqfilter.evaluation.limits import limit_estimators, other_view
+from freqfilter.evaluation.metrics import Extractor
+
+
+def references(params: Params, splits: Splits) -> dict[str, Extractor]:
+    """Extractors by name, in the order of a table.
+
+    The limit is there where the signal model is known and the realization is not too long for it. ``limit``,
+    ``linear_mmse`` and ``band_pass`` see as much as the filter in question, causal or bidirectional; those that see
+    more or less are named by their view.
+
+    Args:
+        params: The parameters of the filter that is judged.
+        splits: Its data.
+    """
+    moments = TargetMoments.of(splits.train)
+    blind: dict[str, Extractor] = {
+        "zero": zero,
+        "mean": Mean(moments),
+        "random": Random(moments, torch.Generator().manual_seed(0)),
+    }
+    if params.data.data_file is not None:
+        return blind
+    model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
+    causal, other = not params.model.bidirectional, other_view(params)
+    classical: dict[str, Extractor] = {
+        "linear_mmse": linear_mmse(model, n_samples=n_samples, causal=causal),
+        f"linear_mmse_{other}": linear_mmse(model, n_samples=n_samples, causal=not causal),
+        "band_pass": band_pass(model, n_samples=n_samples, zero_phase=not causal),
+        f"band_pass_{other}": band_pass(model, n_samples=n_samples, zero_phase=causal),
+        "least_squares": least_squares(model, n_samples=n_samples),
+    }
+    return limit_estimators(params) | classical | blind
+
+
+ORDER = 2  # of the Butterworth filters; the band makes it twice that
+LEAST_NOISE = 1e-6  # stands for no noise, so that the covariance can be inverted
+MOST_NUMBERS = 2**22  # in the windows that the covariance is a mean over; of longer signals they are spread evenly
+
+Array = NDArray[np.float64]
+
+
+class LinearExtractor:
+    """An estimate that is linear in the window: ``weights[component] @ window + offsets[component]``.
+
+    Args:
+        weights: (n_components, n_samples, n_samples).
+        offsets: (n_components, n_samples); None: zero.
+    """
+
+    def __init__(self, weights: Array, offsets: Array | None = None) -> None:
+        self._weights = torch.from_numpy(np.ascontiguousarray(weights)).double()
+        self._offsets = torch.zeros(weights.shape[:2]) if offsets is None else torch.from_numpy(offsets)
+
+    @classmethod
+    def from_filter(cls, response: Array) -> Self:
+        """A filter by what it answers to each unit impulse, (n_components, impulse, n_samples)."""
+        return cls(response.transpose(0, 2, 1))
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components)."""
+        selector = inputs[:, 0, 1:].double().cpu()
+        every = torch.einsum("kts,ns->nkt", self._weights, inputs[..., 0].double().cpu()) + self._offsets
+        return torch.einsum("nk,nkt->nt", selector, every)[..., None].to(inputs.device, inputs.dtype)
+
+
+def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> LinearExtractor:
+    """A Butterworth band-pass around each component, halfway to its neighbours on both sides.
+
+    Run forwards alone it is causal, and late; run forwards and backwards its phase is zero and it sees the window to
+    its end. The mixture is the components' mean, hence the gain.
+
+    Args:
+        model: The signal model.
+        n_samples: Length of a window.
+        zero_phase: Whether it is also run backwards.
+
+    Source: SciPy, ``butter``, ``sosfilt`` and ``sosfiltfilt``.
+    """
+    rate_hz = model.sample_rate_hz
+    frequencies_hz = [component.frequency_hz for component in model.components]
+    impulses = np.eye(n_samples)
+    responses = []
+    for frequency_hz in frequencies_hz:
+        below = max([other for other in frequencies_hz if other < frequency_hz], default=0.0)
+        above = min([other for other in frequencies_hz if other > frequency_hz], default=rate_hz / 2)
+        half_width_hz = min(frequency_hz - below, above - frequency_hz) / 2
+        band_hz = (frequency_hz - half_width_hz, frequency_hz + half_width_hz)
+        sections = signal.butter(ORDER, band_hz, "bandpass", fs=rate_hz, output="sos")
+        if zero_phase:
+            padding = min(n_samples - 1, 3 * (2 * len(sections) + 1))
+            response = signal.sosfiltfilt(sections, impulses, axis=1, padlen=padding)
+        else:
+            response = signal.sosfilt(sections, impulses, axis=1)
+        responses.append(len(frequencies_hz) * response)
+    return LinearExtractor.from_filter(np.stack(responses))
+
+
+def least_squares(model: SignalModel, *, n_samples: int) -> LinearExtractor:
+    """A sine and a cosine of each known frequency, fitted to the whole window.
+
+    In a window that is short beside the periods they look almost alike, and the fit multiplies the noise.
+    """
+    time_s = np.arange(n_samples) * model.duration_s / (model.n_samples - 1)
+    angles = [2 * np.pi * component.frequency_hz * time_s for component in model.components]
+    waves = np.stack([wave for angle in angles for wave in (np.sin(angle), np.cos(angle))], axis=1)
+    coefficients = np.linalg.pinv(waves, rcond=1e-13).reshape(len(angles), 2, n_samples)
+    pairs = waves.T.reshape(len(angles), 2, n_samples)
+    return LinearExtractor(len(angles) * np.einsum("kct,kcs->kts", pairs, coefficients))
+
+
+def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearExtractor:
+    """The linear estimate with the least expected squared error, over all starts and all noise (Wiener).
+
+    With the Cholesky factor of the mixture's covariance, C = L Lᵀ, and B = L⁻¹, the weights are (R Bᵀ) B for the
+    covariance R of component and mixture. From the samples so far they are tril(R Bᵀ) B, since B of the first samples
+    is the corner of B of all of them.
+
+    Args:
+        model: The signal model.
+        n_samples: Length of a window.
+        causal: From the samples so far, or from the whole window.
+
+    Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, chapter 12.
+    """
+    n_starts = model.n_samples - n_samples + 1
+    n_windows = min(n_starts, max(1, MOST_NUMBERS // (len(model.components) * n_samples)))
+    starts = np.linspace(0, n_starts - 1, n_windows).round().astype(np.int64)
+    windows = model.clean(starts[:, None] + np.arange(n_samples))
+    mean = windows.mean(axis=1)
+    centred = windows - mean[:, None]
+    mixture, mixture_mean = centred.mean(axis=0), mean.mean(axis=0)
+    noise = max(model.noise_std, LEAST_NOISE) ** 2
+    covariance = mixture.T @ mixture / len(starts) + noise * np.eye(n_samples)
+    inverse = linalg.solve_triangular(np.linalg.cholesky(covariance), np.eye(n_samples), lower=True)
+    with_mixture = np.einsum("kwt,ws->kts", centred, mixture, optimize=True) / len(starts)
+    whitened = with_mixture @ inverse.T
+    weights = (np.tril(whitened) if causal else whitened) @ inverse
+    return LinearExtractor(weights, mean - weights @ mixture_mean)
+
+
+READ_AT_ONCE = 4096  # windows
+
+
+def zero(inputs: Tensor) -> Tensor:
+    """Zero for every sample: its mean squared error is the component's power.
+
+    Args:
+        inputs: (n_windows, n_samples, 1 + n_components).
+
+    Returns:
+        (n_windows, n_samples, 1).
+    """
+    return torch.zeros_like(inputs[..., :1])
+
+
+@dataclass(frozen=True)
+class TargetMoments:
+    """What is known of a component without looking at a mixture.
+
+    Attributes:
+        mean: Of the targets of each component, (n_components,).
+        std: Their standard deviation, (n_components,).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, windows: WindowSet) -> Self:
+        """The moments of the targets of some windows; zero for a component that does not occur."""
+        sums, squares, counts = torch.zeros(3, windows.n_components, dtype=torch.float64)
+        for inputs, targets in batches(windows, READ_AT_ONCE, torch.device("cpu")):
+            selector = inputs[:, 0, 1:].double().T
+            sums += selector @ targets.double().mean(dim=(1, 2))
+            squares += selector @ targets.double().square().mean(dim=(1, 2))
+            counts += selector.sum(dim=1)
+        mean = sums / counts.clamp(min=1)
+        variance = (squares / counts.clamp(min=1) - mean**2).clamp(min=0)
+        return cls(mean.float(), variance.sqrt().float())
+
+
+class Mean:
+    """The mean of the selected component, whatever the mixture."""
+
+    def __init__(self, moments: TargetMoments) -> None:
+        self._moments = moments
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The mean at every sample, (n_windows, n_samples, 1)."""
+        return _of_selected(self._moments.mean, inputs)
+
+
+class Random:
+    """Draws with the selected component's mean and spread: its error is twice the component's variance."""
+
+    def __init__(self, moments: TargetMoments, generator: torch.Generator) -> None:
+        self._moments = moments
+        self._generator = generator
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """A normal draw at every sample, (n_windows, n_samples, 1)."""
+        noise = torch.randn((*inputs.shape[:2], 1), generator=self._generator).to(inputs.device)
+        return _of_selected(self._moments.mean, inputs) + _of_selected(self._moments.std, inputs) * noise
+
+
+def _of_selected(values: Tensor, inputs: Tensor) -> Tensor:
+    selected: Tensor = inputs[..., 1:] @ values.to(inputs.device)
+    return selected[..., None]

@@ -1,1 +1,0 @@
-"""Figures: pure functions from data to a Matplotlib figure, in one style."""

@@ -1,0 +1,124 @@
+"""Acceptance criteria of the promotion gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from freqfilter.config.schema import Bounds
+from freqfilter.evaluation.limits import CONFIDENCE
+from freqfilter.evaluation.metrics import OVERALL
+from freqfilter.evaluation.significance import PairedTest, Verdict
+
+BEATEN = ("zero", "mean", "linear_mmse")  # what no filter is needed for, and the best linear filter
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One thing that a candidate has to pass.
+
+    Attributes:
+        name: Its name.
+        passed: Whether it has; None where it does not apply.
+        words: The figures, or why it does not apply.
+    """
+
+    name: str
+    passed: bool | None
+    words: str
+
+
+def beats(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -> list[Rung]:
+    """Better than answers that take no filter, and than the best linear one, on the same realizations.
+
+    Args:
+        errors: The candidate's mean squared error: a row for each realization, a column for all components together
+            and one for each.
+        references: The same of others, by name.
+    """
+    rungs = []
+    for name in BEATEN:
+        if name not in references:
+            rungs.append(Rung(f"beats {name}", None, "not known of a user's own data"))
+            continue
+        ours, theirs = errors[OVERALL].mean(), references[name][OVERALL].mean()
+        rungs.append(Rung(f"beats {name}", bool(ours < theirs), f"MSE {ours:.4f} against {theirs:.4f}"))
+    return rungs
+
+
+def near_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Rung]:
+    """Not far above the least error that is possible, overall and for each component.
+
+    Args:
+        errors: As in ``beats``.
+        limit: The same of the limit, on the same windows; None where nobody knows it.
+        bounds: How far.
+    """
+    if limit is None:
+        return [Rung("near the limit", None, "the signal model of a user's own data is not known, hence no limit")]
+    rungs = []
+    for component in errors.columns:
+        overall = component == OVERALL
+        most = bounds.most_over_limit if overall else bounds.most_over_limit_per_frequency
+        ratio, half = _ratio(errors[component], limit[component])
+        name = "near the limit" if overall else f"near the limit, {component}"
+        words = f"{ratio:.4f} ± {half:.4f} × the limit, at most {most:g}"
+        rungs.append(Rung(name, ratio + half <= most, words))
+    return rungs
+
+
+def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, float]:
+    """The ratio of two means over the same realizations, and half of its interval (delta method for paired data)."""
+    least = float(limit.mean())
+    if least == 0:
+        return (1.0, 0.0) if errors.max() == 0 else (float("inf"), 0.0)
+    ratio = float(errors.mean()) / least
+    rest = (errors - ratio * limit) / least
+    return ratio, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(errors) - 1) * stats.sem(rest))
+
+
+def better(test: PairedTest | None, *, same_weights: bool = False) -> Rung:
+    """Better than the champion, or, with a margin, not worse by that much.
+
+    Args:
+        test: The comparison; None where there is no champion yet.
+        same_weights: Whether both have the very same weights.
+    """
+    if same_weights:
+        return Rung("better than the champion", False, "the same weights")
+    if test is None:
+        return Rung("better than the champion", None, "there is none yet")
+    wanted = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
+    return Rung(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.words)
+
+
+def fast_and_small(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Rung]:
+    """Within the bounds on latency and size."""
+    return [
+        Rung(
+            "fast",
+            milliseconds <= bounds.most_milliseconds,
+            f"{milliseconds:.1f} ms for a window, at most {bounds.most_milliseconds:g}",
+        ),
+        Rung("small", megabytes <= bounds.most_megabytes, f"{megabytes:.1f} MB, at most {bounds.most_megabytes:g}"),
+    ]
+
+
+def no_leak(diagnoses: str) -> Rung:
+    """No alarm of a leak in the run that trained it.
+
+    Args:
+        diagnoses: The names of what that run was told, in a row.
+    """
+    leaks = "leak" in diagnoses.split()
+    words = "validation was below what is possible: it leaked" if leaks else "no alarm in its training run"
+    return Rung("no leak", not leaks, words)
+
+
+def finite(errors: pd.DataFrame) -> Rung:
+    """Numbers in, numbers out."""
+    good = bool(np.isfinite(errors.to_numpy()).all())
+    return Rung("finite", good, "every estimate is a number" if good else "some estimates are no numbers")

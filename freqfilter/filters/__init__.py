@@ -1,1 +1,0 @@
-"""The learner: network, losses, training and its state."""

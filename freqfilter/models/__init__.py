@@ -1,0 +1,1 @@
+"""The network, trained filters, and their export."""

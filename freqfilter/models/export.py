@@ -1,0 +1,192 @@
+"""Export of the network as a PyTorch program and as an ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, export
+
+from freqfilter.errors import UserError
+from freqfilter.models.network import FrequencyFilterLSTM
+
+EXAMPLE_SHAPE = (2, 3)  # windows and samples that are traced; a size of 1 would become a constant
+
+# The arguments of aten::lstm.input and aten::gru.input.
+_ARGUMENTS = (
+    "Tensor input, {state}, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train, "
+    "bool bidirectional, bool batch_first"
+)
+torch.library.define("freqfilter::lstm", f"({_ARGUMENTS.format(state='Tensor[] hx')}) -> (Tensor, Tensor, Tensor)")
+torch.library.define("freqfilter::gru", f"({_ARGUMENTS.format(state='Tensor hx')}) -> (Tensor, Tensor)")
+OPERATORS = {
+    torch.ops.freqfilter.lstm.default: torch.ops.aten.lstm.input,
+    torch.ops.freqfilter.gru.default: torch.ops.aten.gru.input,
+}
+
+
+@torch.library.register_fake("freqfilter::lstm")  # type: ignore[untyped-decorator]
+def _lstm_shapes(features: Tensor, state: list[Tensor], _weights: Any, *settings: Any) -> tuple[Tensor, ...]:
+    hidden, cell = state
+    return _output(features, hidden, *settings), torch.empty_like(hidden), torch.empty_like(cell)
+
+
+@torch.library.register_fake("freqfilter::gru")  # type: ignore[untyped-decorator]
+def _gru_shapes(features: Tensor, state: Tensor, _weights: Any, *settings: Any) -> tuple[Tensor, ...]:
+    return _output(features, state, *settings), torch.empty_like(state)
+
+
+def _output(features: Tensor, hidden: Tensor, *settings: Any) -> Tensor:
+    """An empty output (n_samples, n_windows, n_directions · hidden_size); ``bidirectional`` is the last but one."""
+    bidirectional = settings[-2]
+    return features.new_empty(*features.shape[:2], (1 + bidirectional) * hidden.shape[2])
+
+
+class _Traceable(nn.Module):
+    """The network in evaluation mode, with a placeholder for its recurrent layers.
+
+    Its submodules have the network's names, so that its state dict is the network's.
+    """
+
+    def __init__(self, network: FrequencyFilterLSTM, layers: nn.RNNBase) -> None:
+        super().__init__()
+        self._layers = [layers]  # in a list, so that it is registered under the cell's name alone
+        self.add_module(network.cell, layers)
+        self.fc = network.fc
+        self._placeholder = getattr(torch.ops.freqfilter, network.cell)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        layers = self._layers[0]
+        features = inputs.transpose(0, 1)
+        zeros = features.new_zeros(
+            layers.num_layers * (1 + layers.bidirectional), features.shape[1], layers.hidden_size
+        )
+        state = [zeros, zeros] if isinstance(layers, nn.LSTM) else zeros
+        weights = [weight for of_direction in layers.all_weights for weight in of_direction]
+        # With biases, without dropout, not in training, time first.
+        output, *_ = self._placeholder(
+            features, state, weights, True, layers.num_layers, 0.0, False, layers.bidirectional, False
+        )
+        estimates: Tensor = self.fc(output).transpose(0, 1)
+        return estimates
+
+
+def exported_program(network: FrequencyFilterLSTM) -> ExportedProgram:
+    """The network in evaluation mode as an exported program; ``torch.export.save`` writes it.
+
+    Args:
+        network: A network on the CPU. The program's ``module()`` has its state dict.
+
+    Returns:
+        A program of inputs (n_windows, n_samples, 1 + n_components), any sizes of 1 and more, that gives estimates
+        (n_windows, n_samples, 1).
+    """
+    layers = network.recurrent
+    traced = _Traceable(network, layers).eval() if isinstance(layers, nn.RNNBase) else network
+    example = torch.zeros(*EXAMPLE_SHAPE, 1 + network.n_components)
+    sizes = {0: Dim("n_windows", min=1), 1: Dim("n_samples", min=1)}
+    program = export(traced, (example,), dynamic_shapes=(sizes,))
+    for node in program.graph.nodes:
+        node.target = OPERATORS.get(node.target, node.target)
+    program.graph_module.recompile()
+    return program
+
+
+INPUTS, ESTIMATES = "inputs", "estimates"
+OPSET, IR_VERSION = 17, 8  # of 2022: old runtimes read them, and nothing newer is needed
+# Where PyTorch's gates (LSTM: input, forget, cell, output; GRU: reset, update, new) stand in ONNX's order.
+GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+
+Array = NDArray[np.float32]
+
+
+def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.ModelProto:
+    """The network's estimates as an ONNX model, for any number of windows and samples.
+
+    Args:
+        network: In evaluation mode, on the processor.
+        facts: What the file says of itself, its metadata.
+
+    Returns:
+        A model with the input ``inputs`` (n_windows, n_samples, 1 + n_components) and the output ``estimates``
+        (n_windows, n_samples, 1), both float32.
+
+    Raises:
+        UserError: If the cell has no operator in ONNX.
+    """
+    recurrent = network.recurrent
+    if not isinstance(recurrent, nn.RNNBase) or recurrent.mode not in GATES:
+        raise UserError(f"cell={network.cell}: ONNX has operators for {' and '.join(GATES)} alone")
+    weights: dict[str, Array] = {}
+    nodes = [helper.make_node("Transpose", [INPUTS], ["features"], perm=[1, 0, 2])]
+    features = "features"
+    for layer in range(recurrent.num_layers):
+        weights |= _layer_weights(recurrent, layer)
+        nodes += _layer_nodes(recurrent, layer, features)
+        features = f"features_{layer}"
+    # In versions of model schema 1 the layer is called output.
+    fc = cast(nn.Linear, network.fc if hasattr(network, "fc") else network.output)
+    weights |= {"output_weight": _array(fc.weight.T), "output_bias": _array(fc.bias)}
+    nodes += [
+        helper.make_node("MatMul", [features, "output_weight"], ["product"]),
+        helper.make_node("Add", ["product", "output_bias"], ["by_time"]),
+        helper.make_node("Transpose", ["by_time"], [ESTIMATES], perm=[1, 0, 2]),
+    ]
+    n_features = recurrent.input_size
+    graph = helper.make_graph(
+        nodes,
+        "frequency_filter",
+        [helper.make_tensor_value_info(INPUTS, TensorProto.FLOAT, ["n_windows", "n_samples", n_features])],
+        [helper.make_tensor_value_info(ESTIMATES, TensorProto.FLOAT, ["n_windows", "n_samples", 1])],
+        [numpy_helper.from_array(np.array([0, 0, -1]), "time_windows_features")]
+        + [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(
+        graph, producer_name="freqfilter", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+    )
+    helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _layer_nodes(recurrent: nn.RNNBase, layer: int, features: str) -> Iterator[onnx.NodeProto]:
+    """A recurrent layer; its directions stand behind each other in the features that it gives."""
+    # As PyTorch has it, a GRU's reset gate is applied after the matrix product.
+    of_cell: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
+    yield helper.make_node(
+        recurrent.mode,
+        [features, f"input_{layer}", f"recurrence_{layer}", f"bias_{layer}"],
+        [f"by_direction_{layer}"],
+        hidden_size=recurrent.hidden_size,
+        direction="bidirectional" if recurrent.bidirectional else "forward",
+        **of_cell,
+    )
+    yield helper.make_node("Transpose", [f"by_direction_{layer}"], [f"in_turn_{layer}"], perm=[0, 2, 1, 3])
+    yield helper.make_node("Reshape", [f"in_turn_{layer}", "time_windows_features"], [f"features_{layer}"])
+
+
+def _layer_weights(recurrent: nn.RNNBase, layer: int) -> dict[str, Array]:
+    n_directions = 2 if recurrent.bidirectional else 1
+    # Of each direction: input and recurrent weights, input and recurrent biases.
+    directions = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
+    inputs, recurrence, input_bias, recurrent_bias = (
+        np.stack([_in_order(weight, recurrent.mode) for weight in kind]) for kind in zip(*directions, strict=True)
+    )
+    bias = np.concatenate([input_bias, recurrent_bias], axis=1)
+    return {f"input_{layer}": inputs, f"recurrence_{layer}": recurrence, f"bias_{layer}": bias}
+
+
+def _in_order(weight: Tensor, mode: str) -> Array:
+    """A direction's weights or biases, their gates in ONNX's order."""
+    gates = torch.chunk(weight, len(GATES[mode]))
+    return _array(torch.cat([gates[place] for place in GATES[mode]]))
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.detach().numpy())

@@ -1,0 +1,162 @@
+"""Evaluation of a registered version or of a run's model on the test set of its own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from torch import nn
+
+from freqfilter.config import Params, SignalParams, TrackingParams
+from freqfilter.data.splits import Splits
+from freqfilter.errors import UserError
+from freqfilter.evaluation.heldout import (
+    FreshScores,
+    beside_limit,
+    fresh_seeds,
+    score_realizations,
+    score_test_set,
+    summarize,
+)
+from freqfilter.evaluation.limits import LIMIT
+from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison
+from freqfilter.models.network import estimate
+from freqfilter.pipelines.model_card import on_fresh, over_limit, scores_table
+from freqfilter.pipelines.run_metrics import fresh_metrics, score_metrics
+from freqfilter.plots import catalog
+from freqfilter.process import Stopping
+from freqfilter.progress import Console
+from freqfilter.tracked_names import COMPARED
+from freqfilter.tracking import loading, provenance
+from freqfilter.tracking.client import open_store
+from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.run import Run
+from freqfilter.tracking.ui_views import RunRef
+from freqfilter.training.device import Compute, memory_errors
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The result of an evaluation.
+
+    Attributes:
+        run: The run that holds it.
+        uri: The model that was scored.
+        metrics: The metrics of the test and of the fresh realizations.
+        compared: Scores on the test set, of the model and of the estimators that it is compared with.
+        fresh: Scores on fresh realizations; None where none were asked for.
+    """
+
+    run: RunRef
+    uri: str
+    metrics: dict[str, float]
+    compared: Comparison
+    fresh: FreshScores | None
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores on the test set: a row for each estimator and component, a column for each measure."""
+        return self.compared.table
+
+
+@memory_errors()
+def evaluate(
+    tracking: TrackingParams,
+    *,
+    version: str | None,
+    run_id: str | None,
+    realizations: int,
+    stopping: Stopping,
+    console: Console,
+) -> EvaluationResult:
+    """Score a model beside the baselines, as a run of its own that names it.
+
+    Args:
+        tracking: Where the registry and the new run are.
+        version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
+        run_id: Run whose model is scored, in place of a version.
+        realizations: Fresh ones that it is scored on beside its test set.
+        stopping: Tells when to stop.
+        console: Hears how it goes.
+
+    Raises:
+        UserError: If both ``version`` and ``run_id`` are given, there is no such model, its data file is gone, it has
+            no signal model to draw fresh realizations from, or memory runs out.
+    """
+    if version and run_id:
+        raise UserError("version and run_id: both name a model; give one")
+    tracking_uri = open_store()
+    chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
+    model = loading.load_run(run_id) if run_id else loading.load_version(**chosen)
+    params = model.params
+    noise_seeds = fresh_seeds([params], realizations) if realizations else []
+    # The model is judged as its users get it: in float32, on what this machine has.
+    compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
+    splits = Splits.from_params(params)
+    with open_run(tracking, name=f"evaluate {model.uri}", stopping=stopping) as run:
+        run.log_params(chosen | ({"realizations": str(realizations)} if realizations else {}))
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(compute))
+        run.log_data(splits.test, name="test", context="test")
+        console.say(f"scoring {model.uri} on {len(splits.test):,} windows")
+        module = model.module.to(compute.device)
+        compared = score_test_set(module, splits, params, device=compute.device)
+        metrics = score_metrics(compared)
+        run.log_metrics(metrics, step=0, model_id=model.model_id)
+        log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
+        verdicts, fresh = [over_limit(metrics)], None
+        console.say(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
+        if noise_seeds:
+            fresh = _score_fresh(module, params, noise_seeds, compute=compute, stopping=stopping, console=console)
+            run.log_bytes(fresh.of_realizations.to_csv().encode(), "evaluation/fresh_realizations.csv")
+            of_fresh = fresh_metrics(fresh)
+            run.log_metrics(of_fresh, step=0, model_id=model.model_id)
+            metrics |= of_fresh
+            verdicts.append(on_fresh(of_fresh))
+            console.say(verdicts[1])
+        words = [f"Scores of `{model.uri}` on its test set.", *verdicts, scores_table(compared.table, "github")]
+        run.describe("\n\n".join(words))
+    return EvaluationResult(RunRef.to(run, tracking_uri), model.uri, metrics, compared, fresh)
+
+
+def _score_fresh(
+    network: nn.Module,
+    params: Params,
+    noise_seeds: Sequence[int],
+    *,
+    compute: Compute,
+    stopping: Stopping,
+    console: Console,
+) -> FreshScores:
+    found = {}
+    extractors = beside_limit({MODEL: network}, params)
+    for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=compute.device):
+        stopping.check()
+        found[noise_seed], mse = errors, errors[OVERALL]
+        beside = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
+        console.say(f"realization {noise_seed}, {len(found)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{beside}")
+    return summarize(found)
+
+
+def log_evaluation(
+    run: Run, network: nn.Module, splits: Splits, compared: Comparison, *, signals: SignalParams, compute: Compute
+) -> None:
+    """Keep the table of scores and the figures of a test."""
+    run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
+    run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
+    run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), "evaluation/test_mse_over_window.csv")
+    drawn = catalog.of_evaluation(
+        partial(estimate, network),
+        splits.test,
+        splits.beginning,
+        compared,
+        frequencies_hz=signals.frequencies_hz,
+        sample_rate_hz=signals.sample_rate_hz,
+        device=compute.device,
+    )
+    for artifact, figure in drawn:
+        run.log_figure(figure, artifact)
+        if artifact in COMPARED:
+            run.log_picture(figure, COMPARED[artifact])

@@ -1,0 +1,127 @@
+"""End of a training: its files, its test, its registered model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import torch
+
+from freqfilter.config import Params
+from freqfilter.data.splits import Splits
+from freqfilter.evaluation import limits
+from freqfilter.evaluation.heldout import score_test_set
+from freqfilter.evaluation.metrics import Comparison
+from freqfilter.pipelines.evaluate import log_evaluation
+from freqfilter.pipelines.model_card import description, model_card
+from freqfilter.pipelines.run_metrics import best_metrics, score_metrics
+from freqfilter.plots.training import training_loss
+from freqfilter.progress import Console
+from freqfilter.tracked_names import COMPARED, LOSSES, TEST_MSE, TEST_MSE_OVER_LIMIT
+from freqfilter.tracking import registry
+from freqfilter.tracking.lifecycle import delivering
+from freqfilter.tracking.run import Run, diagnoses, picture_address
+from freqfilter.training.checkpoint import write_weights
+from freqfilter.training.loop import validate
+from freqfilter.training.state import TrainingState
+
+GOLDEN_WINDOWS = 16
+# The tags of a run that its version has too.
+TRACED = (
+    "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "distributions_sha256",
+)  # fmt: skip
+
+
+def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
+    """The original's files under the original's names."""
+    history = state.progress.history
+    figure = training_loss(
+        history,
+        loss=params.training.loss,
+        best_epoch=state.progress.best_epoch,
+        val_limit_mse=val_limit_mse,
+    )
+    run.log_figure(figure, LOSSES, dpi=300)
+    run.log_picture(figure, COMPARED[LOSSES])
+    write_weights(run.folder / "models/best_model.pth", state.best_weights)
+    run.log_file(run.folder / "models/best_model.pth")
+    run.log_arrays(
+        "models/training_history.npz",
+        train_losses=[report.train_loss for report in history],
+        val_losses=[math.nan if report.val_loss is None else report.val_loss for report in history],
+        num_epochs=len(history),
+    )
+
+
+def judge(
+    run: Run, state: TrainingState, splits: Splits, params: Params, *, val_limit_mse: float | None, console: Console
+) -> tuple[Comparison, dict[str, float]]:
+    """Score the best weights on the test set, which is touched here alone; the scores, and the run's last metrics."""
+    console.say("scoring the best weights on the test set")
+    compute = state.compute
+    compared = score_test_set(state.network, splits, params, device=compute.device)
+    audit_mse = None
+    if splits.audit:
+        audit_mse = validate(state, splits.audit, params.training).mse
+    log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
+    return compared, best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
+
+
+def keep_model(
+    run: Run,
+    state: TrainingState,
+    splits: Splits,
+    params: Params,
+    compared: Comparison,
+    metrics: dict[str, float],
+) -> int | None:
+    """Log the model, and register it where that is asked for; its version's number."""
+    progress, tracking = state.progress, params.tracking
+    card = model_card(params, compared.table, metrics, run.tags | {"run_id": run.run_id})
+    run.log_bytes(card.encode(), "model_card.md")
+    run.deliver()
+    golden, _ = splits.test.batch(torch.linspace(0, len(splits.test) - 1, GOLDEN_WINDOWS).round().long())
+    trained = registry.Trained(
+        state.network.cpu(),
+        params,
+        golden=golden.numpy(),
+        step=progress.best_epoch,
+        limit_mse=limits.expected_limit_mse(params),
+        card=card,
+    )
+    found = diagnoses(run.tags).values()
+    with delivering("the model"):
+        model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
+        run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
+        version = None
+        if tracking.register:
+            version = registry.register(
+                model_id,
+                tracking.model_name,
+                tags=_evidence(run, splits, metrics),
+                description=description(progress, compared.table, metrics, run_id=run.run_id, diagnoses=found),
+            )
+            run.log_tags({"model_version": str(version)})
+    picture = picture_address(run.run_id, COMPARED[LOSSES])
+    model_name = tracking.model_name
+    run.describe(
+        description(
+            progress,
+            compared.table,
+            metrics,
+            model_name=model_name,
+            version=version,
+            picture=picture,
+            diagnoses=found,
+        )
+    )
+    return version
+
+
+def _evidence(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:
+    """What a version is tagged with: where it comes from, and how good it is."""
+    origin = {name: run.tags[name] for name in TRACED if name in run.tags}
+    data = hashlib.sha256(json.dumps(splits.digests, sort_keys=True).encode()).hexdigest()
+    figures = {name: f"{metrics[name]:.6g}" for name in (TEST_MSE, TEST_MSE_OVER_LIMIT) if name in metrics}
+    return origin | figures | {"run_id": run.run_id, "data_sha256": data, "diagnoses": " ".join(diagnoses(run.tags))}

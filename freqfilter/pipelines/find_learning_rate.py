@@ -1,0 +1,91 @@
+"""A learning-rate range test as a tracked run with a suggestion."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import pandas as pd
+
+from freqfilter.config import Params
+from freqfilter.pipelines.run_metrics import range_test_metrics
+from freqfilter.pipelines.setup import get_ready
+from freqfilter.pipelines.train import log_training_data
+from freqfilter.plots.training import learning_rate_range
+from freqfilter.process import Stopping
+from freqfilter.progress import Console
+from freqfilter.tracked_names import SUGGESTED_LEARNING_RATE
+from freqfilter.tracking import provenance
+from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.ui_views import RunRef
+from freqfilter.training.device import memory_errors
+from freqfilter.training.lr_finder import range_test, smoothed, suggestion
+from freqfilter.training.reports import StepReport
+
+
+@memory_errors()
+def find_learning_rate(
+    params: Params,
+    *,
+    lowest: float,
+    highest: float,
+    n_steps: int,
+    recipe: str,
+    name: str,
+    stopping: Stopping,
+    console: Console,
+) -> RunRef:
+    """Take steps as training would, at growing rates, and suggest the rate at which the loss falls most steeply.
+
+    Args:
+        params: Resolved parameters of the training in question.
+        lowest: Learning rate of the first step.
+        highest: Learning rate of the last step.
+        n_steps: How many steps.
+        recipe: The recipe's name, which the run keeps.
+        name: What the run is called where nobody has named it.
+        stopping: Tells when to stop.
+        console: Hears what was found.
+
+    Raises:
+        UserError: If store, device, precision, data or origin cannot be used.
+    """
+    ready = get_ready(params)
+    params, splits = ready.params, ready.splits
+    with open_run(params.tracking, name=name, stopping=stopping) as run:
+        asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
+        run.log_params({"recipe": recipe} | asked | params.canonical())
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.compute))
+        log_training_data(run, splits)
+        console.say(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
+        steps = range_test(ready.state, splits.epoch, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
+        points = []
+        with closing(steps), stopping.deferred():
+            for point in steps:
+                stopping.check()
+                points.append(point)
+                console.show(StepReport(epoch=1, batch=len(points), n_batches=n_steps), epochs=1)
+        rates = np.array([point.learning_rate for point in points])
+        losses = np.array([point.loss for point in points])
+        means = smoothed(losses)
+        for step, values in enumerate(zip(rates, losses, means, strict=True), start=1):
+            run.log_metrics(range_test_metrics(*map(float, values)), step=step)
+        curve = pd.DataFrame({"learning_rate": rates, "loss": losses, "smoothed_loss": means})
+        run.log_bytes(curve.to_csv(index=False).encode(), "range_test/curve.csv")
+        suggested, now = suggestion(points), params.training.learning_rate
+        if len(points):
+            figure = learning_rate_range(
+                rates, losses, means, suggested=suggested, current=now, loss=params.training.loss
+            )
+            run.log_figure(figure, "range_test/learning_rate.png")
+        verdict = (
+            "the loss does not fall at any of these rates: check the data, or take more n_steps"
+            if suggested is None
+            else f"suggestion: learning_rate={suggested:.2g} (now {now:.2g}), where the loss falls most steeply"
+        )
+        if suggested is not None:
+            run.log_metrics({SUGGESTED_LEARNING_RATE: suggested}, step=n_steps)
+        run.describe(f"{verdict[0].upper()}{verdict[1:]}.")
+        console.say(verdict)
+    return RunRef.to(run, ready.tracking_uri)

@@ -1,0 +1,58 @@
+"""History of a registered model: registrations, decisions and rollbacks."""
+
+from __future__ import annotations
+
+import time
+
+import pandas as pd
+
+from freqfilter.config import TrackingParams
+from freqfilter.tracking.aliases import all_versions
+from freqfilter.tracking.client import open_store
+from freqfilter.tracking.queries import stored_runs
+
+COLUMNS = ("time", "event", "version", "champion_before", "champion_after", "who", "why", "evidence")
+
+
+def history(tracking: TrackingParams) -> pd.DataFrame:
+    """Every registration, decision and rollback of a model, the oldest first.
+
+    Args:
+        tracking: Where the registry is, and the name of the model.
+
+    Returns:
+        A row for each, columns ``COLUMNS``: time in UTC, ``event``, the version, the champion before and after, the
+        user, the reason, and the run that is the evidence.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    open_store()
+    name, rows = tracking.model_name, list[tuple[str | int, ...]]()
+    users = {run.run_id: run.tags.get("mlflow.user", "") for run in stored_runs(having="tags.workflow = 'train'")}
+    for version in all_versions(name):
+        copied = version.tags.get("copied_from")
+        why = f"copied from {copied}" if copied else f"recipe {version.tags.get('recipe', 'unknown')}"
+        who = users.get(version.run_id, "")
+        rows.append((version.registered_ms, "registered", version.number, "", "", who, why, version.run_id))
+    for run in stored_runs(having="tags.decision != ''"):
+        tags = run.tags
+        if tags.get("model_name") != name:
+            continue
+        moved = tags["decision"] in ("PROMOTED", "ROLLED BACK")
+        before, carried_out = tags.get("champion_before", ""), tags.get("carried_out") == "true"
+        after = tags["version"] if moved and carried_out else before
+        event = tags["decision"] if carried_out or not moved else f"{tags['decision']}, not carried out"
+        who, why = tags.get("mlflow.user", ""), tags.get("reason", "")
+        rows.append((run.started_ms, event, int(tags["version"]), before, after, who, why, run.run_id))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("time", kind="stable", ignore_index=True)
+    return table.assign(time=[_when(stamp) for stamp in table["time"]])
+
+
+def _when(milliseconds: int) -> str:
+    """A time stamp of MLflow's in words, in universal time.
+
+    >>> _when(0)
+    '1970-01-01 00:00:00'
+    """
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000))

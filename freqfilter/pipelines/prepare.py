@@ -1,0 +1,60 @@
+"""Preparation of data: figures of it, and its windows as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from freqfilter.config import Params
+from freqfilter.data import npz
+from freqfilter.data.signal_model import SignalModel, beginning_windows
+from freqfilter.data.splits import BEGINNING_SAMPLES, Splits
+from freqfilter.plots import catalog
+from freqfilter.process import Stopping
+from freqfilter.progress import Console
+from freqfilter.tracking import provenance
+from freqfilter.tracking.client import open_store
+from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.ui_views import RunRef
+
+
+def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: Stopping, console: Console) -> RunRef:
+    """Write ``X_train X_val X_test y_train y_val y_test``, and draw the data in a run of its own.
+
+    Args:
+        params: Resolved parameters, with fixed noise.
+        output: The ``.npz`` file, replaced whole.
+        recipe: The recipe's name, which the run keeps.
+        name: What the run is called where nobody has named it.
+        stopping: Tells when to stop.
+        console: Hears what was written.
+
+    Returns:
+        The run that has the pictures.
+
+    Raises:
+        UserError: If the store cannot be used or the file cannot be written.
+    """
+    tracking_uri, tracking = open_store(), params.tracking
+    splits = Splits.from_params(params)
+    parts = {"train": splits.train, "val": splits.validation, "test": splits.test}
+    npz.write(output, parts)
+    for part, windows in parts.items():
+        shape = (len(windows), windows.n_samples)
+        console.say(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
+    console.say(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    with open_run(tracking, name=name, stopping=stopping) as run:
+        run.log_params({"recipe": recipe} | params.canonical(sections=("signals", "data")))
+        run.log_source(provenance.source())
+        run.log_tags({"workflow": "prepare", "output": str(output)})
+        for part, windows in parts.items():
+            run.log_data(windows, name=part, context=part)
+        console.say("drawing the data")
+        drawn = beginning_windows(
+            SignalModel.from_params(params.signals),
+            params.data.window_length,
+            BEGINNING_SAMPLES,
+            params.data.train_noise_seed,
+        )
+        for artifact, figure in catalog.of_data(params.signals, drawn):
+            run.log_figure(figure, artifact)
+    return RunRef.to(run, tracking_uri)

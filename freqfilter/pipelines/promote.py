@@ -1,0 +1,417 @@
+"""Promotion and rollback of a model's champion: checks, decision, report."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from tabulate import tabulate
+
+from freqfilter.config import Params, TrackingParams
+from freqfilter.config.schema import Bounds, other_task
+from freqfilter.data.signal_model import stream
+from freqfilter.data.splits import Splits
+from freqfilter.errors import UserError
+from freqfilter.evaluation.baselines import references
+from freqfilter.evaluation.gate import BEATEN, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
+from freqfilter.evaluation.heldout import PARTS_OF_A_FILE, score_realizations
+from freqfilter.evaluation.limits import LIMIT
+from freqfilter.evaluation.metrics import OVERALL, Extractor
+from freqfilter.evaluation.significance import LOOKS, PairedTest, Verdict, paired_test
+from freqfilter.pipelines.model_card import link
+from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, Witness, WitnessError
+from freqfilter.plots.limit import decision as decision_figure
+from freqfilter.process import Stopping
+from freqfilter.progress import Console
+from freqfilter.tracking import aliases, provenance
+from freqfilter.tracking.aliases import (
+    CHAMPION,
+    DECISION,
+    PREVIOUS,
+    ChampionChangedError,
+    Version,
+    move_champion,
+    named,
+    tag_version,
+)
+from freqfilter.tracking.client import open_store
+from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.loading import MODEL_DIGEST
+from freqfilter.tracking.run import Run
+from freqfilter.tracking.ui_views import RunRef
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+SEEDS_FROM, SEEDS_TO = 10_000_000, 2**32  # realizations that nothing else uses
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a decision rests on.
+
+    Attributes:
+        rungs: What the candidate had to pass.
+        errors: Mean squared errors of ``candidate``, ``champion`` and ``limit``, as far as they are known: a row for
+            each realization, a column for each component.
+        test: The paired comparison with the champion; None where there is none.
+        seeds: Words on where the realizations come from.
+    """
+
+    rungs: list[Rung]
+    errors: dict[str, pd.DataFrame]
+    test: PairedTest | None
+    seeds: str
+
+
+def examine(
+    candidate: Version,
+    champion: Version | None,
+    bounds: Bounds,
+    *,
+    noise_seed: int | None,
+    stopping: Stopping,
+    console: Console,
+) -> Evidence:
+    """Every rung, as far as the candidate can be asked at all.
+
+    Args:
+        candidate: The version in question.
+        champion: The one that it is held against; None: there is none.
+        bounds: What the candidate has to be.
+        noise_seed: First of the realizations; None: they follow from what both models are.
+        stopping: Tells when to stop.
+        console: Hears how it goes.
+
+    Raises:
+        UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
+    """
+    if champion and champion.number == candidate.number:
+        return Evidence([Rung("better than the champion", False, "it is the champion")], {}, None, "")
+    with ExitStack() as opened:
+        ours = opened.enter_context(Witness(candidate.uri))
+        theirs = opened.enter_context(Witness(champion.uri)) if champion else None
+        try:
+            about, params = ours.about, ours.params
+        except WitnessError as error:
+            return Evidence([Rung("loads", False, str(error))], {}, None, "")
+        rungs = [Rung("loads", True, "in a process of its own, with unpickling forbidden"), _golden(about)]
+        if theirs and (other := other_task(params, theirs.params)):
+            words = f"trained for {other[0]}, as the champion was: give it a model_name of its own"
+            rungs.append(Rung("comparable", False, words))
+            theirs = None
+        same = bool(theirs and theirs.about["weights_sha256"] == about["weights_sha256"])
+        seeds, words = _seeds(params, candidate, champion, noise_seed)
+        try:
+            errors, test = _measure(ours, None if same else theirs, params, seeds, bounds, stopping, console)
+        except WitnessError as error:
+            if error.uri != candidate.uri:
+                raise UserError(f"the champion cannot be asked, so nothing is decided: {error}") from error
+            return Evidence([*rungs, Rung("answers", False, str(error))], {}, None, words)
+    of_candidate = errors["candidate"]
+    held_against = {side: table for side, table in errors.items() if side not in ("candidate", "champion")}
+    rungs += [finite(of_candidate), *beats(of_candidate, held_against)]
+    rungs += near_limit(of_candidate, held_against.get(LIMIT), bounds)
+    rungs.append(no_leak(candidate.tags.get("diagnoses", "")))
+    rungs += fast_and_small(about["milliseconds"], about["megabytes"], bounds)
+    rungs.append(better(test, same_weights=same))
+    shown = {side: errors[side] for side in ("candidate", "champion", LIMIT) if side in errors}
+    return Evidence(rungs, shown, test, words)
+
+
+def _golden(about: dict[str, float | None]) -> Rung:
+    difference = about["golden_difference"]
+    if difference is None:
+        return Rung("golden predictions", None, "an old version, which has none")
+    words = f"at most {difference:.1e} from those of its registration"
+    return Rung("golden predictions", difference <= GOLDEN_TOLERANCE, words)
+
+
+def _seeds(
+    params: Params, candidate: Version, champion: Version | None, noise_seed: int | None
+) -> tuple[list[int] | None, str]:
+    """Noise seeds of realizations that neither has seen, and words on them; None for a user's data."""
+    if params.data.data_file is not None:
+        return None, f"the test windows of {params.data.data_file}, in {PARTS_OF_A_FILE} parts"
+    if noise_seed is not None:
+        return [noise_seed + n for n in range(LOOKS[-1])], f"noise seeds from {noise_seed} on, which somebody chose"
+    both = [version.tags.get(MODEL_DIGEST, version.uri) for version in (candidate, champion) if version]
+    key = int.from_bytes(hashlib.sha256(" ".join(both).encode()).digest()[:8], "big")
+    drawn = stream(key, "promotion").choice(SEEDS_TO - SEEDS_FROM, size=LOOKS[-1], replace=False) + SEEDS_FROM
+    return [int(seed) for seed in drawn], "noise seeds that follow from what both models are, never used in training"
+
+
+def _measure(
+    ours: Witness,
+    theirs: Witness | None,
+    params: Params,
+    seeds: list[int] | None,
+    bounds: Bounds,
+    stopping: Stopping,
+    console: Console,
+) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
+    """Errors on as many realizations as it takes, by side."""
+    rows: dict[str, dict[int, dict[str, float]]] = {}
+    held_against, test = _held_against(params), None
+    for first, last in zip((0, *LOOKS), LOOKS, strict=False):
+        stopping.check()
+        part = seeds[first:last] if seeds is not None else None
+        asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
+        for witness in asked.values():
+            witness.ask(part)
+        scored = dict(score_realizations(held_against, params, part, device=torch.device("cpu")))
+        found = {
+            side: {n: {str(name): float(errors[name][side]) for name in errors} for n, errors in scored.items()}
+            for side in held_against
+        }
+        found |= {side: witness.answers(len(scored)) for side, witness in asked.items()}
+        for side, errors in found.items():
+            rows.setdefault(side, {}).update(errors)
+        if theirs:
+            candidate, champion = (pd.DataFrame(rows[side]).T[OVERALL].to_numpy() for side in asked)
+            looks = LOOKS if seeds is not None else (len(scored),)
+            test = paired_test(candidate, champion, margin=bounds.margin, looks=looks)
+        console.say(f"{len(rows['candidate'])} realizations{f': {test.words}' if test else ''}")
+        if seeds is None or test is None or test.verdict != Verdict.OPEN:
+            break
+    return {side: pd.DataFrame(errors).T for side, errors in rows.items()}, test
+
+
+def _held_against(params: Params) -> dict[str, Extractor]:
+    """What the candidate has to beat, and the limit where it is known."""
+    every = references(params, Splits.from_params(params))
+    return {name: extractor for name, extractor in every.items() if name in (*BEATEN, LIMIT)}
+
+
+TRIES = 3  # where somebody else moves the champion meanwhile
+MARKS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
+
+
+class Outcome(StrEnum):
+    """What was decided."""
+
+    PROMOTED = "PROMOTED"
+    HELD = "HELD"
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """The result of a promotion.
+
+    Attributes:
+        run: The run that holds it.
+        outcome: The decision.
+        reason: The reason in words.
+        candidate: The version that was examined.
+        champion: The champion before; None: there was none.
+        evidence: What the decision rests on.
+    """
+
+    run: RunRef
+    outcome: Outcome
+    reason: str
+    candidate: Version
+    champion: Version | None
+    evidence: Evidence
+
+    @property
+    def checks(self) -> pd.DataFrame:
+        """A row for each check: whether it passed (None: it does not apply) and its figures in words."""
+        return pd.DataFrame(self.evidence.rungs).set_index("name")
+
+    def figure(self) -> Figure:
+        """Candidate and champion beside the limit, and their difference with its interval.
+
+        Raises:
+            UserError: If the candidate was not measured.
+        """
+        if not self.evidence.errors:
+            raise UserError(f"version {self.candidate.number} was not measured: {self.reason}")
+        return decision_figure(self.evidence.errors, self.evidence.test)
+
+
+def promote(
+    tracking: TrackingParams,
+    *,
+    number: int | None,
+    bounds: Bounds,
+    noise_seed: int | None,
+    force: str | None,
+    stopping: Stopping,
+    console: Console,
+) -> PromotionResult:
+    """Hold a version against the champion and against what it has to be, decide, and move the alias if it has won.
+
+    Args:
+        tracking: Where the registry is, and the name of the model.
+        number: The version; None: the newest.
+        bounds: What it has to be.
+        noise_seed: First of the realizations; None: they follow from what both models are, so that to ask again gives
+            the same.
+        force: A reason to promote it whatever it is; None: none.
+        stopping: Tells when to stop.
+        console: Hears how it goes.
+
+    Raises:
+        UserError: If ``force`` is blank, there is no such version, or the champion keeps changing.
+    """
+    if force is not None and not force.strip():
+        raise UserError("force: a reason is needed")
+    tracking_uri, name = open_store(), tracking.model_name
+    candidate = aliases.candidate(name, number)
+    with open_run(tracking, name=f"promote {name} version {candidate.number}", stopping=stopping) as run:
+        asked = {"model_name": name, "version": str(candidate.number)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
+        run.log_params(asked | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
+        run.log_source(provenance.source())
+        for _ in range(TRIES):
+            stopping.check()
+            champion = named(name, CHAMPION)
+            evidence = examine(candidate, champion, bounds, noise_seed=noise_seed, stopping=stopping, console=console)
+            outcome, reason = _decide(evidence, champion, force=force)
+            decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, evidence)
+            with stopping.deferred():
+                noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({link(run.run_id)})"
+                if outcome != Outcome.PROMOTED:
+                    if champion is None or champion.number != candidate.number:  # a champion keeps its own evidence
+                        tag_version(candidate, noted, description=words)
+                    return decision
+                try:
+                    move_champion(candidate, found=champion, evidence=noted, description=words)
+                except ChampionChangedError as error:
+                    console.say(str(error))
+                    continue
+            run.log_tags({"carried_out": "true"})
+            return decision
+    raise UserError(f"model_name={name}: the champion has changed {TRIES} times while it was decided; ask again")
+
+
+def _decide(evidence: Evidence, champion: Version | None, *, force: str | None) -> tuple[Outcome, str]:
+    """The outcome, and the reason in words."""
+    failed = [rung for rung in evidence.rungs if rung.passed is False]
+    broken = [rung for rung in failed if rung.name in ("loads", "golden predictions", "answers")]
+    if force and not broken:
+        overruled = f", against: {', '.join(rung.name for rung in failed)}" if failed else ""
+        return Outcome.PROMOTED, f"forced: {force}{overruled}"
+    comparison = next((rung for rung in evidence.rungs if rung.name.endswith("than the champion")), None)
+    refusals = [rung for rung in failed if rung is not comparison]
+    if refusals:
+        return Outcome.REFUSED, "; ".join(f"{rung.name}: {rung.words}" for rung in refusals)
+    if comparison and comparison.passed is False:
+        return Outcome.HELD, f"it is not shown to be {comparison.name}: {comparison.words}"
+    if champion is None or comparison is None:
+        return Outcome.PROMOTED, "it is the first champion"
+    return Outcome.PROMOTED, f"it is {comparison.name}: {comparison.words}"
+
+
+def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
+    """Keep the report, before anything follows from it; the tags for the version."""
+    evidence, candidate, champion = decision.evidence, decision.candidate, decision.champion
+    report = decision_report(decision)
+    run.log_bytes(report.encode(), f"{DECISION}/report.md")
+    if evidence.errors:
+        run.log_figure(decision.figure(), f"{DECISION}/errors.png")
+        table = pd.concat(evidence.errors, names=["side", "noise_seed"])
+        run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
+    run.describe(report)
+    against = str(champion.number) if champion else "none"
+    noted = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}
+    run.log_tags({"workflow": "promote", "model_name": candidate.model_name, "version": str(candidate.number)} | noted)
+    run.deliver()
+    return {
+        "decision": str(decision.outcome),
+        "decision_run": run.run_id,
+        "decided_against": against,
+        "decided_in": decision.run.tracking_uri,
+    }
+
+
+def decision_report(decision: PromotionResult) -> str:
+    """A decision as Markdown: what was decided, each rung with its figures, errors side by side."""
+    candidate, champion, evidence = decision.candidate, decision.champion, decision.evidence
+    title = f"# {decision.outcome}: {candidate.model_name} version {candidate.number}"
+    against = f"the champion, version {champion.number}" if champion else "nothing: there is no champion yet"
+    lines = [
+        title,
+        f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
+        f"Held against {against}. Evidence: run `{decision.run.run_id}`"
+        f"{f', the candidate was trained by run `{candidate.run_id}`' if candidate.run_id else ''}.",
+        tabulate(
+            [[rung.name, MARKS[rung.passed], rung.words] for rung in evidence.rungs],
+            headers=["rung", "", "figures"],
+            tablefmt="github",
+        ),
+    ]
+    if evidence.errors:
+        means = pd.DataFrame({side: table.mean() for side, table in evidence.errors.items()}).T
+        lines.append(
+            tabulate(
+                [[side, *row] for side, row in zip(means.index, means.to_numpy().tolist(), strict=True)],
+                headers=["MSE", *means.columns],
+                floatfmt=".4f",
+                tablefmt="github",
+            )
+        )
+        lines.append(f"Means over {len(evidence.errors['candidate'])} realizations: {evidence.seeds}.")
+    return "\n\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class RollbackResult:
+    """The result of a rollback.
+
+    Attributes:
+        run: The run that holds it.
+        before: The champion before.
+        after: The champion now.
+    """
+
+    run: RunRef
+    before: Version
+    after: Version
+
+
+def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopping: Stopping) -> RollbackResult:
+    """Make a version the champion again, once it has been loaded and has shown that it is what it was.
+
+    Args:
+        tracking: Where the registry is, and the name of the model.
+        number: The version; None: the champion before the one of now.
+        reason: Why, which is kept.
+        stopping: Tells when to stop.
+
+    Raises:
+        UserError: If there is no champion or no such version, it cannot be loaded, or somebody else moves the champion.
+    """
+    tracking_uri, name = open_store(), tracking.model_name
+    before = named(name, CHAMPION)
+    if before is None:
+        raise UserError(f"model_name={name}: it has no champion that could be taken back")
+    after = aliases.candidate(name, number) if number is not None else named(name, PREVIOUS)
+    if after is None:
+        raise UserError(f"model_name={name}: no champion came before version {before.number}; give one with version=N")
+    if after.number == before.number:
+        raise UserError(f"version={after.number}: it is the champion")
+    with open_run(tracking, name=f"rollback {name} to version {after.number}", stopping=stopping) as run:
+        run.log_params({"model_name": name, "version": str(after.number)})
+        run.log_source(provenance.source())
+        with Witness(after.uri) as witness:
+            difference = witness.about["golden_difference"]
+        if difference is not None and difference > GOLDEN_TOLERANCE:
+            raise UserError(f"{after.uri} no longer gives what it gave when it was registered: off by {difference:.1e}")
+        stopping.finish_anyway()
+        words = f"Champion taken back from version {before.number} to version {after.number}: {reason}"
+        noted = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.number)}
+        run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.number)} | noted)
+        run.describe(words)
+        run.deliver()
+        noted = {"rollback_run": run.run_id}
+        move_champion(after, found=before, evidence=noted, description=f"{words} ({link(run.run_id)})")
+        run.log_tags({"carried_out": "true"})
+    return RollbackResult(RunRef.to(run, tracking_uri), before, after)

@@ -1,0 +1,156 @@
+"""Metrics of a run, from the results of training and evaluation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from freqfilter.evaluation.heldout import FreshScores
+from freqfilter.evaluation.limits import LIMIT, LimitScores, ratio_interval
+from freqfilter.evaluation.metrics import MEASURES, MODEL, OVERALL, Comparison
+from freqfilter.tracked_names import (
+    AUDIT_MSE,
+    EPOCH_SECONDS,
+    PEAK_MEMORY,
+    TEST_MSE_OVER_LIMIT,
+    TRAIN_LOSS,
+    VAL_LIMIT_MSE,
+    VAL_LOSS,
+    VAL_MSE,
+    VAL_MSE_OVER_LIMIT,
+)
+from freqfilter.training.reports import EpochReport
+from freqfilter.training.state import TrainingState
+
+
+def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[str, float]:
+    """What is charted for an epoch, at ``step`` = epoch; what was not measured is left out.
+
+    Args:
+        report: The epoch.
+        val_limit_mse: The limit on the validation windows, if it is known.
+    """
+    metrics = {
+        TRAIN_LOSS: report.train_loss,
+        "train/learning_rate": report.learning_rate,
+        "train/gradient_norm": report.gradient_norm,
+        EPOCH_SECONDS: report.seconds,
+        VAL_LOSS: report.val_loss,
+        VAL_MSE: report.val_mse,
+        VAL_LIMIT_MSE: val_limit_mse,
+        VAL_MSE_OVER_LIMIT: _over(report.val_mse, val_limit_mse),
+        AUDIT_MSE: report.audit_mse,
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> dict[str, float]:
+    """What is charted for a step of a learning-rate range test, at ``step`` = step."""
+    return {
+        "range_test/learning_rate": learning_rate,
+        "range_test/loss": loss,
+        "range_test/smoothed_loss": smoothed,
+    }
+
+
+def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:
+    """What the best epoch came to, how many were run, and how large the network is.
+
+    Args:
+        state: Training, at its end.
+        audit_mse: The best weights on the whole audit realization, if there is one.
+        val_limit_mse: The limit on the validation windows, if it is known.
+    """
+    progress = state.progress
+    metrics = {
+        "parameter_count": state.n_parameters,
+        "epochs_run": len(progress.history),
+        "best/epoch": progress.best_epoch,
+        "best/train_loss": progress.best.train_loss,
+        "best/val_loss": progress.best.val_loss,
+        "best/val_mse": progress.best.val_mse,
+        "best/val_mse_over_limit": _over(progress.best.val_mse, val_limit_mse),
+        "best/audit_mse": audit_mse,
+        PEAK_MEMORY: state.compute.peak_memory_mb(),
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
+
+
+def spread_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean and sample standard deviation over several runs: ``test/mse_mean``, ``test/mse_std``.
+
+    Args:
+        metrics: The metrics of each run. Those that every run has are taken.
+    """
+    shared = [name for name in metrics[0] if all(name in of_run for of_run in metrics)]
+    values = {name: [of_run[name] for of_run in metrics] for name in shared}
+    spread = {f"{name}_std": statistics.stdev(found) for name, found in values.items() if len(found) > 1}
+    return {f"{name}_mean": statistics.fmean(found) for name, found in values.items()} | spread
+
+
+def limit_metrics(expected_mse: float) -> dict[str, float]:
+    """The least mean squared error that a filter of this kind can expect of the signal model."""
+    return {"limit/expected_mse": expected_mse}
+
+
+def limits_metrics(scores: LimitScores) -> dict[str, float]:
+    """Both limits as ``limit`` computes them: of a causal filter and of one that has the whole window."""
+    return {"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}
+
+
+def score_metrics(compared: Comparison) -> dict[str, float]:
+    """Scores on the test set: ``test/mse``, ``test/mse_5hz``, ``test/zero_mse`` for the extractor ``zero``, and how
+    far the model is from the limit, where there is one: ``test/mse_over_limit`` with its 95 % interval, in decibels,
+    and for each component.
+    """  # noqa: D205 (one sentence)
+    table, metrics = compared.table, {}
+    for extractor, component in table.index:
+        suffix = "" if component == OVERALL else f"_{component}"
+        for measure in MEASURES:
+            value = float(table.loc[(extractor, component), measure])
+            if extractor == MODEL:
+                metrics[f"test/{measure}{suffix}"] = value
+            elif component == OVERALL and measure == "mse":
+                metrics[f"test/{extractor}_mse"] = value
+        if extractor == LIMIT:
+            mse, limit_mse = (float(table["mse"][name, component]) for name in (MODEL, LIMIT))
+            metrics |= _distance("test", suffix, mse, limit_mse)
+    if LIMIT in compared.per_step.index and compared.per_block is not None:
+        low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
+        metrics |= {f"{TEST_MSE_OVER_LIMIT}_low": low, f"{TEST_MSE_OVER_LIMIT}_high": high}
+    return _finite(metrics)
+
+
+def fresh_metrics(scores: FreshScores) -> dict[str, float]:
+    """Scores on fresh realizations: ``fresh/mse`` and, where the limit is known, ``fresh/mse_over_limit``, each with
+    its 95 % interval.
+    """  # noqa: D205 (one sentence)
+    low, high = scores.mse_interval
+    metrics = {"fresh/realizations": len(scores.of_realizations), "fresh/mse_low": low, "fresh/mse_high": high}
+    for component in scores.mean.columns:
+        suffix = "" if component == OVERALL else f"_{component}"
+        metrics[f"fresh/mse{suffix}"] = mse = float(scores.mean[component][MODEL])
+        if LIMIT in scores.mean.index:
+            metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
+            metrics |= _distance("fresh", suffix, mse, limit_mse)
+    if scores.ratio_interval:
+        metrics["fresh/mse_over_limit_low"], metrics["fresh/mse_over_limit_high"] = scores.ratio_interval
+    return _finite(metrics)
+
+
+def _distance(data: str, suffix: str, mse: float, limit_mse: float) -> dict[str, float]:
+    """How far a model is from the limit, and, of all components together, the same in decibels."""
+    ratio = _over(mse, limit_mse)
+    metrics = {} if ratio is None else {f"{data}/mse_over_limit{suffix}": ratio}
+    return metrics | ({f"{data}/db_over_limit": 10 * math.log10(ratio)} if ratio and not suffix else {})
+
+
+def _over(mse: float | None, limit_mse: float | None) -> float | None:
+    """How many times the limit; nothing where one of them is not known, or the limit is that nothing remains."""
+    return mse / limit_mse if mse is not None and limit_mse else None
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Those that have a value: a store cannot order the others."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,0 +1,139 @@
+"""Servers: MLflow's UI on the store, and a model version over HTTP."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from freqfilter.config import TrackingParams
+from freqfilter.errors import UserError
+from freqfilter.process import Stopping
+from freqfilter.progress import Console
+from freqfilter.tracking.aliases import CHAMPION
+from freqfilter.tracking.client import answers, open_store
+from freqfilter.tracking.queries import newest_training
+from freqfilter.tracking.ui_views import RunRef
+
+HOST = "127.0.0.1"
+POLL_S = 0.5  # between checks of the server
+# The job runner and its workers would take two gigabytes, and nothing here uses them.
+SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+
+
+def ui(*, port: int, stopping: Stopping, console: Console) -> int:
+    """Serve MLflow's UI on the loopback address until it is stopped, or print where the store's own UI is.
+
+    Args:
+        port: The port.
+        stopping: Ends the server.
+        console: Prints the addresses once the server answers.
+
+    Returns:
+        The exit code of the server.
+
+    Raises:
+        UserError: If the store cannot be used, or the port is in use.
+    """
+    tracking_uri = open_store()
+    server = tracking_uri if tracking_uri.startswith("http") else f"http://{HOST}:{port}"
+
+    def print_addresses() -> None:
+        console.say(f"MLflow: {server}")
+        if found := newest_training():
+            run = RunRef(found.run_id, "", found.experiment_id, tracking_uri)
+            console.say(f"  newest training, {found.name}: {run.page(server)}")
+            console.say(f"  all trainings: {run.view(server, 'trainings')}")
+            console.say(f"  all decisions: {run.view(server, 'decisions')}")
+
+    if server == tracking_uri:
+        print_addresses()
+        return 0
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            raise UserError(
+                f"port={port} is in use: end the program that listens there, or give another --port"
+            ) from None
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
+    return run_server(
+        command,
+        os.environ | SERVER_ENVIRONMENT,
+        stopping,
+        ready=lambda: answers(server),
+        on_ready=print_addresses,
+    )
+
+
+def serve(tracking: TrackingParams, *, number: int | None, port: int, stopping: Stopping, console: Console) -> int:
+    """Serve a version with `mlflow models serve` on the loopback address until it is stopped.
+
+    Args:
+        tracking: Where the registry is, and the name of the model.
+        number: The version; None: the champion.
+        port: Where it listens.
+        stopping: Tells when to stop.
+        console: Hears where it is.
+
+    Returns:
+        The exit code of the server.
+
+    Raises:
+        UserError: If there is no such version, or its files are not those that were registered.
+    """
+    from freqfilter.tracking.loading import checked_files  # imports PyTorch, which the UI does not need
+
+    open_store()
+    name = tracking.model_name
+    uri = f"models:/{name}/{number}" if number is not None else f"models:/{name}@{CHAMPION}"
+    with tempfile.TemporaryDirectory() as folder:
+        files = checked_files(uri, Path(folder))  # what has been checked is what is served
+        console.say(f"serving {uri} on http://{HOST}:{port}/invocations, ready when /ping answers")
+        words = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
+        return run_server(
+            [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
+            os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
+            stopping,
+        )
+
+
+def run_server(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    stopping: Stopping,
+    *,
+    ready: Callable[[], bool] = lambda: True,
+    on_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Run a server until it ends or this process is stopped; its exit code.
+
+    Args:
+        command: The server's command.
+        environment: Its environment.
+        stopping: Ends the server.
+        ready: Whether the server answers.
+        on_ready: Called once, when it does.
+    """
+    server, waiting = subprocess.Popen(command, env=environment), True
+    try:
+        with stopping.deferred():
+            while server.poll() is None:
+                stopping.check()
+                if waiting and ready():
+                    waiting = False
+                    on_ready()
+                try:
+                    server.wait(timeout=POLL_S)
+                except subprocess.TimeoutExpired:
+                    continue
+        return server.returncode
+    finally:
+        server.terminate()
+        server.wait()

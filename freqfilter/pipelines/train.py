@@ -1,0 +1,320 @@
+"""Training: one tracked, registered, loadable run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from freqfilter.config import Params
+from freqfilter.data.splits import Splits
+from freqfilter.data.windows import spread
+from freqfilter.errors import TrainingError, UserError
+from freqfilter.evaluation import limits
+from freqfilter.evaluation.limits import KnownLimit
+from freqfilter.evaluation.metrics import Comparison
+from freqfilter.evaluation.monitor import Diagnosis, Finding, SplitAudit, audit_split, of_settings
+from freqfilter.models.filter import Filter
+from freqfilter.pipelines.finalize import judge, keep_model, log_files
+from freqfilter.pipelines.run_metrics import epoch_metrics, limit_metrics
+from freqfilter.pipelines.setup import Keeper, Ready, get_ready, resumable
+from freqfilter.plots.training import training_loss
+from freqfilter.process import Stopping
+from freqfilter.progress import Console
+from freqfilter.tracking import provenance
+from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.loading import load_run, training_run
+from freqfilter.tracking.run import DIAGNOSIS, Run, diagnoses
+from freqfilter.tracking.system_metrics import system_metrics
+from freqfilter.tracking.ui_views import RunRef
+from freqfilter.training.checkpoint import Checkpoint, Stated, write_weights
+from freqfilter.training.device import memory_errors
+from freqfilter.training.loop import train as training_steps
+from freqfilter.training.reports import EpochReport
+from freqfilter.training.state import Progress, TrainingState
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The result of a training.
+
+    Attributes:
+        run: The run.
+        params: The resolved parameters.
+        progress: Report of each epoch, and the best epoch.
+        compared: Scores on the test set, of the model and of the estimators that it is compared with.
+        metrics: Metrics of the best epoch and of the test.
+        val_limit_mse: The limit on the validation windows; None where it is not known.
+        overlap: Samples that validation shares with training.
+        diagnoses: The problems that were found, by name, each in one line.
+        model_name: Name of the registered model.
+        version: Number of the registered version; None where it was not registered.
+        folder: The run's files, where the run is offline.
+    """
+
+    run: RunRef
+    params: Params
+    progress: Progress
+    compared: Comparison
+    metrics: dict[str, float]
+    val_limit_mse: float | None
+    overlap: SplitAudit
+    diagnoses: dict[str, str]
+    model_name: str
+    version: int | None
+    folder: Path
+
+    @property
+    def scores(self) -> pd.DataFrame:
+        """Scores on the test set: a row for each estimator and component, a column for each measure."""
+        return self.compared.table
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row for each epoch: losses, mean squared errors, learning rate, gradient norm and seconds."""
+        table = pd.DataFrame([asdict(report) for report in self.progress.history]).set_index("epoch")
+        return table.drop(columns=["val_blocks", "improved"])
+
+    def loss_figure(self) -> Figure:
+        """The losses over the epochs, with the limit as a line: the run's ``07_training_loss.png``."""
+        return training_loss(
+            self.progress.history,
+            loss=self.params.training.loss,
+            best_epoch=self.progress.best_epoch,
+            val_limit_mse=self.val_limit_mse,
+        )
+
+    def load(self) -> Filter:
+        """Load the trained model from the tracking store.
+
+        Raises:
+            UserError: If the run is offline.
+        """
+        if not self.run.tracking_uri:
+            raise UserError(f"run {self.run.run_id} is offline: `python -m freqfilter sync` delivers it first")
+        return load_run(self.run.run_id)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A training that was interrupted.
+
+    Attributes:
+        run_id: Its run.
+        name: What that is called.
+        checkpoint: Where it goes on.
+        machine: Tags of the run, among them those of the machine that it began on.
+    """
+
+    run_id: str
+    name: str
+    checkpoint: Checkpoint
+    machine: dict[str, str]
+
+
+@memory_errors()
+def train(
+    params: Params,
+    *,
+    recipe: str,
+    name: str,
+    stopping: Stopping,
+    console: Console,
+    parent: Run | None = None,
+    begun: Begun | None = None,
+) -> TrainingResult:
+    """Train as the parameters say, and track it.
+
+    Args:
+        params: Resolved parameters.
+        recipe: The recipe's name, which the run keeps.
+        name: What the run is called where nobody has named it.
+        stopping: Tells when to stop.
+        console: Hears how it goes.
+        parent: The open run that this one is a part of, if any.
+        begun: What it goes on with, if anything.
+
+    Raises:
+        UserError: If store, device, precision, data or origin cannot be used, memory runs out, or training diverges.
+        UndeliveredError: If the store has gone away in the meantime; the run's folder has everything.
+        Stopped: If it was stopped; the run is then KILLED.
+    """
+    ready = get_ready(params, begun.checkpoint if begun else None)
+    params, splits, state = ready.params, ready.splits, ready.state
+    run_id = begun.run_id if begun else None
+    with open_run(params.tracking, name=name, stopping=stopping, parent=parent, resumed=run_id) as run:
+        params = params.kept(experiment=run.experiment)
+        if begun is None:
+            _log_origin(run, ready, params, recipe=recipe)
+        keeper = Keeper(run, state, Stated(params, recipe, splits.digests))
+        keeper.begin()
+        interval_s = params.tracking.system_metrics_interval
+        with resumable(run.run_id), system_metrics(run, interval_s=interval_s, warn=console.say):
+            _introduce(console, run, state, splits)
+            if begun:
+                _go_on(console, run, state, begun)
+            overlap = _measure_overlap(run, splits, console)
+            val_limit = _state_limit(run, params, splits, console)
+            _train(run, state, splits, params, keeper=keeper, val_limit=val_limit, stopping=stopping, console=console)
+            val_limit_mse = val_limit.mse if val_limit else None
+            log_files(run, state, params, val_limit_mse=val_limit_mse)
+            compared, metrics = judge(run, state, splits, params, val_limit_mse=val_limit_mse, console=console)
+            version = None
+            if run.online:
+                stopping.finish_anyway()  # what a stop could save is seconds
+                version = keep_model(run, state, splits, params, compared, metrics)
+    return TrainingResult(
+        run=RunRef.to(run, ready.tracking_uri),
+        params=params,
+        progress=state.progress,
+        compared=compared,
+        metrics=metrics,
+        val_limit_mse=val_limit_mse,
+        overlap=overlap,
+        diagnoses=diagnoses(run.tags),
+        model_name=params.tracking.model_name,
+        version=version,
+        folder=run.folder,
+    )
+
+
+def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
+    """Parameters, code, machine, data and first weights: all that the run's numbers follow from."""
+    run.log_params({"recipe": recipe} | params.canonical())
+    run.log_bytes(params.to_yaml().encode(), "params.yaml")
+    run.log_source(provenance.source())
+    tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
+    run.log_tags(tags | provenance.machine_tags(ready.compute))
+    if ready.origin:
+        run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": training_run(ready.origin)})
+    splits = ready.splits
+    log_training_data(run, splits)
+    run.log_data(splits.validation, name="validation", context="validation")
+    run.log_data(splits.test, name="test", context="test")
+    if splits.audit:
+        run.log_data(splits.audit, name="audit", context="audit")
+
+
+def log_training_data(run: Run, splits: Splits) -> None:
+    """Note what training takes its windows from, under a name that says whether the noise is a part of it."""
+    name = "train_without_noise" if splits.fresh_noise else "train"
+    run.log_data(splits.train, name=name, context="training")
+
+
+def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits) -> None:
+    validation = splits.validation
+    console.say(f"run {run.run_id} in experiment {run.experiment}")
+    console.say(f"device: {state.compute.describe()}")
+    console.say(
+        f"windows: {splits.n_epoch:,} training, {len(validation):,} validation, {len(splits.test):,} test, "
+        f"each {validation.n_samples} samples of {1 + validation.n_components} features"
+    )
+    console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
+
+
+def _go_on(console: Console, run: Run, state: TrainingState, begun: Begun) -> None:
+    """Say where it goes on, and whether this machine can give the numbers that the other would have given."""
+    progress = state.progress
+    console.say(f"going on after epoch {progress.epoch - 1}" + (f", batch {progress.batch}" if progress.batch else ""))
+    here = provenance.machine_tags(state.compute)
+    for name, before in begun.machine.items():
+        if name in here and before != here[name]:
+            console.say(
+                f"{name} was {before!r} and is {here[name]!r}: from here on numbers may differ in their last digits"
+            )
+    run.log_tags({"resumed_after_epoch": str(progress.epoch - 1)} | here)
+
+
+def _measure_overlap(run: Run, splits: Splits, console: Console) -> SplitAudit:
+    """Print and log how many samples validation shares with training."""
+    overlap = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
+    run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/leak_audit.json")
+    console.say(overlap.words())
+    return overlap
+
+
+def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> KnownLimit | None:
+    """Print and log the limit before anything is trained; its value on the validation windows, if it is known."""
+    expected_mse = limits.expected_limit_mse(params)
+    val_limit = limits.validation_limit(params, splits.validation)
+    if expected_mse is not None:
+        run.log_metrics(limit_metrics(expected_mse), step=0)
+    if expected_mse is None or val_limit is None:
+        console.say("limit: not known of these validation windows, hence no ratio to it and no leak alarm")
+    else:
+        console.say(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+    return val_limit
+
+
+def _train(
+    run: Run,
+    state: TrainingState,
+    splits: Splits,
+    params: Params,
+    *,
+    keeper: Keeper,
+    val_limit: KnownLimit | None,
+    stopping: Stopping,
+    console: Console,
+) -> None:
+    training = params.training
+    steps = training_steps(
+        state,
+        training_windows=splits.epoch,
+        validation=splits.validation,
+        audit=spread(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
+        audit_every=params.evaluation.audit_every,
+        params=training,
+    )
+    diagnosis = Diagnosis.of(state, splits, params, val_limit=val_limit)
+    val_limit_mse = val_limit.mse if val_limit else None
+    for finding in of_settings(params):
+        _tell(run, finding, console)
+    with (
+        _last_good_weights(run, state, console),
+        memory_errors(),
+        closing(steps),
+        keeper.keeping(),
+        stopping.deferred(),
+    ):
+        for report in steps:
+            stopping.check()
+            console.show(report, epochs=training.epochs)
+            if isinstance(report, EpochReport):
+                run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
+                for finding in diagnosis.examine(report):
+                    _tell(run, finding, console)
+            keeper.after(report)
+    if state.progress.stopped_early:
+        console.say(
+            f"stopped early: {training.early_stopping_patience} validations without improvement "
+            f"since epoch {state.progress.best_epoch}"
+        )
+
+
+@contextmanager
+def _last_good_weights(run: Run, state: TrainingState, console: Console) -> Iterator[None]:
+    """A block whose diagnosed end leaves the weights of shortly before among the run's files."""
+    try:
+        yield
+    except TrainingError:
+        try:
+            write_weights(run.folder / "models/last_good_model.pth", state.good_weights)
+            run.log_file(run.folder / "models/last_good_model.pth")
+            console.say("kept: the last good weights, models/last_good_model.pth among the run's artifacts")
+        except UserError as error:  # that must not hide what ended the training
+            console.say(f"the last good weights are lost: {error}")
+        raise
+
+
+def _tell(run: Run, finding: Finding, console: Console) -> None:
+    run.log_tags({f"{DIAGNOSIS}.{finding.name}": finding.line})
+    console.say(f"{DIAGNOSIS}: {finding.line}")

@@ -1,0 +1,95 @@
+"""Catalog of the figures that a run logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from freqfilter.config import SignalParams
+from freqfilter.data.windows import CutWindows, WindowSet
+from freqfilter.evaluation.metrics import Comparison, Extractor
+from freqfilter.plots import data, evaluation
+from freqfilter.plots.evaluation import stretch, window_estimates
+from freqfilter.tracked_names import COMPONENTS, PREDICTION
+
+STARTS_SHOWN = 4
+
+
+def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, Figure]]:
+    """Signals in time and frequency, and what the filter gets of them.
+
+    Args:
+        signals: The signal model.
+        windows: All windows of a realization, or of its beginning.
+
+    Yields:
+        The file and the figure.
+    """
+    frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
+    mixture = windows.mixtures[0].double().numpy()
+    components = windows.components.double().numpy()
+    time_s = np.arange(len(mixture)) / rate_hz
+    clean = components.mean(axis=0)
+    yield "visualizations/01_time.png", data.time(time_s, mixture, clean, slowest_hz=min(frequencies_hz))
+    for file, draw in (("02_spectrum", data.spectrum), ("03_spectrogram", data.spectrogram)):
+        figure = draw(mixture, sample_rate_hz=rate_hz, frequencies_hz=frequencies_hz)
+        yield f"visualizations/{file}.png", figure
+    overlay = data.overlay(time_s, components, mixture, frequencies_hz=frequencies_hz)
+    yield "visualizations/04_components.png", overlay
+
+    n_components, length = windows.n_components, windows.n_samples
+    starts = torch.linspace(0, windows.n_starts - 1, min(STARTS_SHOWN, windows.n_starts)).round().long()
+    numbers = starts[:, None] * n_components + torch.arange(n_components)
+    inputs, targets = windows.batch(numbers.flatten())
+    sample_windows = data.windows(
+        np.arange(length) / rate_hz,
+        inputs[::n_components, :, 0].numpy(),
+        targets[..., 0].numpy().reshape(len(starts), n_components, length),
+        starts_s=(starts / rate_hz).tolist(),
+        frequencies_hz=frequencies_hz,
+    )
+    yield "visualizations/05_windows.png", sample_windows
+    structure = data.structure(inputs[0].numpy(), targets[0].numpy(), frequencies_hz=frequencies_hz)
+    yield "visualizations/06_structure.png", structure
+
+
+def of_evaluation(
+    extractor: Extractor,
+    windows: WindowSet,
+    beginning: CutWindows | None,
+    compared: Comparison,
+    *,
+    frequencies_hz: Sequence[float],
+    sample_rate_hz: float,
+    device: torch.device,
+) -> Iterator[tuple[str, Figure]]:
+    """Estimates, errors and scores on a test set.
+
+    Args:
+        extractor: What was evaluated.
+        windows: The test set.
+        beginning: All windows of the beginning of its realization. The order of windows from a
+            file is unknown, so they have no long stretch and no spectrum.
+        compared: Its scores beside those of the references.
+        frequencies_hz: Frequency of each component.
+        sample_rate_hz: Of the realization.
+        device: Where the extractor computes.
+
+    Yields:
+        The file and the figure.
+    """
+    found = window_estimates(extractor, windows, frequencies_hz=frequencies_hz, device=device)
+    yield PREDICTION, evaluation.prediction(found)
+    yield "visualizations/09_errors.png", evaluation.errors(found)
+    yield "visualizations/10_scatter.png", evaluation.scatter(found)
+    if beginning is not None:
+        along = stretch(
+            extractor, beginning, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
+        )
+        yield "visualizations/11_spectrum.png", evaluation.spectra(along)
+        yield "visualizations/12_long_stretch.png", evaluation.long_stretch(along)
+    yield COMPONENTS, evaluation.mse_of_components(compared.table)
+    yield "visualizations/14_mse_over_window.png", evaluation.mse_over_window(compared.per_step)

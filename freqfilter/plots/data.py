@@ -1,0 +1,161 @@
+"""Figures of signals and windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy import signal
+
+from freqfilter.plots.style import BLUE, GREY, MOST_PANELS, ORANGE, colour, dress, hertz, line, new_figure, panels
+
+Samples = NDArray[np.floating]
+PERIODS_SHOWN = 2  # of the slowest component, where a stretch is drawn
+LEVELS_DB = 50  # from the darkest to the brightest place of a spectrogram
+BAND = 4  # spectra are drawn up to this multiple of the highest component
+
+
+def amplitude_spectrum(samples: Samples, sample_rate_hz: float) -> tuple[Samples, Samples]:
+    """Frequencies (Hz) and the amplitude that a sinusoid at each would have.
+
+    Hann window; a sinusoid's peak is its amplitude where it falls on a frequency of the grid.
+    Source: SciPy, ``periodogram`` with ``scaling="spectrum"``.
+
+    >>> time_s = np.arange(1000) / 1000
+    >>> frequencies_hz, amplitudes = amplitude_spectrum(0.25 * np.sin(2 * np.pi * 5 * time_s), 1000)
+    >>> float(frequencies_hz[amplitudes.argmax()]), round(float(amplitudes.max()), 6)
+    (5.0, 0.25)
+    """
+    frequencies_hz, power = signal.periodogram(samples, sample_rate_hz, window="hann", scaling="spectrum")
+    return frequencies_hz, np.sqrt(2 * power)
+
+
+def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float) -> Figure:
+    """A realization against time: all of it, and its beginning with and without noise, each (n_samples,)."""
+    figure = new_figure(12, 7)
+    whole, beginning = figure.subplots(2, 1)
+    whole.plot(time_s, mixture, color=GREY, linewidth=0.5)
+    dress(whole, xlabel="time (s)", ylabel="amplitude", title=f"Mixture: {len(mixture):,} samples")
+    shown = time_s <= PERIODS_SHOWN / slowest_hz
+    beginning.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8, label="mixture, with noise")
+    beginning.plot(time_s[shown], clean[shown], color=BLUE, linewidth=2, label="without noise")
+    dress(beginning, xlabel="time (s)", ylabel="amplitude", title="Its beginning", legend=True)
+    return figure
+
+
+def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequence[float]) -> Figure:
+    """Amplitude spectrum of the mixture (n_samples,), with the components marked."""
+    figure = new_figure(12, 6)
+    axes = figure.subplots()
+    grid_hz, amplitudes = amplitude_spectrum(mixture, sample_rate_hz)
+    shown = (grid_hz > 0) & (grid_hz <= BAND * max(frequencies_hz))
+    axes.semilogy(grid_hz[shown], amplitudes[shown], color=BLUE, linewidth=1)
+    for frequency_hz in frequencies_hz:
+        axes.axvline(frequency_hz, color=ORANGE, linestyle=":", linewidth=1.5)
+    axes.plot([], [], color=ORANGE, linestyle=":", label="components")
+    dress(axes, xlabel="frequency (Hz)", ylabel="amplitude", title="Spectrum of the mixture", legend=True)
+    return figure
+
+
+def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequence[float]) -> Figure:
+    """Power of the mixture (n_samples,) against time and frequency.
+
+    Segments are long enough to tell the two nearest components apart, or a fifth of the signal where it is short.
+    """
+    figure = new_figure(12, 6)
+    axes = figure.subplots()
+    ordered = [0.0, *sorted(frequencies_hz)]
+    nearest_hz = min(higher - lower for lower, higher in pairwise(ordered))
+    length = max(8, min(round(4 * sample_rate_hz / nearest_hz), len(mixture) // 5))
+    length = min(length, len(mixture))
+    grid_hz, time_s, power = signal.spectrogram(
+        mixture, sample_rate_hz, window="hann", nperseg=length, noverlap=length * 7 // 8, scaling="spectrum"
+    )
+    shown = grid_hz <= BAND * max(frequencies_hz)
+    level_db = 10 * np.log10(np.maximum(power[shown], 1e-12))
+    highest_db = float(level_db.max())
+    mesh = axes.pcolormesh(
+        time_s,
+        grid_hz[shown],
+        level_db,
+        cmap="cividis",
+        shading="nearest",
+        vmin=highest_db - LEVELS_DB,
+        vmax=highest_db,
+    )
+    figure.colorbar(mesh, ax=axes, label="power (dB)")
+    title = f"Spectrogram of the mixture, segments of {length / sample_rate_hz:.2g} s"
+    axes.set(xlabel="time (s)", ylabel="frequency (Hz)", title=title)
+    return figure
+
+
+def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
+    """The clean components (n_components, n_samples) over one another, and the mixture (n_samples,) below."""
+    figure = new_figure(12, 7)
+    above, below = figure.subplots(2, 1, sharex=True)
+    shown = time_s <= PERIODS_SHOWN / min(frequencies_hz)
+    for number, (component, frequency_hz) in enumerate(zip(components, frequencies_hz, strict=True)):
+        above.plot(
+            time_s[shown], component[shown], color=colour(number), linestyle=line(number), label=hertz(frequency_hz)
+        )
+    dress(above, xlabel="", ylabel="amplitude", title="Components without noise")
+    if len(frequencies_hz) <= 2 * MOST_PANELS:
+        figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    below.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8)
+    dress(below, xlabel="time (s)", ylabel="amplitude", title="Their mean with noise: the mixture")
+    return figure
+
+
+def windows(
+    time_s: Samples, mixtures: Samples, targets: Samples, *, starts_s: Sequence[float], frequencies_hz: Sequence[float]
+) -> Figure:
+    """Windows as the filter gets them: the mixture, and the target for each selector.
+
+    Args:
+        time_s: Time since the window's start, (n_samples,).
+        mixtures: (n_windows, n_samples).
+        targets: (n_windows, n_components, n_samples).
+        starts_s: Time at which each window starts.
+        frequencies_hz: Of each component.
+    """
+    figure = new_figure(12, 3.2 * -(-len(mixtures) // 2) + 0.6)
+    every = panels(figure, len(mixtures))
+    for axes, mixture, of_window, start_s in zip(every, mixtures, targets, starts_s, strict=True):
+        axes.plot(time_s * 1e3, mixture, color=GREY, linewidth=1, label="mixture")
+        for number, (target, frequency_hz) in enumerate(zip(of_window, frequencies_hz, strict=True)):
+            if number < MOST_PANELS:
+                label = f"target, {hertz(frequency_hz)}"
+                axes.plot(time_s * 1e3, target, color=colour(number), linestyle=line(number), label=label)
+        dress(
+            axes, xlabel="time in the window (ms)", ylabel="amplitude", title=f"window that starts at {start_s:.3f} s"
+        )
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+    return figure
+
+
+def structure(inputs: Samples, target: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
+    """One window as numbers: its features in rows, its target below.
+
+    Args:
+        inputs: (n_samples, 1 + n_components).
+        target: (n_samples, 1).
+        frequencies_hz: Of each component.
+    """
+    n_samples, n_features = inputs.shape
+    figure = new_figure(12, 5)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[n_features, 1.5])
+    limit = float(max(1.0, np.abs(inputs).max(), np.abs(target).max()))
+    # The edges belong to samples 0 to n_samples - 1, so that half a cell sticks out on both sides.
+    kind = {"aspect": "auto", "cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    image = above.imshow(inputs.T, **kind)
+    above.set_yticks(range(n_features), ["mixture", *(f"selector {hertz(f)}" for f in frequencies_hz)])
+    above.set_title(f"Input of one window: {n_samples} samples × {n_features} features")
+    below.imshow(target.T, **kind)
+    below.set_yticks([0], ["target"])
+    below.set(title=f"Its target: {n_samples} samples × 1", xlabel="sample in the window")
+    figure.colorbar(image, ax=[above, below], label="value")
+    return figure

@@ -1,1 +1,0 @@
-"""The world, known without learning: signal model, realizations, windows and splits."""

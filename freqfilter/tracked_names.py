@@ -1,0 +1,34 @@
+"""Names of metrics and artifacts, each in one place."""
+
+from __future__ import annotations
+
+LOSSES = "visualizations/07_training_loss.png"  # the original's name for it
+PREDICTION = "visualizations/08_prediction.png"
+COMPONENTS = "visualizations/13_mse_per_frequency.png"
+# Figures that MLflow's UI shows side by side for several runs, and the key of each there.
+COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}
+CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
+OUTBOX = "outbox.jsonl"  # in the folder of a run
+
+
+TEST_MSE = "test/mse"
+TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
+TRAIN_LOSS = "train/loss"
+VAL_LOSS = "val/loss"
+VAL_MSE = "val/mse"
+VAL_MSE_OVER_LIMIT = "val/mse_over_limit"
+VAL_LIMIT_MSE = "val/limit_mse"
+AUDIT_MSE = "audit/mse"
+EPOCH_SECONDS = "train/epoch_seconds"
+PEAK_MEMORY = "peak_memory_mb"
+SYSTEM = "system/"  # what the names of system metrics begin with; MLflow's UI has a tab for them
+SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
+
+
+def is_repeatable(name: str) -> bool:
+    """Whether a metric has the same value when a run is repeated: it is no time, memory or load.
+
+    >>> is_repeatable("val/mse"), is_repeatable("system/cpu_utilization_percentage")
+    (True, False)
+    """
+    return name not in (EPOCH_SECONDS, PEAK_MEMORY) and not name.startswith(SYSTEM)

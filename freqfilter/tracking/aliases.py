@@ -1,0 +1,186 @@
+"""Registry aliases: the champion of a model moves only from where it was found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import mlflow
+import platformdirs
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from freqfilter.atomic_io import writable_folder
+from freqfilter.errors import UserError
+from freqfilter.tracking.client import patiently, translated
+
+CHAMPION, PREVIOUS = "champion", "previous"  # aliases
+CANDIDATE = "candidate"  # the alias of the newest version
+DESCRIPTION = """\
+Filters that pick one sinusoid out of a noisy mixture. The alias `champion` is on the version that has won, `candidate`
+on the newest. A version's description has its figures and what was decided about it."""
+DECISION = "decision"  # the folder of the evidence, among the artifacts of a decision's run
+
+
+class ChampionChangedError(UserError):
+    """Somebody else has moved the alias in the meantime."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version.
+
+    Attributes:
+        model_name: The registered model.
+        number: The version's.
+        tags: Its tags.
+        registered_ms: When, milliseconds since 1970.
+        run_id: The run that trained it.
+        source: Where its files are.
+    """
+
+    model_name: str
+    number: int
+    tags: dict[str, str]
+    registered_ms: int
+    run_id: str
+    source: str
+
+    @classmethod
+    def of(cls, found: ModelVersion) -> Version:
+        """The version as MLflow has it."""
+        tags, run_id = dict(found.tags), str(found.run_id or "")
+        return cls(found.name, int(found.version), tags, found.creation_timestamp, run_id, str(found.source))
+
+    @property
+    def uri(self) -> str:
+        """Where it is loaded from."""
+        return f"models:/{self.model_name}/{self.number}"
+
+
+def candidate(model_name: str, number: int | None) -> Version:
+    """A version by its number, or the newest.
+
+    Raises:
+        UserError: If there is none.
+    """
+    found = named(model_name, CANDIDATE) if number is None else _version(model_name, number)
+    if found is None:
+        raise UserError(f"model_name={model_name}: no version is called {CANDIDATE}; give one with version=N")
+    return found
+
+
+def named(model_name: str, alias: str) -> Version | None:
+    """The version that an alias is on; None where it is on none.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    with translated(f"model_name={model_name}"):
+        number = patiently(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
+    return None if number is None else _version(model_name, int(number))
+
+
+def _version(model_name: str, number: int) -> Version:
+    with translated(f"model_name={model_name}, version={number}"):
+        return Version.of(patiently(lambda: MlflowClient().get_model_version(model_name, str(number))))
+
+
+def all_versions(model_name: str) -> list[Version]:
+    """Every version of a model, the oldest first.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    client, found, token = MlflowClient(), [], None
+    with translated(f"model_name={model_name}"):
+        client.get_registered_model(model_name)
+        while True:
+            page = client.search_model_versions(f"name = '{model_name}'", page_token=token)
+            found += [Version.of(version) for version in page]
+            if not (token := page.token):
+                return sorted(found, key=lambda version: version.number)
+
+
+def tag_version(version: Version, tags: Mapping[str, str], *, description: str = "") -> None:
+    """Note evidence on a version; the description gets another paragraph.
+
+    Raises:
+        UserError: If the registry refuses it.
+    """
+    client, number = MlflowClient(), str(version.number)
+    with translated(version.uri):
+        for name, value in tags.items():
+            patiently(partial(client.set_model_version_tag, version.model_name, number, name, value))
+        if description:
+            before = client.get_model_version(version.model_name, number).description or ""
+            client.update_model_version(version.model_name, number, f"{description}\n\n{before}")
+
+
+def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, str], description: str) -> None:
+    """Make a version the champion, with its evidence, and the one before it the previous one.
+
+    A lock keeps two of this machine apart. MLflow has no way to set an alias only where it has not changed: of two
+    machines that both find the same champion within the same milliseconds, the later one wins; it is read again
+    before and after.
+
+    Args:
+        to: The new champion.
+        found: The champion that the decision was made against; None: there was none.
+        evidence: Tags of the new champion, which it has before it is one.
+        description: A paragraph for it.
+
+    Raises:
+        ChampionChangedError: If it is another one by now.
+    """
+    name, client = to.model_name, MlflowClient()
+    with translated(to.uri), FileLock(_lock_file(name)):
+        before = named(name, CHAMPION)
+        if (before and before.number) != (found and found.number):
+            raise ChampionChangedError(
+                f"{name}: version {before.number if before else 'none'} is the champion by now, "
+                f"no longer {found.number if found else 'none'}: decide again"
+            )
+        tag_version(to, evidence, description=description)
+        if before and before.number != to.number:
+            patiently(lambda: client.set_registered_model_alias(name, PREVIOUS, str(before.number)))
+        patiently(lambda: client.set_registered_model_alias(name, CHAMPION, str(to.number)))
+        after = named(name, CHAMPION)
+        if after is None or after.number != to.number:
+            raise ChampionChangedError(f"{name}: somebody else has moved the champion at the same time: decide again")
+
+
+def _lock_file(model_name: str) -> Path:
+    key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {model_name}".encode()).hexdigest()[:16]
+    return writable_folder(Path(platformdirs.user_cache_dir("freqfilter")) / "locks") / f"{key}.lock"
+
+
+def make_registered_model(client: MlflowClient, name: str) -> None:
+    """Make a registered model, unless it is there."""
+    try:
+        client.create_registered_model(name, description=DESCRIPTION)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def name_candidate(client: MlflowClient, name: str, version: int) -> None:
+    """Let the alias be on the newest version, whoever else registers at the same time."""
+    named = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
+    if named < version:
+        client.set_registered_model_alias(name, CANDIDATE, str(version))
+
+
+def registered_models() -> list[str]:
+    """The names of all registered models.
+
+    Raises:
+        UserError: If the registry does not say.
+    """
+    with translated("model registry"):
+        return [str(model.name) for model in MlflowClient().search_registered_models(max_results=1000)]

@@ -1,0 +1,192 @@
+"""Lifecycle of runs: open, own, end with the right status."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
+
+from freqfilter.atomic_io import writable_folder
+from freqfilter.config import TrackingParams
+from freqfilter.errors import TrainingError, one_line, without_credentials
+from freqfilter.process import Stopped, Stopping, launched_by_mlflow, launcher, running
+from freqfilter.tracking.client import STORE_ERRORS, translated
+from freqfilter.tracking.outbox import UndeliveredError
+from freqfilter.tracking.owner import RunOwner, set_status_after
+from freqfilter.tracking.queries import experiment_id
+from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, Opened, Run, check_board
+from freqfilter.tracking.ui_views import introduce
+from freqfilter.training.device import memory_errors
+
+LAST_WORDS_TIMEOUT_S = 10.0  # of a run that was stopped or failed
+ENDED_BECAUSE = "ended_because"
+GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
+
+
+@contextmanager
+def open_run(
+    tracking: TrackingParams,
+    *,
+    name: str,
+    stopping: Stopping,
+    parent: Run | None = None,
+    resumed: str | None = None,
+) -> Iterator[Run]:
+    """A run of its own, the one that ``mlflow run`` has made, or one to go on with.
+
+    It ends FINISHED, FAILED or KILLED as it did. A run that did not finish keeps its folder, and says why it ended in
+    the tag ``ended_because``; if a diagnosis has ended it, in ``diagnosis.<name>`` too.
+
+    Args:
+        tracking: Where runs are kept. An experiment is for a run of its own; the other is where MLflow put it.
+        name: What the run is called unless a person has named it: MLflow's own names say nothing.
+        stopping: Hears of the launcher, to end with it.
+        parent: The open run that this one is a part of, if any.
+        resumed: Id of the run to go on with, if any.
+
+    Raises:
+        UserError: If MLflow refuses the run, a folder cannot be written, or memory runs out in the block.
+        UndeliveredError: If the store does not take everything; the run's folder has it.
+    """
+    check_folders(tracking)  # before there is a run, which could only fail
+    process = launcher()  # opening the run takes the sign of it away
+    if parent is None:
+        stopping.end_with(process)
+    run: Run | None = None
+    ending = _Ending(process, stopping)
+    try:
+        if tracking.tracking == "offline":
+            run = _open_offline(tracking, name=name, resumed=resumed)
+        else:
+            with translated("no run can be opened"):
+                run = _open_online(tracking, name=name, nested=parent is not None, resumed=resumed, ending=ending)
+        with memory_errors():
+            yield run
+        run.close("FINISHED" if run.online else None, DELIVERY_TIMEOUT_S)
+        ending.end("FINISHED")
+    except UndeliveredError:
+        if run:
+            with suppress(Exception):
+                run.close(None, 0)
+        ending.end("FAILED")  # at the end of this process MLflow would call it FINISHED, if the store is back by then
+        raise
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
+        if run:
+            # The store, or the disk, may be what failed: that must not hide the error.
+            with suppress(Exception):
+                run.log_tags(_reasons(error))
+            with suppress(Exception):
+                run.close(status, LAST_WORDS_TIMEOUT_S)
+        ending.end(status)
+        raise
+    if run.online:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+class _Ending:
+    """How a run of MLflow's ends; nothing where it has not begun."""
+
+    def __init__(self, process: Any, stopping: Stopping) -> None:
+        self._process = process
+        self._stopping = stopping
+        self.run_id: str | None = None
+
+    def end(self, status: str) -> None:
+        """End the run; a launcher, if any, will get its status wrong when it hears of a stop.
+
+        Raises:
+            UndeliveredError: If it has finished and the store does not take that.
+        """
+        if self.run_id is None:
+            return
+        if status == "FINISHED":
+            with delivering(f"the end of run {self.run_id}"):
+                mlflow.end_run(status)
+        else:
+            with suppress(*STORE_ERRORS):
+                mlflow.end_run(status)
+        if self._stopping.stopped and self._process and running(self._process):
+            set_status_after(self._process, self.run_id, status)
+
+
+def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: str | None, ending: _Ending) -> Run:
+    launched = launched_by_mlflow()
+    if not launched and not resumed:
+        # By id: by its name, of two that make it at once one goes to the experiment Default without a word.
+        mlflow.set_experiment(experiment_id=experiment_id(MlflowClient(), tracking.experiment))
+    # System metrics go through the outbox; MLflow's own thread would log them twice.
+    active = mlflow.start_run(
+        run_id=resumed, nested=nested, tags=RunOwner.this(tracking.run_dir).tag, log_system_metrics=False
+    )
+    run_id = ending.run_id = active.info.run_id
+    client = MlflowClient()
+    experiment = client.get_experiment(active.info.experiment_id)
+    introduce(client, experiment)
+    if GENERATED_NAME.fullmatch(active.info.run_name):
+        client.set_tag(run_id, MLFLOW_RUN_NAME, name)
+    else:
+        name = active.info.run_name
+    data, known = client.get_run(run_id).data, set()
+    for tag, value in data.tags.items():  # `mlflow run` keeps the address that it has the project from
+        if (clean := without_credentials(value)) != value:
+            client.set_tag(run_id, tag, clean)
+    for metric in data.metrics if resumed else ():
+        known |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
+    run = Run(
+        run_id,
+        Opened(experiment.name, str(experiment.experiment_id), name, data.params, data.tags, frozenset(known)),
+        tracking=tracking,
+    )
+    if resumed:
+        run.remove_tag(ENDED_BECAUSE)
+    return run
+
+
+def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -> Run:
+    run = Run(resumed or uuid.uuid4().hex, Opened(tracking.experiment, "", name), tracking=tracking)
+    if resumed:
+        run.remove_tag(ENDED_BECAUSE)
+    else:
+        run.introduce(name)
+    run.log_tags(RunOwner.this(tracking.run_dir).tag)
+    return run
+
+
+@contextmanager
+def delivering(what: str) -> Iterator[None]:
+    """A block that tells the store of ``what``, and finds that it is gone.
+
+    Raises:
+        UndeliveredError: If so.
+    """
+    try:
+        yield
+    except STORE_ERRORS as error:
+        raise UndeliveredError(f"the tracking store has not taken {what} ({one_line(error)})") from error
+
+
+def check_folders(tracking: TrackingParams) -> None:
+    """See that a run will be able to write what it writes beside the store.
+
+    Raises:
+        UserError: If not.
+    """
+    if tracking.tensorboard_dir:
+        check_board(Path(tracking.tensorboard_dir))
+    writable_folder(Path(tracking.run_dir))
+
+
+def _reasons(error: BaseException) -> dict[str, str]:
+    reasons = {ENDED_BECAUSE: without_credentials(f"{type(error).__name__}: {error}")[:5000]}
+    if isinstance(error, TrainingError):
+        reasons[f"{DIAGNOSIS}.{error.diagnosis}"] = str(error)
+    return reasons

@@ -1,0 +1,83 @@
+"""A model registry other than that of this process."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
+
+from freqfilter.tracking.aliases import DECISION, make_registered_model, name_candidate
+from freqfilter.tracking.client import environment, see_that_it_answers, translated
+from freqfilter.tracking.loading import SAFE, files_digest
+from freqfilter.tracking.queries import experiment_id
+
+MODEL = "model"  # the folder of its files, among the artifacts of the run that keeps them
+
+
+class Elsewhere:
+    """Another store, with its registry.
+
+    Args:
+        uri: Its tracking URI.
+
+    Raises:
+        UserError: If it does not answer.
+    """
+
+    def __init__(self, uri: str) -> None:
+        if uri.startswith("http"):
+            see_that_it_answers(uri)
+        self._uri = uri
+        with translated(uri):
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def register(self, name: str, files: Path, evidence: Path, tags: Mapping[str, str], *, experiment: str) -> int:
+        """Register files as a new version, in a run that keeps them and the evidence.
+
+        Args:
+            name: The registered model, which is made where it is missing.
+            files: Folder of the model's files.
+            evidence: Folder of what is known of it, if there is one.
+            tags: Of the version.
+            experiment: Where the run is, made where it is missing.
+
+        Returns:
+            The version's number.
+
+        Raises:
+            UserError: If the store refuses it.
+        """
+        client = self._client
+        with translated(f"{self._uri}: {name}"), environment(**SAFE):
+            kept_in = experiment_id(client, experiment)
+            run = client.create_run(kept_in, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
+            run_id = run.info.run_id
+            client.log_artifacts(run_id, str(files), MODEL)
+            if evidence.exists():
+                client.log_artifacts(run_id, str(evidence), DECISION)
+            client.set_terminated(run_id)
+            make_registered_model(client, name)
+            source = f"{run.info.artifact_uri}/{MODEL}"
+            version = client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
+            name_candidate(client, name, int(version.version))
+        return int(version.version)
+
+    def digest(self, name: str, number: int) -> str:
+        """SHA-256 of a version's files, as they come back."""
+        with translated(f"{self._uri}: {name}"), environment(**SAFE), tempfile.TemporaryDirectory() as folder:
+            run_id = self._client.get_model_version(name, str(number)).run_id
+            files = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=self._uri
+            )
+            return files_digest(Path(files))
+
+    def remove(self, name: str, number: int) -> None:
+        """Take a version back, with the run that keeps its files."""
+        with translated(f"{self._uri}: {name}"):
+            run_id = self._client.get_model_version(name, str(number)).run_id
+            self._client.delete_model_version(name, str(number))
+            self._client.delete_run(run_id)

@@ -1,0 +1,243 @@
+"""Saved views of MLflow's UI, and addresses of its pages."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from freqfilter.tracked_names import (
+    AUDIT_MSE,
+    COMPARED,
+    EPOCH_SECONDS,
+    PEAK_MEMORY,
+    TEST_MSE,
+    TEST_MSE_OVER_LIMIT,
+    TRAIN_LOSS,
+    VAL_LIMIT_MSE,
+    VAL_LOSS,
+    VAL_MSE_OVER_LIMIT,
+)
+
+if TYPE_CHECKING:
+    from freqfilter.tracking.run import Run
+
+TAG = "mlflow.sharedViewState."  # what the UI looks for
+# Where the UI puts a chart for each metric that no chart of ours draws.
+FOLDED = ("audit", "best", "fresh", "limit", "range_test", "test", "train", "val", "Model metrics", "System metrics")
+# Charts in a row, and their height in pixels, where the UI's own do not suit.
+SIZES = {"Parameters": {"columns": 1, "cardHeight": 420}}
+
+
+@dataclass(frozen=True)
+class View:
+    """A view.
+
+    Attributes:
+        key: Its name in an address, ``?viewStateShareKey=KEY``.
+        name: Its name in the menu.
+        having: MLflow's filter of runs.
+        order_by: The column that sorts, ascending.
+        columns: Those of the table, as the UI names them.
+        sections: Charts by the section that they are in.
+    """
+
+    key: str
+    name: str
+    having: str
+    order_by: str
+    columns: tuple[str, ...]
+    sections: dict[str, tuple[dict[str, Any], ...]]
+
+    def tag(self) -> tuple[str, str]:
+        """Name and value of the experiment's tag."""
+        shown = [
+            {"uuid": name, "name": name, "display": True, "isReordered": True, **SIZES.get(name, {})}
+            for name in self.sections
+        ]
+        folded = [{"uuid": name, "name": name, "display": False, "isReordered": True} for name in FOLDED]
+        state = {
+            "searchFilter": self.having,
+            "orderByKey": self.order_by,
+            "orderByAsc": True,
+            "selectedColumns": list(self.columns),
+            "columnWidths": {"attributes.`Run Name`": 340} | dict.fromkeys(self.columns, 140),
+            "compareRunSections": [*shown, *folded] if shown else None,
+            "compareRunCharts": _placed(self.sections) if shown else None,
+            "isAccordionReordered": True,
+            "hideEmptyCharts": True,
+        }
+        packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+        value = {"name": self.name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
+        return f"{TAG}{self.key}", json.dumps(value)
+
+
+def _placed(sections: dict[str, tuple[dict[str, Any], ...]]) -> list[dict[str, Any]]:
+    shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 20}
+    return [
+        shared | chart | {"uuid": f"{section} {number}", "metricSectionId": section}
+        for section, charts in sections.items()
+        for number, chart in enumerate(charts)
+    ]
+
+
+def _lines(*metrics: str, scale: str = "linear") -> dict[str, Any]:
+    return {
+        "type": "LINE",
+        "metricKey": metrics[0],
+        "selectedMetricKeys": list(metrics),
+        "scaleType": scale,
+        "xAxisScaleType": "linear",
+        "xAxisKey": "step",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "range": {},
+        "lineSmoothness": 0,
+        "ignoreOutliers": False,
+        "useGlobalXaxisKey": False,
+        "useGlobalLineSmoothing": False,
+    }
+
+
+def _bars(metric: str) -> dict[str, Any]:
+    return {"type": "BAR", "metricKey": metric}
+
+
+def _picture(key: str) -> dict[str, Any]:
+    return {"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False}
+
+
+VIEWS = (
+    View(
+        "trainings",
+        "Trainings",
+        "tags.workflow = 'train'",
+        f"metrics.`{TEST_MSE_OVER_LIMIT}`",
+        (
+            f"metrics.`{TEST_MSE_OVER_LIMIT}`",
+            f"metrics.`{TEST_MSE}`",
+            "metrics.`best/val_loss`",
+            "metrics.`best/audit_mse`",
+            "metrics.`best/epoch`",
+            "metrics.`epochs_run`",
+            "tags.`model_version`",
+        ),
+        {
+            "Losses": (
+                _lines(TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE, scale="log"),
+                _lines(AUDIT_MSE, VAL_LIMIT_MSE, scale="log"),
+                _lines(VAL_MSE_OVER_LIMIT),
+            ),
+            "Test": (_bars(TEST_MSE_OVER_LIMIT), _bars(TEST_MSE)),
+            "Pictures": tuple(map(_picture, COMPARED.values())),
+            "Parameters": (
+                {
+                    "type": "DIFFERENCE",
+                    "chartName": "parameters that differ",
+                    "compareGroups": ["Parameters"],
+                    "showChangeFromBaseline": False,
+                    "showDifferencesOnly": True,
+                    "baselineColumnUuid": "",
+                },
+            ),
+            "Cost": (_lines(EPOCH_SECONDS), _bars(PEAK_MEMORY)),
+        },
+    ),
+    View(
+        "decisions",
+        "Decisions",
+        "tags.decision != ''",
+        "attributes.start_time",
+        tuple(f"tags.`{name}`" for name in ("decision", "model_name", "version", "champion_before", "reason")),
+        {},
+    ),
+)
+
+
+def run_address(experiment_id: str, run_id: str) -> str:
+    """Address of a run's page on MLflow's own pages."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
+
+
+def view_address(experiment_id: str, key: str) -> str:
+    """Address of a view on MLflow's own pages."""
+    mode = "&compareRunsMode=CHART" if next(view for view in VIEWS if view.key == key).sections else ""
+    return f"#/experiments/{experiment_id}/runs?{MODEL_TRAINING}&viewStateShareKey={key}{mode}"
+
+
+# Without it the UI opens in its mode for language models, with another menu.
+MODEL_TRAINING = "workflowType=machine_learning"
+# What the UI shows of an experiment: runs and models, not prompts and traces.
+KIND = ("mlflow.experimentKind", "custom_model_development")
+DESCRIPTION = """\
+Filters, each held against the least error that is possible: [trainings]({trainings}) · [decisions]({decisions})
+
+That error is the *limit*: `test/mse_over_limit` is 1 for a filter that nothing can beat. The menu *Views* has the same
+two pages: losses beside the limit, scores, pictures and the parameters that differ; which version became champion.
+"""
+MADE = "views"  # the tag of an experiment that has them, so that a view which somebody has changed stays as it is
+
+
+def introduce(client: MlflowClient, experiment: Experiment) -> None:
+    """Give an experiment its views and a description, unless it has them.
+
+    Many runs may do so at once, and the store may refuse a tag that another is just making: what is for the eye alone
+    ends no run.
+    """
+    tags, experiment_id = experiment.tags, experiment.experiment_id
+    if MADE in tags:
+        return
+    given = dict(view.tag() for view in VIEWS) | dict([KIND])
+    addresses = {view.key: view_address(experiment_id, view.key) for view in VIEWS}
+    given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(**addresses)}
+    with suppress(MlflowException):
+        for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
+            if name not in tags:
+                client.set_experiment_tag(experiment_id, name, value)
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """A run in a tracking store.
+
+    Attributes:
+        run_id: Its id.
+        experiment: Name of its experiment.
+        experiment_id: Id of its experiment; empty where the run is offline.
+        tracking_uri: The store, without a password; empty where the run is offline.
+    """
+
+    run_id: str
+    experiment: str
+    experiment_id: str
+    tracking_uri: str
+
+    @classmethod
+    def to(cls, run: Run, tracking_uri: str) -> Self:
+        """The reference to an open run."""
+        return cls(run.run_id, run.experiment, run.experiment_id, tracking_uri)
+
+    def page(self, server: str) -> str:
+        """Address of the run's page.
+
+        Args:
+            server: Address of MLflow's UI, such as ``http://127.0.0.1:5000``.
+        """
+        return f"{server.rstrip('/')}/{run_address(self.experiment_id, self.run_id)}"
+
+    def view(self, server: str, key: str) -> str:
+        """Address of a saved view of the run's experiment."""
+        return f"{server.rstrip('/')}/{view_address(self.experiment_id, key)}"
+
+
+def way_on(run_id: str) -> str:
+    """The command that resumes a run."""
+    return f"python -m freqfilter resume {run_id}"

@@ -1,0 +1,206 @@
+"""The training loop: a generator of reports that knows no tracker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from freqfilter.config import TrainingParams
+from freqfilter.data.signal_model import stream
+from freqfilter.data.windows import Lesson, WindowSet, batches, block_means
+from freqfilter.errors import TrainingError
+from freqfilter.models.network import estimate
+from freqfilter.training.optim import LOSSES, mse, warmup_and_cosine
+from freqfilter.training.reports import EpochReport, StepReport
+from freqfilter.training.state import TrainingState
+
+SCORED_AT_ONCE = 4096  # windows of validation that are cut at once
+CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
+
+
+def train(
+    state: TrainingState,
+    *,
+    training_windows: Callable[[int], WindowSet],
+    validation: WindowSet,
+    audit: WindowSet | None = None,
+    audit_every: int = 1,
+    params: TrainingParams,
+) -> Generator[StepReport | EpochReport]:
+    """Train until the last epoch or an early stop; the network ends with its best weights.
+
+    It goes on where ``state`` stands. At each yield ``state.state_dict()`` is all that is needed to go on from
+    there with the same numbers. The loss of an epoch is the mean over its batches. Hold it in
+    ``contextlib.closing``: also a loop that is left early ends with the best weights so far.
+
+    Args:
+        state: What is trained; changed in place.
+        training_windows: The training windows of an epoch, numbered from 1.
+        validation: What chooses the best epoch.
+        audit: What is scored every ``audit_every`` epochs and chooses nothing.
+        audit_every: Epochs from one audit to the next.
+        params: How to train.
+
+    Yields:
+        A report after each step, and one after each epoch.
+
+    Raises:
+        TrainingError: If the loss is no longer finite; ``state.good_weights`` are those of shortly before.
+    """
+    progress = state.progress
+    validation = validation.to(state.compute.device)
+    audit = audit.to(state.compute.device) if audit is not None else None
+    try:
+        while progress.epoch <= params.epochs and not progress.stopped_early:
+            audited = audit if audit is not None and progress.epoch % audit_every == 0 else None
+            yield from _epoch(state, training_windows(progress.epoch), validation, audited, params)
+    finally:
+        state.network.load_state_dict(state.best_weights)
+        state.network.eval()
+
+
+def _epoch(
+    state: TrainingState,
+    windows: WindowSet,
+    validation: WindowSet,
+    audit: WindowSet | None,
+    params: TrainingParams,
+) -> Iterator[StepReport | EpochReport]:
+    progress, device = state.progress, state.compute.device
+    windows = windows.to(device)
+    order = epoch_order(params.seed, progress.epoch, len(windows)).to(device)
+    n_batches = math.ceil(len(windows) / params.batch_size)
+    started = time.monotonic() - progress.seconds
+    while progress.batch < n_batches:
+        first = progress.batch * params.batch_size
+        if params.scheduler == "cosine":
+            middle_of_step = (progress.epoch - 1 + (progress.batch + 0.5) / n_batches) / params.epochs
+            share = warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
+            state.learning_rate = params.learning_rate * share
+        with state.randomness():
+            lesson = windows.lesson(order[first : first + params.batch_size])
+            state.sums += training_step(state, lesson, params)
+        progress.batch += 1
+        if progress.batch % CHECKED_EVERY == 0 or progress.batch == n_batches:
+            _check(state, n_batches, params)
+        progress.seconds = time.monotonic() - started
+        if progress.batch < n_batches:  # the last step is part of the epoch's report
+            yield StepReport(progress.epoch, progress.batch, n_batches)
+    loss_sum, norm_sum, n_norms, _ = state.sums.tolist()
+    report = EpochReport(
+        progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
+    )
+    if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
+        report = _judge(state, report, validation, params)
+    report = replace(report, seconds=time.monotonic() - started)
+    if audit is not None:
+        report = replace(report, audit_mse=validate(state, audit, params).mse)
+    progress.history.append(report)
+    state.begin_epoch()
+    yield report
+
+
+def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
+    """The order in which an epoch takes its windows, (n_windows,) of int64."""
+    return torch.from_numpy(stream(seed, "order", epoch).permutation(n_windows))
+
+
+def training_step(state: TrainingState, lesson: Lesson, params: TrainingParams) -> Tensor:
+    """One step of the optimizer: what it adds to the epoch's sums, (4,).
+
+    The loss in the sums is that against the clean component, whatever the step moves towards.
+    """
+    network, scaler = state.network, state.scaler
+    network.train()
+    with state.compute.autocast():
+        estimates = network(lesson.inputs).float()
+    step_loss = LOSSES[params.loss](estimates, lesson.targets).mean()
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
+    torch.autograd.backward(scaler.scale(step_loss))
+    for optimizer in state.optimizers:
+        scaler.unscale_(optimizer)
+    gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
+    taken = torch.isfinite(gradient_norm)
+    # After a gradient that has overflown the scaler finds a smaller scale. It would skip the step of the optimizer that
+    # has it; all of them have to, since clipping has spoilt the gradients of the others.
+    if not scaler.is_enabled() or taken:
+        for optimizer in state.optimizers:
+            scaler.step(optimizer)
+    scaler.update()
+    loss = LOSSES[params.loss](estimates.detach(), lesson.clean).mean()
+    finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
+    return torch.stack([loss, torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()])
+
+
+def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:
+    """End training where a loss of this epoch was not finite, and keep track of the good weights."""
+    finite = int(state.sums[3])
+    state.keep_good(tried=finite)
+    if finite < state.progress.batch:
+        where = f"epoch {state.progress.epoch}, batch {finite + 1} of {n_batches}"
+        raise _diverged("training", where, params)
+
+
+def _diverged(name: str, where: str, params: TrainingParams) -> TrainingError:
+    clip, rate = params.gradient_clip_norm, params.learning_rate
+    return TrainingError(
+        "loss_not_finite",
+        f"the {name} loss is not finite in {where}: try learning_rate={rate / 10:.3g} (now {rate:.3g}) or "
+        f"gradient_clip_norm={min(0.5, clip / 2) or 0.5:g} (now {clip:g})",
+    )
+
+
+def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, params: TrainingParams) -> EpochReport:
+    """Validate, keep the best weights, and let scheduler and early stopping see the result."""
+    progress = state.progress
+    judged = validate(state, validation, params)
+    if not math.isfinite(judged.loss):
+        raise _diverged("validation", f"epoch {progress.epoch}", params)
+    improved = judged.loss < progress.best_loss
+    if improved:
+        progress.best_loss, progress.best_epoch = judged.loss, progress.epoch
+        progress.validations_since_best = 0
+        state.keep_best()
+    else:
+        progress.validations_since_best += 1
+    state.cut_learning_rate_on_plateau(judged.loss)
+    patience = params.early_stopping_patience
+    progress.stopped_early = 0 < patience <= progress.validations_since_best
+    return replace(report, val_loss=judged.loss, val_mse=judged.mse, val_blocks=judged.blocks, improved=improved)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a validation came to, in fp32.
+
+    Attributes:
+        loss: Mean over batches of the training's size.
+        mse: Mean squared error over all samples.
+        blocks: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
+    """
+
+    loss: float
+    mse: float
+    blocks: tuple[float, ...]
+
+
+def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -> Validation:
+    """Judge the network on windows."""
+    windows = windows.to(state.compute.device)
+    state.network.eval()
+    losses, errors = [], []
+    for inputs, targets in batches(windows, SCORED_AT_ONCE, state.compute.device):
+        estimates = estimate(state.network, inputs)
+        losses.append(LOSSES[params.loss](estimates, targets))
+        errors.append(mse(estimates, targets))
+    of_batches = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
+    of_windows = torch.cat(errors)
+    blocks = windows.blocks(torch.arange(len(windows), device=state.compute.device))
+    means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
+    return Validation(float(torch.stack(of_batches).mean()), float(of_windows.double().mean()), tuple(means))

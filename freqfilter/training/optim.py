@@ -1,0 +1,131 @@
+"""Loss functions, optimizers and learning-rate schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
+
+from freqfilter.config import TrainingParams
+
+
+class _InFloat32(TorchFunctionMode):
+    """A block in which what asks for bfloat16 gets float32."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
+
+
+class Float32Muon(torch.optim.Muon):
+    """Muon that multiplies in float32.
+
+    PyTorch's own always does so in bfloat16, which a processor without instructions for it takes twenty times as long
+    for: longer than for all else in a training step.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        """A step as ``torch.optim.Muon`` takes it."""
+        with _InFloat32():
+            return super().step(closure)  # type: ignore[no-untyped-call]
+
+
+def optimizers(network: nn.Module, params: TrainingParams, *, dtype: torch.dtype) -> list[Optimizer]:
+    """The optimizers of a network's parameters, each of which belongs to exactly one.
+
+    Muon is made for matrices between hidden features: it takes a step that moves all their directions equally far,
+    where the gradient itself is dominated by a few. Its learning rate is scaled to mean the same as Adam's.
+    Sources: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is
+    Scalable for LLM Training", 2025, section 2.2.
+
+    Args:
+        network: What is trained.
+        params: ``optimizer``, ``learning_rate`` and ``weight_decay``.
+        dtype: What training computes in.
+    """
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        (hidden if params.optimizer == "muon" and _is_hidden(name) else other).append(parameter)
+    rate, weight_decay = params.learning_rate, params.weight_decay
+    found: list[Optimizer] = [torch.optim.Adam(other, lr=rate, weight_decay=weight_decay)]
+    if hidden:
+        muon = torch.optim.Muon if dtype is torch.bfloat16 else Float32Muon
+        found.append(muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a parameter is a matrix from hidden features to hidden features, by PyTorch's name for it."""
+    _, _, matrix = name.rpartition(".")
+    return matrix.startswith("weight_hh_l") or (
+        matrix.startswith("weight_ih_l") and not matrix.startswith("weight_ih_l0")
+    )
+
+
+def warmup_and_cosine(done: float, *, warmup_fraction: float) -> float:
+    """The share of the learning rate that holds after a share of training.
+
+    It rises in a straight line, then falls as half a cosine does, to reach zero at the end.
+    Source: I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, equation 5.
+
+    Args:
+        done: Share of training, from 0 to 1.
+        warmup_fraction: Share of all steps that the rise takes.
+
+    >>> [round(warmup_and_cosine(done, warmup_fraction=0.2), 3) for done in (0.1, 0.2, 0.6, 1.0)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    if done < warmup_fraction:
+        return done / warmup_fraction
+    return (1 + math.cos(math.pi * (done - warmup_fraction) / (1 - warmup_fraction))) / 2
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+EPSILON = 1e-8  # keeps the ratio of the SNR finite for a silent target or a perfect estimate
+
+
+def mse(estimate: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each window.
+
+    Args:
+        estimate: (n_windows, n_samples, 1).
+        target: The same shape.
+
+    Returns:
+        (n_windows,), as for every loss here.
+    """
+    return (estimate - target).square().mean(dim=(1, 2))
+
+
+def mae(estimate: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of each window."""
+    return (estimate - target).abs().mean(dim=(1, 2))
+
+
+def huber(estimate: Tensor, target: Tensor) -> Tensor:
+    """Huber loss of each window: squared below an error of 1, linear above.
+
+    Source: P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
+    """
+    return functional.huber_loss(estimate, target, reduction="none").mean(dim=(1, 2))
+
+
+def snr(estimate: Tensor, target: Tensor) -> Tensor:
+    """Negative signal-to-noise ratio of each window, dB: ``-10 log10(Σ target² / Σ (target - estimate)²)``."""
+    signal = target.square().sum(dim=(1, 2))
+    error = (target - estimate).square().sum(dim=(1, 2))
+    return -10 * torch.log10((signal + EPSILON) / (error + EPSILON))
+
+
+LOSSES: dict[str, Loss] = {"mse": mse, "mae": mae, "huber": huber, "snr": snr}

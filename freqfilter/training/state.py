@@ -1,0 +1,203 @@
+"""State of a training: network, optimizer, progress and random generators."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from freqfilter.config import ModelParams, TrainingParams
+from freqfilter.data.signal_model import torch_seed
+from freqfilter.models.network import FrequencyFilterLSTM
+from freqfilter.training.device import Compute
+from freqfilter.training.optim import optimizers
+from freqfilter.training.reports import EpochReport
+
+
+@dataclass
+class Progress:
+    """Counters of training, the plain numbers of its state."""
+
+    epoch: int = 1
+    batch: int = 0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_epoch: int = 0
+    validations_since_best: int = 0
+    stopped_early: bool = False
+    history: list[EpochReport] = field(default_factory=list)
+
+    @property
+    def best(self) -> EpochReport:
+        """The report of the best epoch; there is one after the first validation."""
+        return self.history[self.best_epoch - 1]
+
+
+class TrainingState:
+    """Network, optimizers, scheduler, scaler, random streams, best weights, counters and history."""
+
+    def __init__(self, *, n_components: int, model: ModelParams, training: TrainingParams, compute: Compute) -> None:
+        self.compute = compute
+        cuda_devices = [compute.device] if compute.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda_devices):
+            torch.manual_seed(torch_seed(training.seed, "weights"))
+            self.network = FrequencyFilterLSTM(n_components=n_components, **model.model_dump())
+            torch.manual_seed(torch_seed(training.seed, "dropout"))
+            self._randomness = _read_generators(compute)
+        self.network.to(compute.device)
+        self.optimizers = optimizers(self.network, training, dtype=compute.dtype or torch.float32)
+        self._plateau = (
+            torch.optim.lr_scheduler.ReduceLROnPlateau(
+                self.optimizers[0],
+                factor=training.scheduler_factor,
+                patience=training.scheduler_patience,
+                # A share of a negative loss would call a slightly worse one better.
+                threshold_mode="abs" if training.loss == "snr" else "rel",
+            )
+            if training.scheduler == "plateau" and training.scheduler_factor < 1
+            else None
+        )
+        # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
+        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+        self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
+        # What is left if training breaks down: weights whose loss was finite, and later ones that nobody has tried yet.
+        self.good_weights = self.best_weights
+        self._untried_weights = self.best_weights
+        self._untried_since = 0
+        # Losses, gradient norms and their count, summed over the epoch's batches, and how many batches there were
+        # until the first whose loss was not finite. They stay on the device: to read a number after every step would
+        # make the processor wait for it.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=compute.device)
+        self.progress = Progress()
+
+    @property
+    def learning_rate(self) -> float:
+        """That of all optimizers, now."""
+        return float(self.optimizers[0].param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = value
+
+    @property
+    def n_parameters(self) -> int:
+        """Trainable numbers of the network."""
+        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def cut_learning_rate_on_plateau(self, loss: float) -> None:
+        """Let the scheduler see a validation loss, where it is one that cuts the rate on a plateau."""
+        if self._plateau:
+            self._plateau.step(loss)
+            self.learning_rate = self.learning_rate  # the scheduler knows the first optimizer alone
+
+    def keep_best(self) -> None:
+        """Remember the weights as they are now."""
+        self.best_weights = copy.deepcopy(self.network.state_dict())
+
+    def keep_good(self, *, tried: int) -> None:
+        """Call the weights of the last time good if a batch after them had a finite loss, and note those of now.
+
+        Args:
+            tried: Batches of this epoch whose loss was finite, up to the first whose was not.
+        """
+        if tried > self._untried_since:
+            self.good_weights = self._untried_weights
+        self._untried_weights = copy.deepcopy(self.network.state_dict())
+        self._untried_since = self.progress.batch
+
+    def begin_epoch(self) -> None:
+        """Go on with the first batch of the next epoch."""
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        self.progress.seconds = 0.0
+        self.sums.zero_()
+        self._untried_since = 0
+
+    def start_from(self, weights: dict[str, Tensor]) -> None:
+        """Begin with these weights, of a network with the same arguments."""
+        self.network.load_state_dict(self._current_names(weights))
+        self.keep_best()
+        self.good_weights = self._untried_weights = self.best_weights
+
+    @contextmanager
+    def randomness(self) -> Iterator[None]:
+        """A block in which PyTorch's global generators are this training's own, and untouched for all others.
+
+        A recurrent layer's dropout takes no generator as argument, so the global one is lent to a step.
+        """
+        others = _read_generators(self.compute)
+        _set_generators(self._randomness)
+        try:
+            yield
+        finally:
+            self._randomness = _read_generators(self.compute)
+            _set_generators(others)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors and plain values that ``torch.load(weights_only=True)`` reads back."""
+        return {
+            "network": self.network.state_dict(),
+            "best_weights": self.best_weights,
+            "good_weights": self.good_weights,
+            "untried_weights": self._untried_weights,
+            "untried_since": self._untried_since,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "plateau": self._plateau.state_dict() if self._plateau else {},
+            "scaler": self.scaler.state_dict(),
+            "randomness": self._randomness,
+            "sums": self.sums.clone(),
+            "progress": asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what ``state_dict`` gave."""
+        self.network.load_state_dict(self._current_names(state["network"]))
+        self.best_weights = self._current_names(state["best_weights"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+        if self._plateau:
+            self._plateau.load_state_dict(state["plateau"])
+        self.scaler.load_state_dict(state["scaler"])
+        self._randomness = dict(state["randomness"])
+        self.sums.copy_(state["sums"])
+        progress = dict(state["progress"])
+        progress["history"] = [EpochReport(**report) for report in progress["history"]]
+        self.progress = Progress(**progress)
+        self.good_weights = self._current_names(state["good_weights"])
+        self._untried_weights = self._current_names(state["untried_weights"])
+        self._untried_since = state["untried_since"]
+
+    def _current_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A copy of a state dict, its layers under the names of today.
+
+        Until checkpoint schema 4 and model schema 1 the recurrent layers were called ``recurrent`` and the linear one
+        ``output``.
+        """
+        names = {"recurrent": self.network.cell, "output": "fc"}
+        renamed = OrderedDict[str, Tensor]()
+        for key, tensor in weights.items():
+            layer, _, rest = key.partition(".")
+            renamed[f"{names.get(layer, layer)}.{rest}"] = tensor.clone()
+        return renamed
+
+
+def _read_generators(compute: Compute) -> dict[str, Tensor]:
+    generators = {"cpu": torch.get_rng_state()}
+    if compute.device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(compute.device)
+    return generators
+
+
+def _set_generators(generators: dict[str, Tensor]) -> None:
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators:
+        torch.cuda.set_rng_state(generators["cuda"])

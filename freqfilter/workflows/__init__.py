@@ -1,1 +1,0 @@
-"""One module per job; each reads top to bottom as the story of that job."""

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from freqfilter.config import Params, resolve
+from freqfilter.data.posterior import Limit, LimitExtractor
+from freqfilter.data.signal_model import SignalModel, realization_windows
+from freqfilter.errors import UserError
+from freqfilter.evaluation.heldout import beside_limit, fresh_seeds, score_realizations, summarize
+from freqfilter.evaluation.limits import LIMIT
+from freqfilter.evaluation.metrics import MODEL, compare
+from freqfilter.pipelines.run_metrics import fresh_metrics
+from tests.conftest import SMALL, Typed, all_runs, artifacts, options
+
+CPU = torch.device("cpu")
+
+
+def scored(network: torch.nn.Module, params: Params, noise_seeds: Sequence[int]) -> dict[int, pd.DataFrame]:
+    return dict(score_realizations(beside_limit({MODEL: network}, params), params, noise_seeds, device=CPU))
+
+
+class LimitNetwork(torch.nn.Module):
+    """The limit in the place of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        model = SignalModel.from_params(resolve(SMALL).signals)
+        self.extractor = LimitExtractor(Limit.from_model(model, n_samples=20))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        estimates: torch.Tensor = self.extractor(inputs)
+        return estimates
+
+
+def test_a_filter_that_is_the_limit_is_one_limit_away_on_every_realization() -> None:
+    params = resolve(SMALL)
+    scores = summarize(scored(LimitNetwork(), params, range(10_000, 10_004)))
+    assert scores.of_realizations.index.tolist() == [10_000, 10_001, 10_002, 10_003]
+    np.testing.assert_allclose(scores.of_realizations["mse_over_limit"], 1)
+    assert scores.ratio_interval == pytest.approx((1, 1))
+    assert scores.of_realizations["mse"].nunique() == 4
+    metrics = fresh_metrics(scores)
+    assert metrics["fresh/mse_over_limit"] == pytest.approx(1)
+    assert metrics["fresh/db_over_limit"] == pytest.approx(0, abs=1e-6)
+    assert metrics["fresh/mse_low"] < metrics["fresh/mse"] < metrics["fresh/mse_high"]
+
+
+class Silent(torch.nn.Module):
+    """Predicts zero."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(inputs[..., :1])
+
+
+def test_the_mean_is_that_of_all_windows_together_and_its_interval_narrows() -> None:
+    params = resolve(SMALL)
+    found = scored(Silent(), params, range(10_000, 10_016))
+    few, many = summarize({seed: found[seed] for seed in range(10_000, 10_004)}), summarize(found)
+    windows = realization_windows(SignalModel.from_params(params.signals), 20, *range(10_000, 10_016))
+    expected = compare({MODEL: Silent()}, windows, frequencies_hz=params.signals.frequencies_hz, device=CPU).table
+    np.testing.assert_allclose(many.mean.loc[MODEL], expected["mse"].to_numpy(), rtol=1e-6)
+    assert many.mean.index.tolist() == [MODEL, LIMIT]
+    assert many.ratio_interval is not None
+    assert few.ratio_interval is not None
+    assert np.ptp(many.ratio_interval) < np.ptp(few.ratio_interval)
+
+
+def test_of_a_signal_too_long_for_its_limit_the_mean_is_known_and_no_ratio() -> None:
+    params = resolve(SMALL | {"n_samples": "20100", "duration_s": "20"})
+    scores = summarize(scored(Silent(), params, [10_000, 10_001]))
+    assert scores.ratio_interval is None
+    assert scores.of_realizations.columns.tolist() == ["mse"]
+    assert not [name for name in fresh_metrics(scores) if "limit" in name]
+
+
+def test_the_interval_of_the_mean_is_that_of_student() -> None:
+    params = resolve(SMALL)
+    scores = summarize(scored(LimitNetwork(), params, range(10_000, 10_005)))
+    found = scores.of_realizations["mse"].to_numpy()
+    expected = stats.t.interval(0.95, 4, loc=found.mean(), scale=found.std(ddof=1) / 5**0.5)
+    assert scores.mse_interval == pytest.approx(expected)
+
+
+def test_a_component_of_which_nothing_remains_has_no_ratio() -> None:
+    params = resolve(SMALL | {"noise_std": "0", "frequencies_hz": "[1, 3.3]"})
+    scores = summarize(scored(Silent(), params, [10_000, 10_001]))
+    assert (scores.mean.loc[LIMIT] == 0).any()
+    assert all(math.isfinite(value) for value in fresh_metrics(scores).values())
+
+
+def test_realizations_that_the_training_has_used_are_passed_over() -> None:
+    assert fresh_seeds([resolve()], 3) == [10_000, 10_001, 10_002]
+    used = resolve({"validation_noise_seed": "10001", "validation_realizations": "2"})
+    assert fresh_seeds([resolve(), used], 3) == [10_000, 10_003, 10_004]
+
+
+def test_a_model_of_a_data_file_has_no_fresh_realizations() -> None:
+    with pytest.raises(UserError, match="a data file, which has no signal model"):
+        fresh_seeds([resolve({"data_file": "x.npz"})], 1)
+
+
+def test_evaluate_scores_fresh_realizations_where_it_is_asked_to(typed: Typed) -> None:
+    assert typed("train", *options(SMALL)) == (0, "")
+    assert typed("evaluate", "--realizations", "3") == (0, "")
+    run = all_runs()[-1]
+    metrics = run.data.metrics
+    assert run.data.params["realizations"] == "3"
+    assert metrics["fresh/realizations"] == 3
+    assert metrics["fresh/mse_over_limit_low"] < metrics["fresh/mse_over_limit"] < metrics["fresh/mse_over_limit_high"]
+    assert "evaluation/fresh_realizations.csv" in artifacts(run)

@@ -1,0 +1,204 @@
+"""Every diagnosis is provoked, by a real training where a processor can, and healthy ones stay silent."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from freqfilter.config import Params, resolve
+from freqfilter.data.splits import Splits
+from freqfilter.data.windows import StoredWindows
+from freqfilter.evaluation import monitor
+from freqfilter.evaluation.monitor import Diagnosis, of_settings, slow_epoch, unmoved_weights
+from freqfilter.training.loop import train
+from freqfilter.training.reports import EpochReport
+from tests.conftest import COARSEST, SMALL, fresh_state
+
+# Two components far apart: learnt within seconds.
+EASY = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01", "batch_size": "64", "epochs": "5"}
+BY_HEART = EASY | {"noise": "fixed", "noise_std": "2", "epochs": "25", "hidden_size": "64"}
+
+
+MUON_AND_COSINE = {"optimizer": "muon", "scheduler": "cosine", "windows_per_epoch": "2000"}
+
+
+def small(**overrides: str) -> Params:
+    return resolve(SMALL | overrides)
+
+
+def findings(params: Params, splits: Splits | None = None, *, audit_every: int = 1) -> dict[str, str]:
+    """What is said of a training run, by name."""
+    splits = splits or Splits.from_params(params)
+    state = fresh_state(params)
+    watched, found = Diagnosis.of(state, splits, params), list(of_settings(params))
+    steps = train(
+        state,
+        training_windows=splits.epoch,
+        validation=splits.validation,
+        audit=splits.audit,
+        audit_every=audit_every,
+        params=params.training,
+    )
+    with closing(steps):
+        for report in steps:
+            if isinstance(report, EpochReport):
+                found += watched.examine(report)
+    names = [finding.name for finding in found]
+    assert len(names) == len(set(names))  # each is said once
+    return {finding.name: finding.line for finding in found}
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3"])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"loss": "snr"}, {"loss": "mae", "precision": COARSEST}, {"dropout": "0.2"}, MUON_AND_COSINE],
+)
+def test_a_healthy_run_has_no_finding(seed: str, overrides: dict[str, str]) -> None:
+    assert findings(small(**EASY, **overrides, seed=seed)) == {}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"learning_rate": "0.0005", "epochs": "60"},  # begins late
+        {"epochs": "80", "early_stopping_patience": "0", "scheduler_patience": "0"},  # has come to its end
+        {"epochs": "9", "validate_every": "2"},
+        {"epochs": "9", "noise": "fixed", "noise_std": "0.05"},
+    ],
+)
+def test_a_slow_starter_a_converged_run_and_one_rarely_validated_hear_nothing(overrides: dict[str, str]) -> None:
+    assert findings(small(**EASY | overrides)) == {}
+
+
+def test_a_small_gradient_norm_in_a_healthy_run_is_no_finding() -> None:
+    assert findings(small(**EASY, gradient_clip_norm="0.01")) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        ({"learning_rate": "1e-12"}, "try learning_rate=0.01 (now 1e-12)"),
+        ({"gradient_clip_norm": "1e-20"}, "try gradient_clip_norm=1 (now 1e-20)"),
+    ],
+)
+def test_weights_that_do_not_move_are_noticed(overrides: dict[str, str], remedy: str) -> None:
+    assert findings(small(**EASY | overrides))["unmoved_weights"].endswith(remedy)
+
+
+def test_steps_that_the_gradient_scaler_skips_are_noticed() -> None:
+    report = EpochReport(1, train_loss=1.0, gradient_norm=0.0, learning_rate=2e-3, seconds=1.0)
+    found = unmoved_weights(report, 0.0, small(precision="fp16"))
+    assert found
+    assert found.line.endswith("try precision=fp32 (now fp16)")
+
+
+def test_a_filter_that_learns_nothing_is_noticed() -> None:
+    line = findings(small(**EASY | {"noise_std": "300", "learning_rate": "0.002"}))["learns_nothing"]
+    assert "try learning_rate=0.01 (now 0.002), hidden_size=256 (now 32), " in line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "after"),
+    [({"epochs": "2"}, 2), ({"epochs": "9"}, 3), ({"epochs": "60"}, 6), ({"early_stopping_patience": "1"}, 2)],
+)
+def test_learning_nothing_is_said_after_a_while_or_at_the_end(overrides: dict[str, str], after: int) -> None:
+    params = small(**EASY | {"noise_std": "300"} | overrides)
+    assert f"after {after} epochs" in findings(params)["learns_nothing"]
+
+
+def test_no_value_is_advised_that_is_there_already() -> None:
+    params = small(**EASY | {"noise_std": "300", "epochs": "2", "hidden_size": "256"})
+    line = findings(params)["learns_nothing"]
+    assert "hidden_size" not in line
+    assert "learning_rate" not in line
+    history = [EpochReport(e, 0.1, 1, 1e-3, 1, val_loss=0.3, val_mse=0.3) for e in (1, 2)]
+    found = monitor.overfitting(history, small(dropout="0.9", weight_decay="0.1"))
+    assert found
+    assert found.line.endswith("try hidden_size=4 (now 8)")
+
+
+def test_learning_by_heart_is_noticed_on_validation() -> None:
+    line = findings(small(**BY_HEART))["overfitting"]
+    assert "far below the" in line
+    assert line.endswith("try noise=fresh")
+
+
+def test_learning_by_heart_is_noticed_on_the_audit_where_validation_leaks() -> None:
+    params = small(**BY_HEART, split="random", allow_shared_realizations="true")
+    line = findings(params)["overfitting"]
+    assert "far below the audit's" in line
+    assert line.endswith("try noise=fresh with split=independent")
+
+
+@pytest.mark.parametrize(("overrides", "audit_every"), [({}, 3), ({"loss": "mae"}, 1), ({"loss": "snr"}, 2)])
+def test_learning_by_heart_is_noticed_whatever_the_loss_and_however_rare_the_audit(
+    overrides: dict[str, str], audit_every: int
+) -> None:
+    params = small(**BY_HEART, split="random", allow_shared_realizations="true", **overrides)
+    assert "far below the audit's" in findings(params, audit_every=audit_every)["overfitting"]
+
+
+def test_learning_by_heart_is_noticed_in_decibels() -> None:
+    assert "overfitting" in findings(small(**BY_HEART, loss="snr"))
+
+
+def test_a_data_file_is_not_advised_to_draw_fresh_noise() -> None:
+    params = small(**BY_HEART | {"noise": "fixed"})
+    splits = Splits.from_params(params)
+    of_file = params.model_copy(update={"data": params.data.model_copy(update={"data_file": "mine.npz"})})
+    line = findings(of_file, replace(splits, audit=None))["overfitting"]
+    assert line.endswith("try dropout=0.3 (now 0) or weight_decay=0.0001 (now 0) or hidden_size=32 (now 64)")
+
+
+class Slow(StoredWindows):
+    """Windows that take their time."""
+
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        time.sleep(0.05)
+        return super().batch(positions)
+
+
+def test_an_epoch_far_slower_than_the_fastest_of_the_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "SLOW_BY_S", 0.1)
+    params = small(epochs="3", hidden_size="2", device="cpu")
+    splits = Splits.from_params(params)
+    fast = splits.epoch(1)
+    slow = Slow(*fast.batch(torch.arange(splits.n_epoch)))
+    line = findings(params, replace(splits, epoch=lambda epoch: slow if epoch == 3 else fast))["slow_epoch"]
+    assert line.startswith("epoch 3 took")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "threads", "overrides", "remedy"),
+    [
+        ((10, 100), 2, {"threads": "2"}, "try threads=1 (now 2)"),
+        ((10, 100), 2, {"threads": "0"}, "try OMP_NUM_THREADS=1 in the environment (now 2)"),
+        ((10, 100), 1, {}, "stop them"),
+        ((10, 16), 2, {}, None),
+        ((1, 3), 2, {}, None),
+        ((100,), 2, {}, None),
+        ((100, 10), 2, {}, None),
+    ],
+)
+def test_a_slow_epoch_names_what_to_change(
+    seconds: tuple[float, ...], threads: int, overrides: dict[str, str], remedy: str | None
+) -> None:
+    history = [
+        EpochReport(number, train_loss=1.0, gradient_norm=1.0, learning_rate=1e-3, seconds=taken)
+        for number, taken in enumerate(seconds, start=1)
+    ]
+    found = slow_epoch(history, small(**overrides), threads=threads)
+    assert (found is None) == (remedy is None)
+    if found and remedy:
+        assert remedy in found.line
+
+
+def test_a_setting_that_repeats_nothing_is_noticed() -> None:
+    (found,) = of_settings(small(deterministic="false"))
+    assert found.line.startswith("deterministic=false")
+    assert found.line.endswith("deterministic=true makes them equal")
