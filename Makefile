@@ -61,16 +61,16 @@ OVERFITTING := {seed: [43, 44], split: random, dropout: [0, 0.4], weight_decay: 
 AUGMENTED := {augment_noise_std: 0.1}
 FIXED_NOISE := -P recipe=original -P split=independent -P epochs=30
 ONE_SECOND := -P n_samples=1000 -P duration_s=1
-VARY := $(RUN) -e vary -P threads=1
+ABLATE := $(RUN) -e ablate -P threads=1
 
 alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.md, three and a half hours
 	@$(BIN)/python -m freqfilter init_store
-	@$(VARY) $(THIRD) -P values="$(CHOICE)"
-	@$(VARY) $(THIRD) -P optimizer=adam -P values="$(ADAM_RATES)"
-	@$(VARY) $(ADAM) -P epochs=4 -P values="$(ALTERNATIVES)"
-	@$(VARY) $(ONE_SECOND) $(FIXED_NOISE) -P values="$(OVERFITTING)"
-	@$(VARY) $(ONE_SECOND) $(FIXED_NOISE) -P augment_gain_db=3 -P values="$(AUGMENTED)"
-	@$(VARY) $(ADAM) $(ONE_SECOND) -P epochs=3 -P audit_every=0 -P values="$(ALTERNATIVES)"
+	@$(ABLATE) $(THIRD) -P values="$(CHOICE)"
+	@$(ABLATE) $(THIRD) -P optimizer=adam -P values="$(ADAM_RATES)"
+	@$(ABLATE) $(ADAM) -P epochs=4 -P values="$(ALTERNATIVES)"
+	@$(ABLATE) $(ONE_SECOND) $(FIXED_NOISE) -P values="$(OVERFITTING)"
+	@$(ABLATE) $(ONE_SECOND) $(FIXED_NOISE) -P augment_gain_db=3 -P values="$(AUGMENTED)"
+	@$(ABLATE) $(ADAM) $(ONE_SECOND) -P epochs=3 -P audit_every=0 -P values="$(ALTERNATIVES)"
 
 story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original
 	@$(BIN)/python docs/draw_story.py $(EXPERIMENT)

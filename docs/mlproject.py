@@ -17,7 +17,7 @@ LAST = "# End of what `make mlproject` makes.\n"
 EXAMPLES = {
     "main": "-P epochs=3 -P learning_rate=0.002",
     "original": "-P epochs=10",
-    "vary": '-P values="{cell: gru, hidden_size: [64, 256]}" -P epochs=3',
+    "ablate": '-P values="{cell: gru, hidden_size: [64, 256]}" -P epochs=3',
     "find_learning_rate": "-P n_steps=200",
     "prepare": "-P output=data/training_data.npz -P noise_std=0.2",
     "limit": "-P window_length=100",

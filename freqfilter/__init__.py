@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from freqfilter.api import compare, evaluate, history, load, promote, rollback, train, vary
+    from freqfilter.api import ablate, compare, evaluate, history, load, promote, rollback, train
     from freqfilter.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "compare", "evaluate", "history", "load", "promote", "rollback", "train", "vary"]
+__all__ = ["UserError", "ablate", "compare", "evaluate", "history", "load", "promote", "rollback", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from freqfilter.config.ablation import default_run_name, one_at_a_time
 from freqfilter.config.load import DEFAULT_RECIPE, require_online
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import UserError
-from freqfilter.process import Stopped, Stopping, stopping
+from freqfilter.process import Interrupted, shutdown
+from freqfilter.progress import progress_output
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from freqfilter.pipelines.evaluate import EvaluationResult
     from freqfilter.pipelines.promote import PromotionResult, RollbackResult
     from freqfilter.pipelines.train import TrainingResult
-    from freqfilter.progress import Quiet, Terminal
 
 DEFAULT_REALIZATIONS = 12  # of a comparison; six are the fewest that can show a difference between two
 
@@ -57,11 +57,11 @@ def train(
 
     params = resolve(parameters, recipe=recipe)
     name = run_name or default_run_name(recipe, parameters)
-    with _job(progress) as (watch, console):
-        return run_train(params, recipe=recipe, name=name, stopping=watch, console=console)
+    with _job(progress):
+        return run_train(params, recipe=recipe, name=name)
 
 
-def vary(
+def ablate(
     values: Mapping[str, Any],
     *,
     recipe: str = DEFAULT_RECIPE,
@@ -94,10 +94,8 @@ def vary(
     for params in variants.values():
         require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
-    with _job(progress) as (watch, console):
-        return train_several(
-            variants, workflow="vary", asked={"values": text}, recipe=recipe, name=name, stopping=watch, console=console
-        )
+    with _job(progress):
+        return train_several(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
 
 
 def evaluate(
@@ -126,15 +124,8 @@ def evaluate(
     from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
     number = None if version is None else str(version)
-    with _job(progress) as (watch, console):
-        return run_evaluate(
-            _tracking(tracking),
-            version=number,
-            run_id=run_id,
-            realizations=realizations,
-            stopping=watch,
-            console=console,
-        )
+    with _job(progress):
+        return run_evaluate(_tracking(tracking), version=number, run_id=run_id, realizations=realizations)
 
 
 def compare(
@@ -165,14 +156,9 @@ def compare(
 
     if runs is not None and not isinstance(runs, str):
         runs = json.dumps([run if isinstance(run, str) else run.run.run_id for run in runs])
-    with _job(progress) as (watch, console):
+    with _job(progress):
         return run_compare(
-            _tracking(tracking),
-            runs=runs,
-            realizations=realizations,
-            page=None if page is None else Path(page),
-            stopping=watch,
-            console=console,
+            _tracking(tracking), runs=runs, realizations=realizations, page=None if page is None else Path(page)
         )
 
 
@@ -212,16 +198,8 @@ def promote(
     from freqfilter.pipelines.promote import promote as run_promote
 
     bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
-    with _job(progress) as (watch, console):
-        return run_promote(
-            _tracking(tracking),
-            number=version,
-            bounds=bounds,
-            noise_seed=noise_seed,
-            force=force,
-            stopping=watch,
-            console=console,
-        )
+    with _job(progress):
+        return run_promote(_tracking(tracking), number=version, bounds=bounds, noise_seed=noise_seed, force=force)
 
 
 def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> RollbackResult:
@@ -237,8 +215,8 @@ def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> Rol
     """
     from freqfilter.pipelines.promote import rollback as run_rollback
 
-    with _job(progress=False) as (watch, _):
-        return run_rollback(_tracking(tracking), number=version, reason=reason, stopping=watch)
+    with _job(progress=False):
+        return run_rollback(_tracking(tracking), number=version, reason=reason)
 
 
 def history(**tracking: Any) -> pd.DataFrame:
@@ -298,28 +276,20 @@ def _tracking(given: Mapping[str, Any]) -> TrackingParams:
 
 
 @contextmanager
-def _job(progress: bool) -> Iterator[tuple[Stopping, Terminal | Quiet]]:
-    """A block that can be interrupted at its safe points, with its console."""
-    from freqfilter.progress import Quiet, Terminal
-
-    console = Terminal() if progress else Quiet()
+def _job(progress: bool) -> Iterator[None]:
+    """A block that signals interrupt at its safe points, and that prints its progress."""
     # Python lets the main thread alone handle signals.
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
     before = {number: signal.getsignal(number) for number in handled}
     try:
-        if not handled:
-            yield Stopping(), console
-            return
-        with stopping() as watch:
-            yield watch, console
-    except Stopped as stopped:
-        remedy = f"; to resume: {stopped.remedy}" if stopped.remedy else ""
-        raise KeyboardInterrupt(f"stopped by {stopped}{remedy}") from None
+        with progress_output(progress), shutdown.installed() if handled else nullcontext():
+            yield
+    except Interrupted as interrupted:
+        remedy = f"; to resume: {interrupted.remedy}" if interrupted.remedy else ""
+        raise KeyboardInterrupt(f"stopped by {interrupted}{remedy}") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if isinstance(console, Terminal):
-            console.close()
 
 
 def _in_main_thread() -> bool:

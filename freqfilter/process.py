@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
     import psutil
 
 
-class Stopped(BaseException):
-    """The user or the system asked this process to end.
+class Interrupted(BaseException):
+    """The user or the system has asked this process to end.
 
     Attributes:
-        exit_code: 128 + the signal's number, as shells count.
-        remedy: How to go on; empty where nothing was begun.
+        exit_code: 128 + the number of the signal, as shells have it.
+        remedy: The command that resumes the work; empty if nothing was begun.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -28,73 +29,84 @@ class Stopped(BaseException):
         self.remedy = ""
 
 
-class Stopping:
-    """The first signal stops the work; those that follow while it winds up change nothing."""
+class ShutdownHandler:
+    """Graceful shutdown: the first signal interrupts the work, and those that follow during cleanup are ignored.
+
+    Python delivers signals to the main thread. Each thread defers for itself.
+    """
 
     def __init__(self) -> None:
         self._received: int | None = None
-        self._deferred = False
         self._launcher: psutil.Process | None = None
+        self._thread = threading.local()
 
-    def end_with(self, launcher: psutil.Process | None) -> None:
-        """Let ``check`` also stop where the process that launched this one has gone: nobody waits any more."""
+    def follow(self, launcher: psutil.Process | None) -> None:
+        """Let ``check`` also interrupt once the process that launched this one has ended."""
         self._launcher = launcher
 
     @property
-    def stopped(self) -> bool:
-        """Whether a signal has come."""
+    def received(self) -> bool:
+        """Whether a signal has been received."""
         return self._received is not None
 
     def check(self) -> None:
-        """Stop here if that was asked for since.
+        """Interrupt here if a signal was deferred.
 
         Raises:
-            Stopped: If a signal has come.
+            Interrupted: If a signal was received, or the launcher has ended.
         """
         if self._received is None and self._launcher is not None and not running(self._launcher):
             self._received = signal.SIGTERM
         if self._deferred and self._received is not None:
-            self._deferred = False
-            raise Stopped(self._received)
+            self._thread.deferred = False
+            raise Interrupted(self._received)
 
-    def finish_anyway(self) -> None:
-        """From here on it is less to finish than to stop: a signal changes nothing any more."""
-        self._deferred = True
+    def ignore_signals(self) -> None:
+        """Ignore signals from here on, where to finish takes less time than to resume."""
+        self._thread.deferred = True
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block that a signal ends only where it calls ``check``, or at its end."""
-        self._deferred = True
+        """A block that a signal interrupts only where it calls ``check``, and at its end."""
+        self._thread.deferred = True
         try:
             yield
             self.check()
         finally:
-            self._deferred = False
+            self._thread.deferred = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """A block in which SIGINT, SIGTERM and SIGHUP raise ``Interrupted`` in the main thread.
+
+        An ignored SIGHUP stays ignored (nohup). After a signal, all three are ignored when the block ends, since the
+        process is about to exit.
+        """
+        self._received = self._launcher = None
+        self._thread.deferred = False
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._on_signal) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_IGN if self.received else handler)
+
+    @property
+    def _deferred(self) -> bool:
+        return getattr(self._thread, "deferred", False)
 
     def _on_signal(self, signal_number: int, _frame: FrameType | None) -> None:
         if self._received is not None:
             return
         self._received = signal_number
         if not self._deferred:
-            raise Stopped(signal_number)
+            raise Interrupted(signal_number)
 
 
-@contextmanager
-def stopping() -> Iterator[Stopping]:
-    """A block in which SIGINT, SIGTERM and SIGHUP raise ``Stopped`` in the main thread; nohup keeps its meaning.
-
-    After the first signal the process is on its way out, and none that follow may hurry it.
-    """
-    watch = Stopping()
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, watch._on_signal) for number in numbers}
-    try:
-        yield watch
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if watch.stopped else handler)
+shutdown = ShutdownHandler()  # of this process
 
 
 SHELLS = {"bash", "sh", "dash", "zsh"}

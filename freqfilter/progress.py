@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
-import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Never, Protocol
+from typing import Never
 
 from tqdm import tqdm
 
 from freqfilter.training.reports import EpochReport, StepReport
 
+logger = logging.getLogger(__name__)
+
 SILENCE_S = 60  # after which a log file gets a line within an epoch, too
 
 
-class Terminal:
-    """Lines on standard output, and a live bar below them where that is a terminal; any thread may call it."""
+class ProgressHandler(logging.Handler):
+    """Log handler that prints messages to standard output, with a progress bar below them on a terminal.
+
+    In a log file, each epoch is a line.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        super().__init__()
         self._bar: tqdm[Never] | None = None
         self._written = time.monotonic()  # when the last line was
         self._forget()
@@ -33,18 +40,16 @@ class Terminal:
         self._figures = ""  # of the last epoch
         self._position = (0, 0.0)  # epoch and batch of the last report
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        with self._lock:
-            self.close()
-            self._write(line)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message, or show the report of ``show_progress``."""
+        if (report := getattr(record, "report", None)) is not None:
+            self.show(report, epochs=record.__dict__["epochs"])
+        elif record.levelno >= logging.INFO:
+            self._close_bar()
+            self._write(record.getMessage())
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
-        """Move the bar, or put an epoch's line above it."""
-        with self._lock:
-            self._show(report, epochs)
-
-    def _show(self, report: StepReport | EpochReport, epochs: int) -> None:
+        """Advance the bar, or print the line of an epoch above it."""
         position = (report.epoch, report.batch if isinstance(report, StepReport) else math.inf)
         if position <= self._position:
             self._forget()
@@ -68,7 +73,7 @@ class Terminal:
         self._figures = "  ".join(_figures(report))
         self._write(f"{_epoch(report, epochs)}  {self._figures}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
         if report.epoch == epochs:
-            self.close()
+            self._close_bar()
 
     def _show_step(self, report: StepReport, epochs: int) -> None:
         done = (report.epoch - 1) * report.n_batches + report.batch
@@ -88,20 +93,53 @@ class Terminal:
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process ends)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
+        with self.lock or nullcontext():
+            self._close_bar()
+        super().close()
+
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
-class Quiet:
-    """A console that prints nothing."""
+@contextmanager
+def progress_output(enabled: bool = True) -> Iterator[None]:
+    """A block in which the messages and the progress of this package are printed to standard output.
 
-    def say(self, line: str) -> None:
-        """Say nothing."""
+    Args:
+        enabled: False prints nothing.
+    """
+    if not enabled:
+        yield
+        return
+    package, handler = logging.getLogger("freqfilter"), ProgressHandler()
+    level, propagate = package.level, package.propagate
+    package.addHandler(handler)
+    package.setLevel(logging.DEBUG)
+    package.propagate = False  # the handlers of a user would print each message once more
+    try:
+        yield
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        package.propagate = propagate
+        handler.close()
 
-    def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
-        """Show nothing."""
+
+def quiet() -> None:
+    """Print warnings alone until the block of ``progress_output`` ends."""
+    logging.getLogger("freqfilter").setLevel(logging.WARNING)
+
+
+def show_progress(report: StepReport | EpochReport, *, epochs: int) -> None:
+    """Log a report of the training loop, which ``ProgressHandler`` draws: epochs as INFO, steps as DEBUG."""
+    extra = {"report": report, "epochs": epochs}
+    if isinstance(report, EpochReport):
+        logger.info("%s  %s", _epoch(report, epochs), "  ".join(_figures(report)), extra=extra)
+    else:
+        logger.debug("%s  batch %d of %d", _epoch(report, epochs), report.batch, report.n_batches, extra=extra)
 
 
 def _epoch(report: StepReport | EpochReport, epochs: int) -> str:
@@ -115,15 +153,3 @@ def _figures(report: EpochReport) -> list[str]:
     if report.audit_mse is not None:
         figures.append(f"audit {report.audit_mse:.4f}")
     return [*figures, f"lr {report.learning_rate:.2g}"]
-
-
-class Console(Protocol):
-    """Where a workflow's words go; the command line prints them."""
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        ...
-
-    def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
-        """How far training has come."""
-        ...

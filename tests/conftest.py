@@ -32,7 +32,7 @@ from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.pipelines import sandbox
 from freqfilter.plots import data, evaluation
-from freqfilter.progress import Terminal
+from freqfilter.progress import ProgressHandler
 from freqfilter.training.device import Compute
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
@@ -172,15 +172,15 @@ def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pyte
 @contextmanager
 def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
     """A block in which a training in this process gets a signal after its first epoch."""
-    show = Terminal.show
+    show = ProgressHandler.show
 
-    def interrupt(self: Terminal, report: object, *, epochs: int) -> None:
+    def interrupt(self: ProgressHandler, report: object, *, epochs: int) -> None:
         show(self, report, epochs=epochs)  # type: ignore[arg-type]
         if isinstance(report, EpochReport):
             signal.raise_signal(number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Terminal, "show", interrupt)
+        patch.setattr(ProgressHandler, "show", interrupt)
         yield
 
 

@@ -45,7 +45,7 @@ def test_the_address_of_a_run_names_its_experiment_and_run(folder: Path) -> None
 
 
 def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> None:
-    sweep = freqfilter.vary({"cell": "gru"}, **SETTING, register=True)
+    sweep = freqfilter.ablate({"cell": "gru"}, **SETTING, register=True)
     assert list(sweep.results) == list(sweep.table.index) == ["base", "cell=gru"]
     assert [result.version for result in sweep.results.values()] == [1, 2]
 
@@ -81,7 +81,7 @@ def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> Non
         (lambda: freqfilter.promote(tracking="offline"), "offline"),
         (lambda: freqfilter.promote(force=" "), "a reason is needed"),
         (lambda: freqfilter.compare([]), "runs"),
-        (lambda: freqfilter.vary({}), "a mapping is needed"),
+        (lambda: freqfilter.ablate({}), "a mapping is needed"),
         (lambda: freqfilter.load(), "give a name"),
         (lambda: freqfilter.history(model_name="absent"), "absent"),
     ],

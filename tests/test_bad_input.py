@@ -144,11 +144,11 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["limit", "--noise_seed", "-1"], ["noise_seed", "-1"]),
         (["limit", "--data_file", "x.npz"], ["data_file", "no signal model"]),
         (["limit", "--window_length", "10001"], ["window_length=10001"]),
-        (["vary"], ["values"]),
-        (["vary", "--values", "hidden_size"], ["values=hidden_size", "mapping"]),
-        (["vary", "--values", "{hidden: 3}"], ["unknown parameter 'hidden'", "hidden_size"]),
-        (["vary", "--values", "{dropout: [0.1, 1]}"], ["dropout=1", "less than 1"]),
-        (["vary", "--values", "{dropout: 0}"], ["dropout=0 and base", "leave one out"]),
+        (["ablate"], ["values"]),
+        (["ablate", "--values", "hidden_size"], ["values=hidden_size", "mapping"]),
+        (["ablate", "--values", "{hidden: 3}"], ["unknown parameter 'hidden'", "hidden_size"]),
+        (["ablate", "--values", "{dropout: [0.1, 1]}"], ["dropout=1", "less than 1"]),
+        (["ablate", "--values", "{dropout: 0}"], ["dropout=0 and base", "leave one out"]),
     ],
 )
 def test_bad_words_are_refused(

@@ -86,7 +86,7 @@ PYTHON_ELSEWHERE = {"urllib.request": SERVED}
 SIZES = ("n_samples", "duration_s", "window_length", "hidden_size", "windows_per_epoch", "epochs")
 SMALLEST = SMALL | {"epochs": "1", "hidden_size": "8"}
 REFUSED = {"promote": 1}  # the exit code of a decision against so small a filter
-TRAINING = {"train", "original", "vary"}
+TRAINING = {"train", "original", "ablate"}
 # Parameters that change which work is done, and not only its numbers.
 OTHER_WORK = {"recipe", "data_file", "start_from", *resolve().tracking.model_dump()}
 DONE: set[frozenset[str] | tuple[str, ...]] = set()

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from freqfilter import progress as under_test
-from freqfilter.progress import Terminal
+from freqfilter.progress import ProgressHandler
 from freqfilter.training.reports import EpochReport, StepReport
 
 
 def test_the_time_left_counts_what_a_resumed_epoch_took_before(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal()
-    terminal.show(EpochReport(2, 0.3, 1.0, 0.001, seconds=100.0), epochs=5)
+    handler = ProgressHandler()
+    handler.show(EpochReport(2, 0.3, 1.0, 0.001, seconds=100.0), epochs=5)
     assert "100.0 s  left 5:00" in capsys.readouterr().out
-    terminal.show(EpochReport(3, 0.3, 1.0, 0.001, seconds=0.0), epochs=5)
+    handler.show(EpochReport(3, 0.3, 1.0, 0.001, seconds=0.0), epochs=5)
     assert "left 1:40" in capsys.readouterr().out
 
 
 def test_a_log_file_hears_of_a_long_epoch_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terminal, now = Terminal(), 0.0
+    handler, now = ProgressHandler(), 0.0
     monkeypatch.setattr(under_test.time, "monotonic", lambda: now)
-    terminal.say("begun")
+    handler.handle(logging.makeLogRecord({"msg": "begun", "levelno": logging.INFO}))
     for batch in range(1, 251):
         now += 1.0
-        terminal.show(StepReport(1, batch, 250), epochs=25)
+        handler.show(StepReport(1, batch, 250), epochs=25)
     said = capsys.readouterr().out.splitlines()
     assert said == ["begun", *(f"epoch  1/25  batch {batch}/250" for batch in (60, 120, 180, 240))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 import socket
 import statistics
@@ -25,17 +26,20 @@ PHASES = ("start", "epochs", "end")
 CHOSEN = {"epochs": str(EPOCHS), "windows_per_epoch": "32000", "checkpoint_every": "2"}
 
 
-class Watch:
-    """A console that sees the phases and the ends of epochs, and a clock for all calls to the tracker."""
+class Watch(logging.Handler):
+    """A log handler that notes the phases and the ends of epochs, and a clock for all calls to the tracker."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.phase = "start"
         self.ends: list[float] = []
         self.spent = dict.fromkeys(PHASES, 0.0)
         self._inside = False
 
-    def say(self, line: str) -> None:
-        """Lines are not wanted."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note a report of the training loop."""
+        if hasattr(record, "report"):
+            self.show(record.report, epochs=EPOCHS)
 
     def show(self, report: Any, *, epochs: int) -> None:
         """A report of a step or of an epoch."""
@@ -102,7 +106,6 @@ def with_tracker(uri: str) -> dict[str, Any]:
     os.environ["MLFLOW_TRACKING_URI"] = uri
     from freqfilter.config import resolve
     from freqfilter.pipelines import setup, train
-    from freqfilter.process import Stopping
     from freqfilter.tracking import registry, run
 
     watch = Watch()
@@ -115,7 +118,10 @@ def with_tracker(uri: str) -> dict[str, Any]:
     ):
         for name in names:
             setattr(home, name, watch.timed(getattr(home, name)))
-    train.train(resolve(CHOSEN), recipe="default", name="bench", stopping=Stopping(), console=watch)
+    package = logging.getLogger("freqfilter")
+    package.setLevel(logging.INFO)
+    package.addHandler(watch)
+    train.train(resolve(CHOSEN), recipe="default", name="bench")
     return {"ends": watch.ends, "spent": watch.spent}
 
 

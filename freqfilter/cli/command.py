@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from freqfilter import __version__
-from freqfilter.config.load import DEFAULT_RECIPE, default_text, defaults, fields, is_everyday, is_path, recipe_names
+from freqfilter.config import Params, TrackingParams
+from freqfilter.config.ablation import default_run_name
+from freqfilter.config.load import (
+    DEFAULT_RECIPE,
+    default_text,
+    defaults,
+    fields,
+    is_everyday,
+    is_path,
+    recipe_names,
+    require_online,
+    resolve,
+    user_path,
+)
 from freqfilter.errors import UserError
 from freqfilter.process import launched_by_mlflow, launcher_folder
 
@@ -114,23 +129,92 @@ seeds_option = click.option(
 )
 
 
-def given_words(typed: dict[str, str | None]) -> dict[str, str]:
-    """What was typed, without the parameters that were not.
+@dataclass(frozen=True)
+class Request:
+    """What a command was called with.
 
-    Raises:
-        UserError: If it is what MLflow decides.
+    Attributes:
+        overrides: Text of the parameters that were given, by name.
+        recipe: Name or path of the recipe.
+        folder: The folder that relative paths refer to.
     """
-    given = {name: value for name, value in typed.items() if value is not None}
-    if "experiment" in given and launched_by_mlflow():
-        raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
-    return given
+
+    overrides: dict[str, str]
+    recipe: str
+    folder: Path
+
+    def resolve(self, *, online: bool = False, **before: str) -> Params:
+        """The resolved parameters.
+
+        Args:
+            online: Refuse ``tracking=offline``.
+            **before: Values that the overrides replace.
+
+        Raises:
+            UserError: If a parameter is unknown or its value is refused.
+        """
+        params = resolve(before | self.overrides, recipe=self.recipe, folder=self.folder)
+        if online:
+            require_online(params)
+        return params
+
+    @property
+    def tracking(self) -> TrackingParams:
+        """The resolved parameters of section ``tracking``, which need to be online.
+
+        Raises:
+            UserError: As ``resolve`` does.
+        """
+        return self.resolve(online=True).tracking
+
+    def path(self, text: str) -> Path:
+        """The absolute path of a file that the user has named."""
+        return user_path(text, self.folder)
+
+    def run_name(self, **options: str) -> str:
+        """The default name of a run: the recipe, these options and the overrides."""
+        return default_run_name(self.recipe, options | self.overrides)
 
 
-def typing_folder(given: dict[str, str]) -> Path:
-    """The folder in which the user typed. `mlflow run` works elsewhere: in the project, or in a clone of it.
+def command(
+    *, name: str | None = None, sections: tuple[str, ...] | None = None, paths: tuple[str, ...] = (), view: str = ""
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """Register a function as a command that takes a ``Request`` and its own options.
+
+    Args:
+        name: Name of the command; None: the function's.
+        sections: Sections of the parameters that it takes; None: all.
+        paths: Its own options that are paths.
+        view: Saved view whose address is printed beside that of the run that the function returns.
+    """
+    parameters = {name for section, name, _ in fields() if sections is None or section in sections}
+
+    def register(function: Callable[..., Any]) -> click.Command:
+        @wraps(function)
+        def run(**values: Any) -> None:
+            overrides = {name: value for name, value in values.items() if name in parameters and value is not None}
+            if "experiment" in overrides and launched_by_mlflow():
+                raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
+            own = {name: value for name, value in values.items() if name not in parameters}
+            recipe = own.pop("recipe", DEFAULT_RECIPE)
+            stated = {"recipe": recipe} | {path: own[path] for path in paths if own[path] is not None}
+            result = function(Request(overrides, recipe, invocation_folder(stated | overrides)), **own)
+            if view:
+                click.echo("\n".join(run_links(result, view)))
+
+        return cli.command(name or function.__name__)(parameter_options(sections=sections)(run))
+
+    return register
+
+
+def invocation_folder(given: dict[str, str]) -> Path:
+    """The folder in which the user called the command; `mlflow run` works in the project, or in a clone of it.
+
+    Args:
+        given: Parameters and paths by name.
 
     Raises:
-        UserError: If it cannot be found, and a relative path needs it.
+        UserError: If it is unknown, and one of them is a relative path.
     """
     if not launched_by_mlflow():
         return Path.cwd()
@@ -146,7 +230,7 @@ def typing_folder(given: dict[str, str]) -> Path:
 GROUPS = {
     "Everyday": ("train", "original", "compare", "evaluate", "promote", "ui"),
     "More": (
-        "vary", "find_learning_rate", "limit", "prepare", "rollback", "history", "serve", "export", "copy",
+        "ablate", "find_learning_rate", "limit", "prepare", "rollback", "history", "serve", "export", "copy",
     ),
     "Upkeep": ("resume", "sync", "doctor", "init_store"),
 }  # fmt: skip
@@ -178,10 +262,10 @@ def cli() -> None:
     """
 
 
-UI = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
+UI_ADDRESS = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
 
 
-def of_training(trained: TrainingResult) -> Iterator[str]:
+def training_summary(trained: TrainingResult) -> Iterator[str]:
     """The best epoch, the scores, the run, the version, and the run's page, line by line."""
     from freqfilter.pipelines.model_card import over_limit, scores_table
 
@@ -203,18 +287,18 @@ def of_training(trained: TrainingResult) -> Iterator[str]:
     else:
         yield f"registered: {trained.model_name} version {trained.version}"
         yield f"load it: freqfilter.load({trained.model_name!r}, version={trained.version})"
-    yield from pages(run)
+    yield from run_links(run)
 
 
-def pages(run: RunRef, view: str = "trainings") -> Iterator[str]:
+def run_links(run: RunRef, view: str = "trainings") -> Iterator[str]:
     """How to open MLflow's UI, and the addresses of a run's page and of a saved view of its experiment."""
-    server = run.tracking_uri if run.tracking_uri.startswith("http") else UI
-    yield view_in_mlflow(run.tracking_uri)
+    server = run.tracking_uri if run.tracking_uri.startswith("http") else UI_ADDRESS
+    yield store_link(run.tracking_uri)
     yield f"  this run: {run.page(server)}"
     yield f"  all {view}: {run.view(server, view)}"
 
 
-def view_in_mlflow(tracking_uri: str) -> str:
+def store_link(tracking_uri: str) -> str:
     """How to open the store in MLflow's UI."""
     if tracking_uri.startswith("http"):
         return f"view in MLflow: {tracking_uri}"

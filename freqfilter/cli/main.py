@@ -8,7 +8,8 @@ import sys
 import click
 
 from freqfilter.errors import UserError
-from freqfilter.process import Stopped, launched_by_mlflow, launcher, stopping
+from freqfilter.process import Interrupted, launched_by_mlflow, launcher, shutdown
+from freqfilter.progress import progress_output
 
 USER_ERROR = 2  # the exit code of everything that a user can mend
 
@@ -30,9 +31,11 @@ def load_commands() -> click.Group:
 
 def main() -> None:
     """Run the command line."""
-    with stopping() as watch:
+    with shutdown.installed():
         try:
-            load_commands()(obj=watch, standalone_mode=False)
+            commands = load_commands()
+            with progress_output():
+                commands(standalone_mode=False)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(USER_ERROR)
@@ -40,11 +43,11 @@ def main() -> None:
             sys.exit(_fail(error.format_message().replace("No such option", "unknown parameter")))
         except UserError as error:
             sys.exit(_fail(str(error)))
-        except Stopped as stopped:
+        except Interrupted as interrupted:
             _stop_unopened_run()
-            remedy = f"; to go on: {stopped.remedy}" if stopped.remedy else ""
-            click.echo(f"freqfilter: stopped by {stopped}{remedy}", err=True)
-            sys.exit(stopped.exit_code)
+            remedy = f"; to go on: {interrupted.remedy}" if interrupted.remedy else ""
+            click.echo(f"freqfilter: stopped by {interrupted}{remedy}", err=True)
+            sys.exit(interrupted.exit_code)
 
 
 def _fail(message: str) -> int:

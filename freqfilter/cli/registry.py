@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freqfilter.cli.command import cli, given_words, parameter_options, typing_folder
-from freqfilter.config.load import require_online, resolve, user_path
+from freqfilter.cli.command import Request, command, run_links
 from freqfilter.config.schema import Bounds
-from freqfilter.process import Stopping, launcher
+from freqfilter.process import launcher
 
 if TYPE_CHECKING:
-    from freqfilter.config import TrackingParams
+    from freqfilter.tracking.ui_views import RunRef
 
 REFUSAL = 1  # the exit code of a refusal; an error has another
 
@@ -22,7 +21,7 @@ version_option = click.option(
 )
 
 
-@cli.command()
+@command(sections=("tracking",))
 @version_option
 @click.option(
     "--most_over_limit",
@@ -65,11 +64,8 @@ version_option = click.option(
     help="seed of the first noise realization  [default: derived from both models' digests]",
 )
 @click.option("--force", metavar="REASON", help="promote it whatever the checks say; the reason is recorded")
-@parameter_options(sections=("tracking",))
-@click.pass_obj
 def promote(
-    watch: Stopping,
-    /,
+    request: Request,
     number: int | None,
     most_over_limit: float,
     most_over_limit_per_frequency: float,
@@ -78,34 +74,23 @@ def promote(
     most_megabytes: float,
     noise_seed: int | None,
     force: str | None,
-    **typed: str | None,
 ) -> None:
     """Make a version the champion if it is better.
 
     It has to be near the limit, and better than the champion by more than chance. The default is the newest version.
     The exit code is 1 if it is refused, else 0.
     """
-    tracking, process = _tracking(typed), launcher()
-    from freqfilter.cli.command import pages
+    tracking, process = request.tracking, launcher()
     from freqfilter.pipelines.promote import Outcome
     from freqfilter.pipelines.promote import promote as run_promote
-    from freqfilter.progress import Terminal
 
     bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
-    decision = run_promote(
-        tracking,
-        number=number,
-        bounds=bounds,
-        noise_seed=noise_seed,
-        force=force,
-        stopping=watch,
-        console=Terminal(),
-    )
+    decision = run_promote(tracking, number=number, bounds=bounds, noise_seed=noise_seed, force=force)
     for rung in decision.evidence.rungs:
         click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[rung.passed]:8} {rung.name}: {rung.words}")
     click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.number}")
     click.echo(f"{decision.reason}\nrun {decision.run.run_id}, decision/report.md among its artifacts")
-    click.echo("\n".join(pages(decision.run, "decisions")))
+    click.echo("\n".join(run_links(decision.run, "decisions")))
     if decision.outcome == Outcome.REFUSED:
         if process:
             from freqfilter.tracking.owner import set_status_after
@@ -114,35 +99,31 @@ def promote(
         sys.exit(REFUSAL)
 
 
-@cli.command()
+@command(sections=("tracking",), view="decisions")
 @version_option
 @click.option("--reason", default="not stated", show_default=True, help="the reason, which is recorded")
-@parameter_options(sections=("tracking",))
-@click.pass_obj
-def rollback(watch: Stopping, /, number: int | None, reason: str, **typed: str | None) -> None:
+def rollback(request: Request, number: int | None, reason: str) -> RunRef:
     """Make the previous champion the champion again.
 
     With --version it is that version.
     """
-    tracking = _tracking(typed)
-    from freqfilter.cli.command import pages
+    tracking = request.tracking
     from freqfilter.pipelines.promote import rollback as run_rollback
 
-    done = run_rollback(tracking, number=number, reason=reason, stopping=watch)
+    done = run_rollback(tracking, number=number, reason=reason)
     click.echo(
         f"champion of {tracking.model_name}: version {done.before.number} before, version {done.after.number} now"
     )
     click.echo(f"run {done.run.run_id}")
-    click.echo("\n".join(pages(done.run, "decisions")))
+    return done.run
 
 
-@cli.command()
+@command(sections=("tracking",))
 @click.option("--csv", "form", flag_value="csv", help="print CSV, for programs")
 @click.option("--json", "form", flag_value="json", help="print JSON, for programs")
-@parameter_options(sections=("tracking",))
-def history(form: str | None, **typed: str | None) -> None:
+def history(request: Request, form: str | None) -> None:
     """Show a model's registrations and decisions."""
-    tracking = _tracking(typed)
+    tracking = request.tracking
     from tabulate import tabulate
 
     from freqfilter.pipelines.history import history as run_history
@@ -157,54 +138,40 @@ def history(form: str | None, **typed: str | None) -> None:
         click.echo(tabulate(shown.to_numpy().tolist(), headers=list(table.columns)))
 
 
-@cli.command()
+@command(sections=("tracking",))
 @version_option
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
 @click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
-@parameter_options(sections=("tracking",))
-def copy(number: int | None, to: str, to_name: str | None, **typed: str | None) -> None:
+def copy(request: Request, number: int | None, to: str, to_name: str | None) -> None:
     """Copy a version to another model registry."""
-    tracking = _tracking(typed)
+    tracking = request.tracking
     from freqfilter.pipelines.deploy import copy_version
 
     copied = copy_version(tracking, number=number, to=to, to_name=to_name)
     click.echo(f"{copied.model_name} version {copied.number} at {copied.tracking_uri}")
 
 
-@cli.command()
+@command(sections=("tracking",), paths=("output",))
 @version_option
 @click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="the file to write")
-@parameter_options(sections=("tracking",))
-@click.pass_obj
-def export(watch: Stopping, /, number: int | None, output: str, **typed: str | None) -> None:
+def export(request: Request, number: int | None, output: str) -> None:
     """Write a version as an ONNX file."""
-    tracking = _tracking(typed)
-    path = user_path(output, typing_folder({"output": output} | given_words(typed)))
+    tracking, path = request.tracking, request.path(output)
     from freqfilter.pipelines.deploy import export as run_export
 
-    done = run_export(tracking, number=number, output=path, stopping=watch)
+    done = run_export(tracking, number=number, output=path)
     click.echo(
         f"written: {path}, {done.version.model_name} version {done.version.number}; its estimates differ from the "
         f"version's by {done.largest_difference:.0e} at most"
     )
 
 
-@cli.command()
+@command(sections=("tracking",))
 @version_option
 @click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="port of the server")
-@parameter_options(sections=("tracking",))
-@click.pass_obj
-def serve(watch: Stopping, /, number: int | None, port: int, **typed: str | None) -> None:
+def serve(request: Request, number: int | None, port: int) -> None:
     """Serve a version, by default the champion, over HTTP."""
-    tracking = _tracking(typed)
+    tracking = request.tracking
     from freqfilter.pipelines.serve import serve as run_serve
-    from freqfilter.progress import Terminal
 
-    sys.exit(run_serve(tracking, number=number, port=port, stopping=watch, console=Terminal()))
-
-
-def _tracking(typed: dict[str, str | None]) -> TrackingParams:
-    given = given_words(typed)
-    params = resolve(given, folder=typing_folder(given))
-    require_online(params)
-    return params.tracking
+    sys.exit(run_serve(tracking, number=number, port=port))

@@ -1,183 +1,163 @@
-"""Commands that train: train, original, vary, find_learning_rate."""
+"""Commands that train or resume: train, original, ablate, find_learning_rate, resume, sync."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from freqfilter.cli.command import cli, given_words, parameter_options, recipe_option, seeds_option, typing_folder
-from freqfilter.config.ablation import default_run_name, from_seeds, one_at_a_time
+from freqfilter.cli.command import (
+    Request,
+    cli,
+    command,
+    invocation_folder,
+    recipe_option,
+    run_links,
+    seeds_option,
+    store_link,
+    training_summary,
+)
+from freqfilter.config.ablation import from_seeds, one_at_a_time
 from freqfilter.config.load import require_online, resolve
 from freqfilter.errors import UserError
-from freqfilter.process import Stopping, launched_run
+from freqfilter.process import launched_run
 
 if TYPE_CHECKING:
     from freqfilter.config import Params
     from freqfilter.pipelines.train import Begun
+    from freqfilter.tracking.ui_views import RunRef
 
 
-@cli.command()
+@command()
 @recipe_option
 @seeds_option
-@parameter_options()
-@click.pass_obj
-def train(watch: Stopping, /, recipe: str, seeds: str | None, **typed: str | None) -> None:
+def train(request: Request, seeds: str | None) -> None:
     """Train a filter as one tracked run and register it."""
-    _train(watch, recipe, seeds, typed)
+    _train(request, seeds)
 
 
-@cli.command()
+@command()
 @seeds_option
-@parameter_options()
-@click.pass_obj
-def original(watch: Stopping, /, seeds: str | None, **typed: str | None) -> None:
+def original(request: Request, seeds: str | None) -> None:
     """Train with the recipe of the original script."""
-    _train(watch, "original", seeds, typed)
+    _train(replace(request, recipe="original"), seeds)
 
 
-@cli.command()
+@command(view="trainings")
 @recipe_option
 @click.option(
     "--values", required=True, metavar="MAPPING", help='values to try, such as "{hidden_size: [64, 256], cell: gru}"'
 )
-@parameter_options()
-@click.pass_obj
-def vary(watch: Stopping, /, recipe: str, values: str, **typed: str | None) -> None:
+def ablate(request: Request, values: str) -> RunRef:
     """Train once for each value of a parameter.
 
     The first run has the parameters given; in each of the others one value replaces one of them.
 
     Nothing is registered unless register=true is given.
     """
-    given = given_words(typed)
-    folder = typing_folder({"recipe": recipe} | given)
-    variants = one_at_a_time(values, {"register": "false"} | given, recipe=recipe, folder=folder)
-    _train_several(watch, variants, "vary", {"values": values}, recipe, given)
+    given = {"register": "false"} | request.overrides
+    variants = one_at_a_time(values, given, recipe=request.recipe, folder=request.folder)
+    return _train_variants(request, variants, workflow="ablate", values=values)
 
 
-@cli.command("find_learning_rate")
+@command(view="trainings")
 @recipe_option
 @click.option("--lowest", type=float, default=1e-6, show_default=True, help="learning rate of the first step")
 @click.option("--highest", type=float, default=1.0, show_default=True, help="learning rate of the last step")
 @click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="number of steps")
-@parameter_options()
-@click.pass_obj
-def find_learning_rate(
-    watch: Stopping, /, recipe: str, lowest: float, highest: float, n_steps: int, **typed: str | None
-) -> None:
+def find_learning_rate(request: Request, lowest: float, highest: float, n_steps: int) -> RunRef:
     """Suggest a learning rate by a range test."""
     if not (0 < lowest < highest < math.inf):
         raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
-    given = given_words(typed)
-    params = resolve(given, recipe=recipe, folder=typing_folder({"recipe": recipe} | given))
-    require_online(params)
-    from freqfilter.cli.command import pages
+    params = request.resolve(online=True)
     from freqfilter.pipelines.find_learning_rate import find_learning_rate as run_range_test
-    from freqfilter.progress import Terminal
 
-    name, console = f"find_learning_rate {default_run_name(recipe, given)}", Terminal()
-    try:
-        found = run_range_test(
-            params,
-            lowest=lowest,
-            highest=highest,
-            n_steps=n_steps,
-            recipe=recipe,
-            name=name,
-            stopping=watch,
-            console=console,
-        )
-    finally:
-        console.close()
-    click.echo(f"run {found.run_id} in experiment {found.experiment}")
-    click.echo("\n".join(pages(found)))
+    run = run_range_test(
+        params,
+        lowest=lowest,
+        highest=highest,
+        n_steps=n_steps,
+        recipe=request.recipe,
+        name=f"find_learning_rate {request.run_name()}",
+    )
+    click.echo(f"run {run.run_id} in experiment {run.experiment}")
+    return run
 
 
-def _train(watch: Stopping, recipe: str, seeds: str | None, typed: dict[str, str | None]) -> None:
-    given = given_words(typed)
-    folder = typing_folder({"recipe": recipe} | given)
+@command()
+@click.argument("run_id", metavar="RUN_ID|auto")
+@click.option("--force", is_flag=True, help="resume even if another machine is recorded as the owner")
+@recipe_option
+def resume(request: Request, run_id: str, force: bool) -> None:
+    """Resume an interrupted training in the same run.
+
+    RUN_ID is the run's id; auto is the newest unfinished run with the given parameters. The run's own parameters apply.
+    """
+    _resume(request, run_id, force=force)
+
+
+@cli.command()
+@click.option("--run_dir", metavar="FOLDER", help="folder of the runs' files  [default: that of params.yaml]")
+def sync(run_dir: str | None) -> None:
+    """Deliver runs that were offline.
+
+    Also runs whose tracking store went away.
+    """
+    given = {"run_dir": run_dir} if run_dir else {}
+    params = resolve(given, folder=invocation_folder(given))
+    from freqfilter.pipelines.sync import sync as run_sync
+
+    click.echo(store_link(run_sync(Path(params.tracking.run_dir))))
+
+
+def _train(request: Request, seeds: str | None) -> None:
     if seeds is not None:
-        variants = from_seeds(seeds, given, recipe=recipe, folder=folder)
-        _train_several(watch, variants, "seeds", {"seeds": seeds}, recipe, given)
+        variants = from_seeds(seeds, request.overrides, recipe=request.recipe, folder=request.folder)
+        run = _train_variants(request, variants, workflow="seeds", seeds=seeds)
+        click.echo("\n".join(run_links(run)))
         return
-    params = resolve(given, recipe=recipe, folder=folder)
-    if run_id := launched_run():
-        require_online(params)
+    run_id = launched_run()
+    params = request.resolve(online=run_id is not None)
+    if run_id:
         from freqfilter.pipelines.resume import was_begun
 
         if was_begun(run_id):
-            resume_one(watch, run_id, recipe, given, abandoned=False)
+            _resume(request, run_id, force=False)
             return
-    train_one(watch, params, recipe=recipe, name=default_run_name(recipe, given))
+    _train_one(params, recipe=request.recipe, name=request.run_name())
 
 
-def _train_several(
-    watch: Stopping,
-    variants: dict[str, Params],
-    workflow: str,
-    asked: dict[str, str],
-    recipe: str,
-    given: dict[str, str],
-) -> None:
-    for params in variants.values():
-        require_online(params)
-    from freqfilter.cli.command import pages
-    from freqfilter.pipelines.ablation import train_several
-    from freqfilter.progress import Terminal
-
-    name, console = default_run_name(recipe, asked | given), Terminal()
-    try:
-        done = train_several(
-            variants, workflow=workflow, asked=asked, recipe=recipe, name=name, stopping=watch, console=console
-        )
-    finally:
-        console.close()
-    click.echo(f"run {done.run.run_id} in experiment {done.run.experiment}, with a run of its own for each line")
-    click.echo("\n".join(pages(done.run)))
-
-
-def train_one(watch: Stopping, params: Params, *, recipe: str, name: str, begun: Begun | None = None) -> None:
-    """Train, and say what came of it."""
-    from freqfilter.cli.command import of_training
+def _train_one(params: Params, *, recipe: str, name: str, resume_point: Begun | None = None) -> None:
     from freqfilter.pipelines.train import train as run_train
-    from freqfilter.progress import Terminal
 
-    console = Terminal()
-    try:
-        trained = run_train(params, recipe=recipe, name=name, stopping=watch, console=console, begun=begun)
-    finally:
-        console.close()
-    for line in of_training(trained):
+    for line in training_summary(run_train(params, recipe=recipe, name=name, resume_point=resume_point)):
         click.echo(line)
 
 
-def resume_one(watch: Stopping, run_id: str, recipe: str, given: dict[str, str], *, abandoned: bool) -> None:
-    """Find what was interrupted, and go on with it.
+def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **asked: str) -> RunRef:
+    for params in variants.values():
+        require_online(params)
+    from freqfilter.pipelines.ablation import train_several
 
-    Args:
-        watch: Tells when to stop.
-        run_id: A run's, or ``auto``.
-        recipe: What was typed.
-        given: Likewise.
-        abandoned: Whether nobody works on it, whatever it says.
+    name = request.run_name(**asked)
+    run = train_several(variants, workflow=workflow, asked=asked, recipe=request.recipe, name=name).run
+    click.echo(f"run {run.run_id} in experiment {run.experiment}, with a run of its own for each line")
+    return run
 
-    Raises:
-        UserError: If there is nothing to go on with, or what was typed differs from what it has.
-    """
-    folder = typing_folder({"recipe": recipe} | given)
-    if run_id == "auto":
-        asked = resolve(given, recipe=recipe, folder=folder)
-    else:  # other parameters are the run's
-        asked = resolve({name: value for name, value in given.items() if name == "run_dir"}, folder=folder)
+
+def _resume(request: Request, run_id: str, *, force: bool) -> None:
+    """Load the resume point of a run, check that the overrides agree with it, and train."""
+    own = {name: value for name, value in request.overrides.items() if name == "run_dir"}
+    # Of a named run, the other parameters are in its checkpoint.
+    params = request.resolve() if run_id == "auto" else resolve(own, folder=request.folder)
     from freqfilter.pipelines.resume import begun, newest_unfinished, refuse_changes, run_of
-    from freqfilter.progress import Terminal
 
-    run_dir = Path(asked.tracking.run_dir)
-    run = newest_unfinished(asked) if run_id == "auto" else run_of(run_id, run_dir)
-    found = begun(run, run_dir, Terminal(), abandoned=abandoned)
-    refuse_changes(found, given, recipe=recipe, folder=folder)
+    run_dir = Path(params.tracking.run_dir)
+    run = newest_unfinished(params) if run_id == "auto" else run_of(run_id, run_dir)
+    found = begun(run, run_dir, abandoned=force)
+    refuse_changes(found, request.overrides, recipe=request.recipe, folder=request.folder)
     stated = found.checkpoint.stated
-    train_one(watch, stated.params, recipe=stated.recipe, name=found.name, begun=found)
+    _train_one(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)

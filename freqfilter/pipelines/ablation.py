@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +16,7 @@ from freqfilter.pipelines.run_metrics import spread_metrics
 from freqfilter.pipelines.setup import get_ready
 from freqfilter.pipelines.train import TrainingResult, train
 from freqfilter.plots.training import comparison
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
 from freqfilter.tracked_names import TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
@@ -24,6 +24,8 @@ from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,7 @@ class SweepResult:
 
 
 def train_several(
-    variants: Mapping[str, Params],
-    *,
-    workflow: str,
-    asked: Mapping[str, str],
-    recipe: str,
-    name: str,
-    stopping: Stopping,
-    console: Console,
+    variants: Mapping[str, Params], *, workflow: str, asked: Mapping[str, str], recipe: str, name: str
 ) -> SweepResult:
     """Train each variant in turn; a failed one is reported and does not keep the others from being trained.
 
@@ -63,26 +58,24 @@ def train_several(
         asked: What made the variants, by the name that was typed.
         recipe: The recipe's name, which the runs keep.
         name: What the parent is called where nobody has named it.
-        stopping: Tells when to stop.
-        console: Hears how it goes.
 
     Raises:
         UserError: If a run has failed.
-        Stopped: If it was stopped; the parent and the run in work are then KILLED.
+        Interrupted: If a signal was received; the parent and the current run are then KILLED.
     """
     tracking_uri = open_store()
     for params in variants.values():
         get_ready(params)  # what can be refused is refused before there is a run
     first, shared = next(iter(variants.values())), _shared(variants)
-    with open_run(first.tracking, name=name, stopping=stopping) as run:
+    with open_run(first.tracking, name=name) as run:
         run.log_params({"recipe": recipe, **asked, **shared})
         run.log_source(provenance.source())
         run.log_tags({"workflow": workflow, "recipe": recipe})
-        trained, failed = _train_all(variants, run, recipe=recipe, stopping=stopping, console=console)
+        trained, failed = _train_all(variants, run, recipe=recipe)
         only_by_chance = set(first.canonical()) - set(shared) <= {"seed"}
         table = comparison_of(trained, with_test=only_by_chance)
         if trained:
-            console.say(f"\n{runs_table(table, 'simple', with_spread=only_by_chance and not failed)}\n")
+            logger.info(f"\n{runs_table(table, 'simple', with_spread=only_by_chance and not failed)}\n")
             text = runs_table(table, "github", with_spread=only_by_chance and not failed)
             _log_comparison(run, table, text, failed)
         if failed:
@@ -125,21 +118,21 @@ def _shared(variants: Mapping[str, Params]) -> dict[str, str]:
 
 
 def _train_all(
-    variants: Mapping[str, Params], parent: Run, *, recipe: str, stopping: Stopping, console: Console
+    variants: Mapping[str, Params], parent: Run, *, recipe: str
 ) -> tuple[dict[str, TrainingResult], dict[str, str]]:
     """What each run came to, and why those that failed did."""
     trained, failed = {}, {}
     for number, (name, params) in enumerate(variants.items(), start=1):
-        stopping.check()
-        console.say(f"\n[{number} of {len(variants)}] {name}")
+        shutdown.check()
+        logger.info(f"\n[{number} of {len(variants)}] {name}")
         try:
             params = params.kept(experiment=parent.experiment)
-            trained[name] = train(params, recipe=recipe, name=name, stopping=stopping, console=console, parent=parent)
+            trained[name] = train(params, recipe=recipe, name=name, parent=parent)
         except UndeliveredError:  # the store has gone: so will the others' be
             raise
         except UserError as error:
             failed[name] = str(error)
-            console.say(f"{name} failed: {error}")
+            logger.info(f"{name} failed: {error}")
     return trained, failed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +25,7 @@ from freqfilter.evaluation.heldout import beside_limit, fresh_seeds, score_reali
 from freqfilter.evaluation.significance import Standing, least_realizations, standings
 from freqfilter.pipelines.model_card import interval
 from freqfilter.plots.training import Curves, side_by_side
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
 from freqfilter.tracked_names import (
     AUDIT_MSE,
     EPOCH_SECONDS,
@@ -45,6 +45,8 @@ from freqfilter.training.device import Compute, memory_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,7 @@ class ComparisonResult:
 
 
 @memory_errors()
-def compare(
-    tracking: TrackingParams,
-    *,
-    runs: str | None,
-    realizations: int,
-    page: Path | None,
-    stopping: Stopping,
-    console: Console,
-) -> ComparisonResult:
+def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, page: Path | None) -> ComparisonResult:
     """Compare trainings, as a run of its own in the experiment and as a page.
 
     Args:
@@ -101,8 +95,6 @@ def compare(
         runs: Which; see ``tracking.queries.trainings``.
         realizations: Fresh ones that filters of one task are scored on, all of them on the same.
         page: The HTML file to write; None: it is among the run's artifacts alone.
-        stopping: Tells when to stop.
-        console: Hears how it goes.
 
     Raises:
         UserError: If there are fewer than two such trainings, or one of them cannot be read.
@@ -117,13 +109,13 @@ def compare(
             f"{least} at least, or 0 for none"
         )
     named = dict(zip(names_of(found), found, strict=True))
-    with open_run(tracking, name=f"compare {len(found)} trainings", stopping=stopping) as run:
+    with open_run(tracking, name=f"compare {len(found)} trainings") as run:
         run.log_params({"runs": " ".join(training.run_id for training in found), "realizations": str(realizations)})
         run.log_source(provenance.source())
         run.log_tags({"workflow": "compare"})
         standing: dict[str, Standing] = {}
         for group in _by_task(named):
-            standing |= _score(group, realizations, stopping=stopping, console=console)
+            standing |= _score(group, realizations)
         compared = [Compared(name, training, standing.get(name)) for name, training in named.items()]
         drawn = figure(compared)
         content = as_page(compared, drawn)
@@ -151,25 +143,23 @@ def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:
     return groups
 
 
-def _score(
-    group: Mapping[str, Training], realizations: int, *, stopping: Stopping, console: Console
-) -> dict[str, Standing]:
+def _score(group: Mapping[str, Training], realizations: int) -> dict[str, Standing]:
     """How filters of one task stand on realizations that none of them has seen."""
     scored = {name: training for name, training in group.items() if training.has_model}
     if not scored or not realizations:
         return {}
     first = next(iter(scored.values())).params
     if first.data.data_file is not None:
-        console.say(f"{', '.join(scored)}: trained on a data file, from which no fresh realizations can be drawn")
+        logger.info(f"{', '.join(scored)}: trained on a data file, from which no fresh realizations can be drawn")
         return {}
     compute = Compute.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     networks = {name: loading.load_run(training.run_id).module.to(compute.device) for name, training in scored.items()}
     extractors, errors = beside_limit(networks, first), {}
     noise_seeds = fresh_seeds([training.params for training in scored.values()], realizations)
     for seed, table in score_realizations(extractors, first, noise_seeds, device=compute.device):
-        stopping.check()
+        shutdown.check()
         errors[seed] = table
-        console.say(f"realization {len(errors)} of {realizations}: {len(scored)} filters scored")
+        logger.info(f"realization {len(errors)} of {realizations}: {len(scored)} filters scored")
     return standings(errors, list(scored))
 
 

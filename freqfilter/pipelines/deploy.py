@@ -16,7 +16,7 @@ from freqfilter.atomic_io import replacing
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError, how_to_install, without_credentials
 from freqfilter.models.filter import Filter
-from freqfilter.process import Stopping, launched_by_mlflow
+from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases, provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
@@ -49,7 +49,7 @@ class Exported:
     largest_difference: float
 
 
-def export(tracking: TrackingParams, *, number: int | None, output: Path, stopping: Stopping) -> Exported:
+def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exported:
     """Write a version as an ONNX file, whose answers have been seen to be the version's own.
 
     The file is also kept among the artifacts of the run that trained the version, and the version is tagged with where
@@ -59,7 +59,6 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path, stoppi
         tracking: Where the registry is, and the name of the model.
         number: The version; None: the newest.
         output: The file to write.
-        stopping: Ends the run of ``mlflow run``, if it has launched this process.
 
     Raises:
         UserError: If ONNX is not installed, there is no such version, or the file cannot be written.
@@ -72,7 +71,7 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path, stoppi
     if not launched_by_mlflow():
         content, difference = _exported(version, output)
         return Exported(version, output, difference)
-    with open_run(tracking, name=f"export {version.uri}", stopping=stopping) as run:
+    with open_run(tracking, name=f"export {version.uri}") as run:
         run.log_params({"model_name": version.model_name, "version": str(version.number)})
         run.log_source(provenance.source())
         run.log_tags({"workflow": "export", "model_uri": version.uri})

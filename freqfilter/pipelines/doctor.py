@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -12,7 +13,6 @@ from pathlib import Path
 from freqfilter.atomic_io import sweep, writable_folder
 from freqfilter.config import Params
 from freqfilter.errors import UserError
-from freqfilter.progress import Console
 from freqfilter.tracked_names import CHECKPOINTS
 from freqfilter.tracking.aliases import registered_models
 from freqfilter.tracking.client import open_store
@@ -29,16 +29,17 @@ from freqfilter.tracking.queries import (
 )
 from freqfilter.tracking.ui_views import way_on
 
+logger = logging.getLogger(__name__)
+
 LEAST_SPACE = 1_000_000_000  # bytes; a run of the default recipe takes 20 million
 GOOD, MENDED, BAD = "ok", "mended", "PROBLEM"
 
 
-def examine(params: Params, *, console: Console) -> None:
+def examine(params: Params) -> None:
     """Say what is well and what is not; close the runs that nobody works on, and remove what they left half-written.
 
     Args:
         params: Where runs are kept.
-        console: Hears of each thing.
 
     Raises:
         UserError: If something is not well that only a user can mend.
@@ -46,7 +47,7 @@ def examine(params: Params, *, console: Console) -> None:
     problems = []
     run_dir = Path(params.tracking.run_dir)
     for kind, line in (*_installation(), *_machine(), *_space(run_dir), *_store(run_dir)):
-        console.say(f"{kind:8} {line}")
+        logger.info(f"{kind:8} {line}")
         if kind == BAD:
             problems.append(line)
     if problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,8 +27,7 @@ from freqfilter.models.network import estimate
 from freqfilter.pipelines.model_card import on_fresh, over_limit, scores_table
 from freqfilter.pipelines.run_metrics import fresh_metrics, score_metrics
 from freqfilter.plots import catalog
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
 from freqfilter.tracked_names import COMPARED
 from freqfilter.tracking import loading, provenance
 from freqfilter.tracking.client import open_store
@@ -35,6 +35,8 @@ from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
 from freqfilter.training.device import Compute, memory_errors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,7 @@ class EvaluationResult:
 
 @memory_errors()
 def evaluate(
-    tracking: TrackingParams,
-    *,
-    version: str | None,
-    run_id: str | None,
-    realizations: int,
-    stopping: Stopping,
-    console: Console,
+    tracking: TrackingParams, *, version: str | None, run_id: str | None, realizations: int
 ) -> EvaluationResult:
     """Score a model beside the baselines, as a run of its own that names it.
 
@@ -78,8 +74,6 @@ def evaluate(
         version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
         run_id: Run whose model is scored, in place of a version.
         realizations: Fresh ones that it is scored on beside its test set.
-        stopping: Tells when to stop.
-        console: Hears how it goes.
 
     Raises:
         UserError: If both ``version`` and ``run_id`` are given, there is no such model, its data file is gone, it has
@@ -95,48 +89,40 @@ def evaluate(
     # The model is judged as its users get it: in float32, on what this machine has.
     compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
-    with open_run(tracking, name=f"evaluate {model.uri}", stopping=stopping) as run:
+    with open_run(tracking, name=f"evaluate {model.uri}") as run:
         run.log_params(chosen | ({"realizations": str(realizations)} if realizations else {}))
         run.log_source(provenance.source())
         run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(compute))
         run.log_data(splits.test, name="test", context="test")
-        console.say(f"scoring {model.uri} on {len(splits.test):,} windows")
+        logger.info(f"scoring {model.uri} on {len(splits.test):,} windows")
         module = model.module.to(compute.device)
         compared = score_test_set(module, splits, params, device=compute.device)
         metrics = score_metrics(compared)
         run.log_metrics(metrics, step=0, model_id=model.model_id)
         log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
         verdicts, fresh = [over_limit(metrics)], None
-        console.say(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
+        logger.info(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
         if noise_seeds:
-            fresh = _score_fresh(module, params, noise_seeds, compute=compute, stopping=stopping, console=console)
+            fresh = _score_fresh(module, params, noise_seeds, compute=compute)
             run.log_bytes(fresh.of_realizations.to_csv().encode(), "evaluation/fresh_realizations.csv")
             of_fresh = fresh_metrics(fresh)
             run.log_metrics(of_fresh, step=0, model_id=model.model_id)
             metrics |= of_fresh
             verdicts.append(on_fresh(of_fresh))
-            console.say(verdicts[1])
+            logger.info(verdicts[1])
         words = [f"Scores of `{model.uri}` on its test set.", *verdicts, scores_table(compared.table, "github")]
         run.describe("\n\n".join(words))
     return EvaluationResult(RunRef.to(run, tracking_uri), model.uri, metrics, compared, fresh)
 
 
-def _score_fresh(
-    network: nn.Module,
-    params: Params,
-    noise_seeds: Sequence[int],
-    *,
-    compute: Compute,
-    stopping: Stopping,
-    console: Console,
-) -> FreshScores:
+def _score_fresh(network: nn.Module, params: Params, noise_seeds: Sequence[int], *, compute: Compute) -> FreshScores:
     found = {}
     extractors = beside_limit({MODEL: network}, params)
     for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=compute.device):
-        stopping.check()
+        shutdown.check()
         found[noise_seed], mse = errors, errors[OVERALL]
         beside = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
-        console.say(f"realization {noise_seed}, {len(found)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{beside}")
+        logger.info(f"realization {noise_seed}, {len(found)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{beside}")
     return summarize(found)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 
 import torch
@@ -17,7 +18,6 @@ from freqfilter.pipelines.evaluate import log_evaluation
 from freqfilter.pipelines.model_card import description, model_card
 from freqfilter.pipelines.run_metrics import best_metrics, score_metrics
 from freqfilter.plots.training import training_loss
-from freqfilter.progress import Console
 from freqfilter.tracked_names import COMPARED, LOSSES, TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking import registry
 from freqfilter.tracking.lifecycle import delivering
@@ -25,6 +25,8 @@ from freqfilter.tracking.run import Run, diagnoses, picture_address
 from freqfilter.training.checkpoint import write_weights
 from freqfilter.training.loop import validate
 from freqfilter.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 GOLDEN_WINDOWS = 16
 # The tags of a run that its version has too.
@@ -37,10 +39,7 @@ def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: 
     """The original's files under the original's names."""
     history = state.progress.history
     figure = training_loss(
-        history,
-        loss=params.training.loss,
-        best_epoch=state.progress.best_epoch,
-        val_limit_mse=val_limit_mse,
+        history, loss=params.training.loss, best_epoch=state.progress.best_epoch, val_limit_mse=val_limit_mse
     )
     run.log_figure(figure, LOSSES, dpi=300)
     run.log_picture(figure, COMPARED[LOSSES])
@@ -55,10 +54,10 @@ def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: 
 
 
 def judge(
-    run: Run, state: TrainingState, splits: Splits, params: Params, *, val_limit_mse: float | None, console: Console
+    run: Run, state: TrainingState, splits: Splits, params: Params, *, val_limit_mse: float | None
 ) -> tuple[Comparison, dict[str, float]]:
     """Score the best weights on the test set, which is touched here alone; the scores, and the run's last metrics."""
-    console.say("scoring the best weights on the test set")
+    logger.info("scoring the best weights on the test set")
     compute = state.compute
     compared = score_test_set(state.network, splits, params, device=compute.device)
     audit_mse = None
@@ -69,12 +68,7 @@ def judge(
 
 
 def keep_model(
-    run: Run,
-    state: TrainingState,
-    splits: Splits,
-    params: Params,
-    compared: Comparison,
-    metrics: dict[str, float],
+    run: Run, state: TrainingState, splits: Splits, params: Params, compared: Comparison, metrics: dict[str, float]
 ) -> int | None:
     """Log the model, and register it where that is asked for; its version's number."""
     progress, tracking = state.progress, params.tracking
@@ -107,13 +101,7 @@ def keep_model(
     model_name = tracking.model_name
     run.describe(
         description(
-            progress,
-            compared.table,
-            metrics,
-            model_name=model_name,
-            version=version,
-            picture=picture,
-            diagnoses=found,
+            progress, compared.table, metrics, model_name=model_name, version=version, picture=picture, diagnoses=found
         )
     )
     return version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 
 import numpy as np
@@ -12,8 +13,8 @@ from freqfilter.pipelines.run_metrics import range_test_metrics
 from freqfilter.pipelines.setup import get_ready
 from freqfilter.pipelines.train import log_training_data
 from freqfilter.plots.training import learning_rate_range
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
+from freqfilter.progress import show_progress
 from freqfilter.tracked_names import SUGGESTED_LEARNING_RATE
 from freqfilter.tracking import provenance
 from freqfilter.tracking.lifecycle import open_run
@@ -22,18 +23,12 @@ from freqfilter.training.device import memory_errors
 from freqfilter.training.lr_finder import range_test, smoothed, suggestion
 from freqfilter.training.reports import StepReport
 
+logger = logging.getLogger(__name__)
+
 
 @memory_errors()
 def find_learning_rate(
-    params: Params,
-    *,
-    lowest: float,
-    highest: float,
-    n_steps: int,
-    recipe: str,
-    name: str,
-    stopping: Stopping,
-    console: Console,
+    params: Params, *, lowest: float, highest: float, n_steps: int, recipe: str, name: str
 ) -> RunRef:
     """Take steps as training would, at growing rates, and suggest the rate at which the loss falls most steeply.
 
@@ -44,28 +39,26 @@ def find_learning_rate(
         n_steps: How many steps.
         recipe: The recipe's name, which the run keeps.
         name: What the run is called where nobody has named it.
-        stopping: Tells when to stop.
-        console: Hears what was found.
 
     Raises:
         UserError: If store, device, precision, data or origin cannot be used.
     """
     ready = get_ready(params)
     params, splits = ready.params, ready.splits
-    with open_run(params.tracking, name=name, stopping=stopping) as run:
+    with open_run(params.tracking, name=name) as run:
         asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
         run.log_params({"recipe": recipe} | asked | params.canonical())
         run.log_source(provenance.source())
         run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.compute))
         log_training_data(run, splits)
-        console.say(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
+        logger.info(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
         steps = range_test(ready.state, splits.epoch, params.training, lowest=lowest, highest=highest, n_steps=n_steps)
         points = []
-        with closing(steps), stopping.deferred():
+        with closing(steps), shutdown.deferred():
             for point in steps:
-                stopping.check()
+                shutdown.check()
                 points.append(point)
-                console.show(StepReport(epoch=1, batch=len(points), n_batches=n_steps), epochs=1)
+                show_progress(StepReport(epoch=1, batch=len(points), n_batches=n_steps), epochs=1)
         rates = np.array([point.learning_rate for point in points])
         losses = np.array([point.loss for point in points])
         means = smoothed(losses)
@@ -87,5 +80,5 @@ def find_learning_rate(
         if suggested is not None:
             run.log_metrics({SUGGESTED_LEARNING_RATE: suggested}, step=n_steps)
         run.describe(f"{verdict[0].upper()}{verdict[1:]}.")
-        console.say(verdict)
+        logger.info(verdict)
     return RunRef.to(run, ready.tracking_uri)

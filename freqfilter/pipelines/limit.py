@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,6 @@ from freqfilter.evaluation.limits import MOST_WINDOWS, MOST_WORK, LimitScores
 from freqfilter.evaluation.metrics import frequency_name
 from freqfilter.pipelines.run_metrics import limits_metrics
 from freqfilter.plots.limit import limit_curves
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
@@ -26,6 +25,8 @@ from freqfilter.tracking.ui_views import RunRef
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000)  # of the curve
 WORK_OF_A_LENGTH = MOST_WORK / 5
@@ -84,30 +85,27 @@ class Limits:
         return tabulate(rows, headers=headers, tablefmt=table_format, floatfmt=".4f")
 
 
-def limit(params: Params, *, noise_seed: int | None, picture: Path | None, console: Console) -> Limits:
+def limit(params: Params, *, noise_seed: int | None, picture: Path | None) -> Limits:
     """Compute the limit, and draw it where a picture is asked for.
 
     Args:
         params: Resolved parameters: the signal model and the window length.
         noise_seed: The realization all of whose windows are scored; None: the expectation over all noise.
         picture: The file to draw, if any.
-        console: Prints how far it is.
 
     Raises:
         UserError: If the picture cannot be written.
     """
     found = _compute(params, noise_seed)
     if picture is not None:
-        figure = _draw(params, found.scores, console)
+        figure = _draw(params, found.scores)
         with replacing(picture) as file:
             figure.savefig(file, format="png", dpi=150)
-        console.say(f"written: {picture}")
+        logger.info(f"written: {picture}")
     return found
 
 
-def log_limit(
-    params: Params, *, noise_seed: int | None, recipe: str, name: str, stopping: Stopping, console: Console
-) -> tuple[Limits, RunRef]:
+def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str) -> tuple[Limits, RunRef]:
     """Compute and draw the limit as a run with metrics and artifacts.
 
     Args:
@@ -115,14 +113,12 @@ def log_limit(
         noise_seed: As for ``limit``.
         recipe: Name of the recipe, a parameter of the run.
         name: Name of the run where the user has not named it.
-        stopping: Ends the computation.
-        console: Prints how far it is.
 
     Raises:
         UserError: If the store cannot be used.
     """
     tracking_uri = open_store()
-    with open_run(params.tracking, name=name, stopping=stopping) as run:
+    with open_run(params.tracking, name=name) as run:
         asked = {"noise_seed": "null" if noise_seed is None else str(noise_seed)}
         run.log_params({"recipe": recipe} | asked | params.canonical(sections=("signals", "data")))
         run.log_source(provenance.source())
@@ -130,7 +126,7 @@ def log_limit(
         found = _compute(params, noise_seed)
         run.log_metrics(limits_metrics(found.scores), step=0)
         run.log_bytes(json.dumps(found.to_dict(), indent=2).encode(), "limit/limit.json")
-        run.log_figure(_draw(params, found.scores, console), "limit/limit.png")
+        run.log_figure(_draw(params, found.scores), "limit/limit.png")
         run.describe(f"{found.remarks()}\n\n{found.table('github')}")
     return found, RunRef.to(run, tracking_uri)
 
@@ -145,11 +141,11 @@ def _compute(params: Params, noise_seed: int | None) -> Limits:
     return Limits(scores, params.signals.frequencies_hz)
 
 
-def _draw(params: Params, scores: LimitScores, console: Console) -> Figure:
+def _draw(params: Params, scores: LimitScores) -> Figure:
     """The limit over the samples of a window, and over the window's length."""
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     of_lengths = {}
     for length in sorted({length for length in (*LENGTHS, window_length) if length <= model.n_samples}):
-        console.say(f"limit of windows of {length} samples")
+        logger.info(f"limit of windows of {length} samples")
         of_lengths[length] = limits.expected_limit(model, window_length=length, work=WORK_OF_A_LENGTH)
     return limit_curves(scores, of_lengths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from freqfilter.config import Params
@@ -9,15 +10,15 @@ from freqfilter.data import npz
 from freqfilter.data.signal_model import SignalModel, beginning_windows
 from freqfilter.data.splits import BEGINNING_SAMPLES, Splits
 from freqfilter.plots import catalog
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.ui_views import RunRef
 
+logger = logging.getLogger(__name__)
 
-def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: Stopping, console: Console) -> RunRef:
+
+def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
     """Write ``X_train X_val X_test y_train y_val y_test``, and draw the data in a run of its own.
 
     Args:
@@ -25,8 +26,6 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: S
         output: The ``.npz`` file, replaced whole.
         recipe: The recipe's name, which the run keeps.
         name: What the run is called where nobody has named it.
-        stopping: Tells when to stop.
-        console: Hears what was written.
 
     Returns:
         The run that has the pictures.
@@ -40,15 +39,15 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str, stopping: S
     npz.write(output, parts)
     for part, windows in parts.items():
         shape = (len(windows), windows.n_samples)
-        console.say(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
-    console.say(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    with open_run(tracking, name=name, stopping=stopping) as run:
+        logger.info(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
+    logger.info(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    with open_run(tracking, name=name) as run:
         run.log_params({"recipe": recipe} | params.canonical(sections=("signals", "data")))
         run.log_source(provenance.source())
         run.log_tags({"workflow": "prepare", "output": str(output)})
         for part, windows in parts.items():
             run.log_data(windows, name=part, context=part)
-        console.say("drawing the data")
+        logger.info("drawing the data")
         drawn = beginning_windows(
             SignalModel.from_params(params.signals),
             params.data.window_length,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,8 +27,7 @@ from freqfilter.evaluation.significance import LOOKS, PairedTest, Verdict, paire
 from freqfilter.pipelines.model_card import link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, Witness, WitnessError
 from freqfilter.plots.limit import decision as decision_figure
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
 from freqfilter.tracking import aliases, provenance
 from freqfilter.tracking.aliases import (
     CHAMPION,
@@ -47,6 +47,8 @@ from freqfilter.tracking.ui_views import RunRef
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 SEEDS_FROM, SEEDS_TO = 10_000_000, 2**32  # realizations that nothing else uses
@@ -70,15 +72,7 @@ class Evidence:
     seeds: str
 
 
-def examine(
-    candidate: Version,
-    champion: Version | None,
-    bounds: Bounds,
-    *,
-    noise_seed: int | None,
-    stopping: Stopping,
-    console: Console,
-) -> Evidence:
+def examine(candidate: Version, champion: Version | None, bounds: Bounds, *, noise_seed: int | None) -> Evidence:
     """Every rung, as far as the candidate can be asked at all.
 
     Args:
@@ -86,8 +80,6 @@ def examine(
         champion: The one that it is held against; None: there is none.
         bounds: What the candidate has to be.
         noise_seed: First of the realizations; None: they follow from what both models are.
-        stopping: Tells when to stop.
-        console: Hears how it goes.
 
     Raises:
         UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
@@ -109,7 +101,7 @@ def examine(
         same = bool(theirs and theirs.about["weights_sha256"] == about["weights_sha256"])
         seeds, words = _seeds(params, candidate, champion, noise_seed)
         try:
-            errors, test = _measure(ours, None if same else theirs, params, seeds, bounds, stopping, console)
+            errors, test = _measure(ours, None if same else theirs, params, seeds, bounds)
         except WitnessError as error:
             if error.uri != candidate.uri:
                 raise UserError(f"the champion cannot be asked, so nothing is decided: {error}") from error
@@ -148,19 +140,13 @@ def _seeds(
 
 
 def _measure(
-    ours: Witness,
-    theirs: Witness | None,
-    params: Params,
-    seeds: list[int] | None,
-    bounds: Bounds,
-    stopping: Stopping,
-    console: Console,
+    ours: Witness, theirs: Witness | None, params: Params, seeds: list[int] | None, bounds: Bounds
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
     """Errors on as many realizations as it takes, by side."""
     rows: dict[str, dict[int, dict[str, float]]] = {}
     held_against, test = _held_against(params), None
     for first, last in zip((0, *LOOKS), LOOKS, strict=False):
-        stopping.check()
+        shutdown.check()
         part = seeds[first:last] if seeds is not None else None
         asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
         for witness in asked.values():
@@ -177,7 +163,7 @@ def _measure(
             candidate, champion = (pd.DataFrame(rows[side]).T[OVERALL].to_numpy() for side in asked)
             looks = LOOKS if seeds is not None else (len(scored),)
             test = paired_test(candidate, champion, margin=bounds.margin, looks=looks)
-        console.say(f"{len(rows['candidate'])} realizations{f': {test.words}' if test else ''}")
+        logger.info(f"{len(rows['candidate'])} realizations{f': {test.words}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
             break
     return {side: pd.DataFrame(errors).T for side, errors in rows.items()}, test
@@ -238,14 +224,7 @@ class PromotionResult:
 
 
 def promote(
-    tracking: TrackingParams,
-    *,
-    number: int | None,
-    bounds: Bounds,
-    noise_seed: int | None,
-    force: str | None,
-    stopping: Stopping,
-    console: Console,
+    tracking: TrackingParams, *, number: int | None, bounds: Bounds, noise_seed: int | None, force: str | None
 ) -> PromotionResult:
     """Hold a version against the champion and against what it has to be, decide, and move the alias if it has won.
 
@@ -256,8 +235,6 @@ def promote(
         noise_seed: First of the realizations; None: they follow from what both models are, so that to ask again gives
             the same.
         force: A reason to promote it whatever it is; None: none.
-        stopping: Tells when to stop.
-        console: Hears how it goes.
 
     Raises:
         UserError: If ``force`` is blank, there is no such version, or the champion keeps changing.
@@ -266,17 +243,17 @@ def promote(
         raise UserError("force: a reason is needed")
     tracking_uri, name = open_store(), tracking.model_name
     candidate = aliases.candidate(name, number)
-    with open_run(tracking, name=f"promote {name} version {candidate.number}", stopping=stopping) as run:
+    with open_run(tracking, name=f"promote {name} version {candidate.number}") as run:
         asked = {"model_name": name, "version": str(candidate.number)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
         run.log_params(asked | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
         run.log_source(provenance.source())
         for _ in range(TRIES):
-            stopping.check()
+            shutdown.check()
             champion = named(name, CHAMPION)
-            evidence = examine(candidate, champion, bounds, noise_seed=noise_seed, stopping=stopping, console=console)
+            evidence = examine(candidate, champion, bounds, noise_seed=noise_seed)
             outcome, reason = _decide(evidence, champion, force=force)
             decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, evidence)
-            with stopping.deferred():
+            with shutdown.deferred():
                 noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.number != candidate.number:  # a champion keeps its own evidence
@@ -285,7 +262,7 @@ def promote(
                 try:
                     move_champion(candidate, found=champion, evidence=noted, description=words)
                 except ChampionChangedError as error:
-                    console.say(str(error))
+                    logger.info(str(error))
                     continue
             run.log_tags({"carried_out": "true"})
             return decision
@@ -377,14 +354,13 @@ class RollbackResult:
     after: Version
 
 
-def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopping: Stopping) -> RollbackResult:
+def rollback(tracking: TrackingParams, *, number: int | None, reason: str) -> RollbackResult:
     """Make a version the champion again, once it has been loaded and has shown that it is what it was.
 
     Args:
         tracking: Where the registry is, and the name of the model.
         number: The version; None: the champion before the one of now.
         reason: Why, which is kept.
-        stopping: Tells when to stop.
 
     Raises:
         UserError: If there is no champion or no such version, it cannot be loaded, or somebody else moves the champion.
@@ -398,14 +374,14 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str, stopp
         raise UserError(f"model_name={name}: no champion came before version {before.number}; give one with version=N")
     if after.number == before.number:
         raise UserError(f"version={after.number}: it is the champion")
-    with open_run(tracking, name=f"rollback {name} to version {after.number}", stopping=stopping) as run:
+    with open_run(tracking, name=f"rollback {name} to version {after.number}") as run:
         run.log_params({"model_name": name, "version": str(after.number)})
         run.log_source(provenance.source())
         with Witness(after.uri) as witness:
             difference = witness.about["golden_difference"]
         if difference is not None and difference > GOLDEN_TOLERANCE:
             raise UserError(f"{after.uri} no longer gives what it gave when it was registered: off by {difference:.1e}")
-        stopping.finish_anyway()
+        shutdown.ignore_signals()
         words = f"Champion taken back from version {before.number} to version {after.number}: {reason}"
         noted = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.number)}
         run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.number)} | noted)

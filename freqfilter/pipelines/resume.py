@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ from freqfilter.config import Params
 from freqfilter.config.load import DEFAULT_RECIPE, changes
 from freqfilter.errors import UserError
 from freqfilter.pipelines.train import Begun
-from freqfilter.progress import Console
 from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.queries import RunRecord, download, kept_folders, kept_run, stored_run, stored_runs
 from freqfilter.training.checkpoint import Checkpoint, Checkpoints
+
+logger = logging.getLogger(__name__)
 
 
 def newest_unfinished(asked: Params) -> RunRecord:
@@ -71,13 +73,12 @@ def run_of(run_id: str, run_dir: Path) -> RunRecord:
     return stored_run(run_id)
 
 
-def begun(run: RunRecord, run_dir: Path, console: Console, *, abandoned: bool = False) -> Begun:
+def begun(run: RunRecord, run_dir: Path, *, abandoned: bool = False) -> Begun:
     """A training with its newest checkpoint, from the run's folder or else from its artifacts.
 
     Args:
         run: The run.
         run_dir: Where its folder is if it does not say.
-        console: Hears of damaged checkpoints.
         abandoned: Whether a user knows that nobody works on it, whatever it says.
 
     Raises:
@@ -91,10 +92,10 @@ def begun(run: RunRecord, run_dir: Path, console: Console, *, abandoned: bool = 
     at_home = run.worker and run.worker.is_here
     folder = run.folder or Path(run.worker.run_dir if run.worker and at_home else run_dir) / run.run_id
     checkpoints = Checkpoints(folder / CHECKPOINTS, kept=1)
-    checkpoint = checkpoints.newest(console.say)
+    checkpoint = checkpoints.newest(logger.warning)
     if checkpoint is None and run.meant_for is None:
         download(run.run_id, CHECKPOINTS, folder)
-        checkpoint = checkpoints.newest(console.say)
+        checkpoint = checkpoints.newest(logger.warning)
     if checkpoint is None:
         raise UserError(f"run {run.run_id} has no checkpoint, in {folder} or among its artifacts: start it anew")
     where = {"tracking": "offline" if run.meant_for else "online", "run_dir": str(folder.parent)}

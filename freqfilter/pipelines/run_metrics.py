@@ -47,11 +47,7 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
 
 def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> dict[str, float]:
     """What is charted for a step of a learning-rate range test, at ``step`` = step."""
-    return {
-        "range_test/learning_rate": learning_rate,
-        "range_test/loss": loss,
-        "range_test/smoothed_loss": smoothed,
-    }
+    return {"range_test/learning_rate": learning_rate, "range_test/loss": loss, "range_test/smoothed_loss": smoothed}
 
 
 def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:

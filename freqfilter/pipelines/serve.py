@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -12,12 +13,13 @@ from pathlib import Path
 
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
 from freqfilter.tracking.aliases import CHAMPION
 from freqfilter.tracking.client import answers, open_store
 from freqfilter.tracking.queries import newest_training
 from freqfilter.tracking.ui_views import RunRef
+
+logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 POLL_S = 0.5  # between checks of the server
@@ -25,13 +27,11 @@ POLL_S = 0.5  # between checks of the server
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
-def ui(*, port: int, stopping: Stopping, console: Console) -> int:
+def ui(*, port: int) -> int:
     """Serve MLflow's UI on the loopback address until it is stopped, or print where the store's own UI is.
 
     Args:
         port: The port.
-        stopping: Ends the server.
-        console: Prints the addresses once the server answers.
 
     Returns:
         The exit code of the server.
@@ -43,12 +43,12 @@ def ui(*, port: int, stopping: Stopping, console: Console) -> int:
     server = tracking_uri if tracking_uri.startswith("http") else f"http://{HOST}:{port}"
 
     def print_addresses() -> None:
-        console.say(f"MLflow: {server}")
+        logger.info(f"MLflow: {server}")
         if found := newest_training():
             run = RunRef(found.run_id, "", found.experiment_id, tracking_uri)
-            console.say(f"  newest training, {found.name}: {run.page(server)}")
-            console.say(f"  all trainings: {run.view(server, 'trainings')}")
-            console.say(f"  all decisions: {run.view(server, 'decisions')}")
+            logger.info(f"  newest training, {found.name}: {run.page(server)}")
+            logger.info(f"  all trainings: {run.view(server, 'trainings')}")
+            logger.info(f"  all decisions: {run.view(server, 'decisions')}")
 
     if server == tracking_uri:
         print_addresses()
@@ -63,24 +63,16 @@ def ui(*, port: int, stopping: Stopping, console: Console) -> int:
             ) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
-    return run_server(
-        command,
-        os.environ | SERVER_ENVIRONMENT,
-        stopping,
-        ready=lambda: answers(server),
-        on_ready=print_addresses,
-    )
+    return run_server(command, os.environ | SERVER_ENVIRONMENT, ready=lambda: answers(server), on_ready=print_addresses)
 
 
-def serve(tracking: TrackingParams, *, number: int | None, port: int, stopping: Stopping, console: Console) -> int:
+def serve(tracking: TrackingParams, *, number: int | None, port: int) -> int:
     """Serve a version with `mlflow models serve` on the loopback address until it is stopped.
 
     Args:
         tracking: Where the registry is, and the name of the model.
         number: The version; None: the champion.
         port: Where it listens.
-        stopping: Tells when to stop.
-        console: Hears where it is.
 
     Returns:
         The exit code of the server.
@@ -95,19 +87,17 @@ def serve(tracking: TrackingParams, *, number: int | None, port: int, stopping: 
     uri = f"models:/{name}/{number}" if number is not None else f"models:/{name}@{CHAMPION}"
     with tempfile.TemporaryDirectory() as folder:
         files = checked_files(uri, Path(folder))  # what has been checked is what is served
-        console.say(f"serving {uri} on http://{HOST}:{port}/invocations, ready when /ping answers")
+        logger.info(f"serving {uri} on http://{HOST}:{port}/invocations, ready when /ping answers")
         words = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
             [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
             os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
-            stopping,
         )
 
 
 def run_server(
     command: Sequence[str],
     environment: Mapping[str, str],
-    stopping: Stopping,
     *,
     ready: Callable[[], bool] = lambda: True,
     on_ready: Callable[[], None] = lambda: None,
@@ -117,15 +107,14 @@ def run_server(
     Args:
         command: The server's command.
         environment: Its environment.
-        stopping: Ends the server.
         ready: Whether the server answers.
         on_ready: Called once, when it does.
     """
     server, waiting = subprocess.Popen(command, env=environment), True
     try:
-        with stopping.deferred():
+        with shutdown.deferred():
             while server.poll() is None:
-                stopping.check()
+                shutdown.check()
                 if waiting and ready():
                     waiting = False
                     on_ready()

@@ -11,7 +11,7 @@ from freqfilter.config import Params
 from freqfilter.data.splits import Splits
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.models.filter import Filter
-from freqfilter.process import Stopped
+from freqfilter.process import Interrupted
 from freqfilter.tracked_names import CHECKPOINTS
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import check_folders
@@ -149,7 +149,7 @@ class Keeper:
         """A block of training: where it is stopped at a safe point, all that it has done is kept."""
         try:
             yield
-        except Stopped:
+        except Interrupted:
             self.write()
             raise
 
@@ -159,7 +159,7 @@ def resumable(run_id: str) -> Iterator[None]:
     """A block after the first checkpoint: whoever ends it hears how to go on."""
     try:
         yield
-    except Stopped as stopped:
+    except Interrupted as stopped:
         stopped.remedy = way_on(run_id)
         raise
     except (TrainingError, UndeliveredError):  # it would end there again; it says how to go on

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from freqfilter.errors import UserError
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
 from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.outbox import Outbox, UndeliveredError, sender
 from freqfilter.tracking.queries import RunRecord, adopt, end_run, kept_folders, kept_run, stored_run
 from freqfilter.tracking.ui_views import way_on
 
+logger = logging.getLogger(__name__)
+
 BACKLOG_TIMEOUT_S = 3600.0  # a week without the store is delivered in minutes
 
 
-def sync(run_dir: Path, *, stopping: Stopping, console: Console) -> str:
+def sync(run_dir: Path) -> str:
     """Bring the store up to what the folders of runs hold.
 
     Args:
         run_dir: Where they are.
-        stopping: Tells when to stop.
-        console: Hears what became of each.
 
     Returns:
         The tracking URI to show.
@@ -35,54 +35,52 @@ def sync(run_dir: Path, *, stopping: Stopping, console: Console) -> str:
     tracking_uri, failed = open_store(), []
     folders = kept_folders(run_dir)
     for folder in reversed(folders):  # as they were made
-        stopping.check()
+        shutdown.check()
         try:
-            _sync_one(kept_run(folder), run_dir, stopping=stopping, console=console)
+            _sync_one(kept_run(folder), run_dir)
         except UndeliveredError:  # the store has gone
             raise
         except UserError as error:
             failed.append(f"run {folder.name}: {error}")
-            console.say(failed[-1])
+            logger.info(failed[-1])
     if failed:
         raise UserError(f"{len(failed)} of {len(folders)} runs could not be delivered, the first of them {failed[0]}")
     if not folders:
-        console.say(f"nothing waits in {run_dir}")
+        logger.info(f"nothing waits in {run_dir}")
     return tracking_uri
 
 
-def _sync_one(kept: RunRecord, run_dir: Path, *, stopping: Stopping, console: Console) -> None:
+def _sync_one(kept: RunRecord, run_dir: Path) -> None:
     in_store = stored_run(kept.run_id) if kept.meant_for is None else None
     worker = (in_store or kept).worker
     if worker and (worker.is_alive or (worker.is_alive is None and (in_store or kept).status == "RUNNING")):
-        console.say(f"run {kept.run_id} is at work on {worker.host}: left alone")
+        logger.info(f"run {kept.run_id} is at work on {worker.host}: left alone")
         return
     if in_store is None:
         kept = adopt(kept)
-        console.say(f"run {kept.run_id} is now in the store")
+        logger.info(f"run {kept.run_id} is now in the store")
     folder = run_dir / kept.run_id
     Outbox(folder / OUTBOX, sender(kept.run_id, folder)).close(BACKLOG_TIMEOUT_S)
     # The folder knows: at the end of a process whose store has just come back, MLflow calls its run FINISHED.
     if kept.status == "FINISHED":
         end_run(kept.run_id, "FINISHED")
         shutil.rmtree(folder)
-        console.say(f"run {kept.run_id} is delivered: FINISHED")
+        logger.info(f"run {kept.run_id} is delivered: FINISHED")
         return
     # What a training needs is imported where there is one to be finished.
     from freqfilter.pipelines.resume import begun
     from freqfilter.pipelines.train import train
     from freqfilter.training.checkpoint import Checkpoints
 
-    checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(console.say)
+    checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(logger.warning)
     if checkpoint and checkpoint.ended:
-        found = begun(replace(stored_run(kept.run_id), status=kept.status), run_dir, console)
+        found = begun(replace(stored_run(kept.run_id), status=kept.status), run_dir)
         stated = found.checkpoint.stated
-        done = train(
-            stated.params, recipe=stated.recipe, name=found.name, stopping=stopping, console=console, begun=found
-        )
+        done = train(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)
         registered = f", registered: {done.model_name} version {done.version}" if done.version else ""
-        console.say(f"run {done.run.run_id} is delivered: FINISHED{registered}")
+        logger.info(f"run {done.run.run_id} is delivered: FINISHED{registered}")
         return
     status = "KILLED" if kept.status == "RUNNING" else kept.status
     end_run(kept.run_id, status)
     remedy = f"; to go on: {way_on(kept.run_id)}" if checkpoint else ""
-    console.say(f"run {kept.run_id} is delivered as far as it came: {status}{remedy}")
+    logger.info(f"run {kept.run_id} is delivered as far as it came: {status}{remedy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -24,8 +25,8 @@ from freqfilter.pipelines.finalize import judge, keep_model, log_files
 from freqfilter.pipelines.run_metrics import epoch_metrics, limit_metrics
 from freqfilter.pipelines.setup import Keeper, Ready, get_ready, resumable
 from freqfilter.plots.training import training_loss
-from freqfilter.process import Stopping
-from freqfilter.progress import Console
+from freqfilter.process import shutdown
+from freqfilter.progress import show_progress
 from freqfilter.tracking import provenance
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.loading import load_run, training_run
@@ -40,6 +41,8 @@ from freqfilter.training.state import Progress, TrainingState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,7 @@ class Begun:
 
 @memory_errors()
 def train(
-    params: Params,
-    *,
-    recipe: str,
-    name: str,
-    stopping: Stopping,
-    console: Console,
-    parent: Run | None = None,
-    begun: Begun | None = None,
+    params: Params, *, recipe: str, name: str, parent: Run | None = None, resume_point: Begun | None = None
 ) -> TrainingResult:
     """Train as the parameters say, and track it.
 
@@ -137,39 +133,37 @@ def train(
         params: Resolved parameters.
         recipe: The recipe's name, which the run keeps.
         name: What the run is called where nobody has named it.
-        stopping: Tells when to stop.
-        console: Hears how it goes.
         parent: The open run that this one is a part of, if any.
-        begun: What it goes on with, if anything.
+        resume_point: What it goes on with, if anything.
 
     Raises:
         UserError: If store, device, precision, data or origin cannot be used, memory runs out, or training diverges.
         UndeliveredError: If the store has gone away in the meantime; the run's folder has everything.
-        Stopped: If it was stopped; the run is then KILLED.
+        Interrupted: If a signal was received; the run is then KILLED.
     """
-    ready = get_ready(params, begun.checkpoint if begun else None)
+    ready = get_ready(params, resume_point.checkpoint if resume_point else None)
     params, splits, state = ready.params, ready.splits, ready.state
-    run_id = begun.run_id if begun else None
-    with open_run(params.tracking, name=name, stopping=stopping, parent=parent, resumed=run_id) as run:
+    run_id = resume_point.run_id if resume_point else None
+    with open_run(params.tracking, name=name, parent=parent, resumed=run_id) as run:
         params = params.kept(experiment=run.experiment)
-        if begun is None:
+        if resume_point is None:
             _log_origin(run, ready, params, recipe=recipe)
         keeper = Keeper(run, state, Stated(params, recipe, splits.digests))
         keeper.begin()
         interval_s = params.tracking.system_metrics_interval
-        with resumable(run.run_id), system_metrics(run, interval_s=interval_s, warn=console.say):
-            _introduce(console, run, state, splits)
-            if begun:
-                _go_on(console, run, state, begun)
-            overlap = _measure_overlap(run, splits, console)
-            val_limit = _state_limit(run, params, splits, console)
-            _train(run, state, splits, params, keeper=keeper, val_limit=val_limit, stopping=stopping, console=console)
+        with resumable(run.run_id), system_metrics(run, interval_s=interval_s, warn=logger.warning):
+            _introduce(run, state, splits)
+            if resume_point:
+                _go_on(run, state, resume_point)
+            overlap = _measure_overlap(run, splits)
+            val_limit = _state_limit(run, params, splits)
+            _train(run, state, splits, params, keeper=keeper, val_limit=val_limit)
             val_limit_mse = val_limit.mse if val_limit else None
             log_files(run, state, params, val_limit_mse=val_limit_mse)
-            compared, metrics = judge(run, state, splits, params, val_limit_mse=val_limit_mse, console=console)
+            compared, metrics = judge(run, state, splits, params, val_limit_mse=val_limit_mse)
             version = None
             if run.online:
-                stopping.finish_anyway()  # what a stop could save is seconds
+                shutdown.ignore_signals()  # what a stop could save is seconds
                 version = keep_model(run, state, splits, params, compared, metrics)
     return TrainingResult(
         run=RunRef.to(run, ready.tracking_uri),
@@ -209,61 +203,53 @@ def log_training_data(run: Run, splits: Splits) -> None:
     run.log_data(splits.train, name=name, context="training")
 
 
-def _introduce(console: Console, run: Run, state: TrainingState, splits: Splits) -> None:
+def _introduce(run: Run, state: TrainingState, splits: Splits) -> None:
     validation = splits.validation
-    console.say(f"run {run.run_id} in experiment {run.experiment}")
-    console.say(f"device: {state.compute.describe()}")
-    console.say(
+    logger.info(f"run {run.run_id} in experiment {run.experiment}")
+    logger.info(f"device: {state.compute.describe()}")
+    logger.info(
         f"windows: {splits.n_epoch:,} training, {len(validation):,} validation, {len(splits.test):,} test, "
         f"each {validation.n_samples} samples of {1 + validation.n_components} features"
     )
-    console.say(f"network: {state.n_parameters:,} parameters\n{state.network}")
+    logger.info(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
-def _go_on(console: Console, run: Run, state: TrainingState, begun: Begun) -> None:
+def _go_on(run: Run, state: TrainingState, resume_point: Begun) -> None:
     """Say where it goes on, and whether this machine can give the numbers that the other would have given."""
     progress = state.progress
-    console.say(f"going on after epoch {progress.epoch - 1}" + (f", batch {progress.batch}" if progress.batch else ""))
+    logger.info(f"going on after epoch {progress.epoch - 1}" + (f", batch {progress.batch}" if progress.batch else ""))
     here = provenance.machine_tags(state.compute)
-    for name, before in begun.machine.items():
+    for name, before in resume_point.machine.items():
         if name in here and before != here[name]:
-            console.say(
+            logger.info(
                 f"{name} was {before!r} and is {here[name]!r}: from here on numbers may differ in their last digits"
             )
     run.log_tags({"resumed_after_epoch": str(progress.epoch - 1)} | here)
 
 
-def _measure_overlap(run: Run, splits: Splits, console: Console) -> SplitAudit:
+def _measure_overlap(run: Run, splits: Splits) -> SplitAudit:
     """Print and log how many samples validation shares with training."""
     overlap = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
     run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/leak_audit.json")
-    console.say(overlap.words())
+    logger.info(overlap.words())
     return overlap
 
 
-def _state_limit(run: Run, params: Params, splits: Splits, console: Console) -> KnownLimit | None:
+def _state_limit(run: Run, params: Params, splits: Splits) -> KnownLimit | None:
     """Print and log the limit before anything is trained; its value on the validation windows, if it is known."""
     expected_mse = limits.expected_limit_mse(params)
     val_limit = limits.validation_limit(params, splits.validation)
     if expected_mse is not None:
         run.log_metrics(limit_metrics(expected_mse), step=0)
     if expected_mse is None or val_limit is None:
-        console.say("limit: not known of these validation windows, hence no ratio to it and no leak alarm")
+        logger.info("limit: not known of these validation windows, hence no ratio to it and no leak alarm")
     else:
-        console.say(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+        logger.info(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
     return val_limit
 
 
 def _train(
-    run: Run,
-    state: TrainingState,
-    splits: Splits,
-    params: Params,
-    *,
-    keeper: Keeper,
-    val_limit: KnownLimit | None,
-    stopping: Stopping,
-    console: Console,
+    run: Run, state: TrainingState, splits: Splits, params: Params, *, keeper: Keeper, val_limit: KnownLimit | None
 ) -> None:
     training = params.training
     steps = training_steps(
@@ -277,31 +263,25 @@ def _train(
     diagnosis = Diagnosis.of(state, splits, params, val_limit=val_limit)
     val_limit_mse = val_limit.mse if val_limit else None
     for finding in of_settings(params):
-        _tell(run, finding, console)
-    with (
-        _last_good_weights(run, state, console),
-        memory_errors(),
-        closing(steps),
-        keeper.keeping(),
-        stopping.deferred(),
-    ):
+        _tell(run, finding)
+    with _last_good_weights(run, state), memory_errors(), closing(steps), keeper.keeping(), shutdown.deferred():
         for report in steps:
-            stopping.check()
-            console.show(report, epochs=training.epochs)
+            shutdown.check()
+            show_progress(report, epochs=training.epochs)
             if isinstance(report, EpochReport):
                 run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
                 for finding in diagnosis.examine(report):
-                    _tell(run, finding, console)
+                    _tell(run, finding)
             keeper.after(report)
     if state.progress.stopped_early:
-        console.say(
+        logger.info(
             f"stopped early: {training.early_stopping_patience} validations without improvement "
             f"since epoch {state.progress.best_epoch}"
         )
 
 
 @contextmanager
-def _last_good_weights(run: Run, state: TrainingState, console: Console) -> Iterator[None]:
+def _last_good_weights(run: Run, state: TrainingState) -> Iterator[None]:
     """A block whose diagnosed end leaves the weights of shortly before among the run's files."""
     try:
         yield
@@ -309,12 +289,12 @@ def _last_good_weights(run: Run, state: TrainingState, console: Console) -> Iter
         try:
             write_weights(run.folder / "models/last_good_model.pth", state.good_weights)
             run.log_file(run.folder / "models/last_good_model.pth")
-            console.say("kept: the last good weights, models/last_good_model.pth among the run's artifacts")
+            logger.info("kept: the last good weights, models/last_good_model.pth among the run's artifacts")
         except UserError as error:  # that must not hide what ended the training
-            console.say(f"the last good weights are lost: {error}")
+            logger.info(f"the last good weights are lost: {error}")
         raise
 
 
-def _tell(run: Run, finding: Finding, console: Console) -> None:
+def _tell(run: Run, finding: Finding) -> None:
     run.log_tags({f"{DIAGNOSIS}.{finding.name}": finding.line})
-    console.say(f"{DIAGNOSIS}: {finding.line}")
+    logger.info(f"{DIAGNOSIS}: {finding.line}")

@@ -117,22 +117,22 @@ def scatter(found: WindowEstimates) -> Figure:
     return figure
 
 
-def spectra(stretch: Stretch) -> Figure:
+def spectra(segment: Stretch) -> Figure:
     """Amplitude spectra of each component and of its estimate, windows one after another."""
-    n_panels = min(len(stretch.targets), MOST_PANELS)
+    n_panels = min(len(segment.targets), MOST_PANELS)
     figure = new_figure(12, 3.2 * -(-n_panels // 2) + 0.6)
     every = panels(figure, n_panels)
     for number, axes in enumerate(every):
-        lines = ((stretch.targets, BLUE, "-", "target"), (stretch.estimates, ORANGE, "--", "estimate"))
+        lines = ((segment.targets, BLUE, "-", "target"), (segment.estimates, ORANGE, "--", "estimate"))
         for samples, ink, style, label in lines:
-            grid_hz, amplitudes = amplitude_spectrum(samples[number], stretch.sample_rate_hz)
-            shown = (grid_hz > 0) & (grid_hz <= BAND * max(stretch.frequencies_hz))
+            grid_hz, amplitudes = amplitude_spectrum(samples[number], segment.sample_rate_hz)
+            shown = (grid_hz > 0) & (grid_hz <= BAND * max(segment.frequencies_hz))
             axes.semilogy(grid_hz[shown], np.maximum(amplitudes[shown], 1e-6), color=ink, linestyle=style, label=label)
         dress(
             axes,
             xlabel="frequency (Hz)",
             ylabel="amplitude",
-            title=f"selected: {hertz(stretch.frequencies_hz[number])}",
+            title=f"selected: {hertz(segment.frequencies_hz[number])}",
         )
         axes.set_ylim(bottom=1e-4)
     handles, labels = every[0].get_legend_handles_labels()
@@ -140,19 +140,19 @@ def spectra(stretch: Stretch) -> Figure:
     return figure
 
 
-def long_stretch(stretch: Stretch) -> Figure:
+def long_stretch(segment: Stretch) -> Figure:
     """Estimates of windows one after another beside the truth; each window begins anew, with nothing remembered."""
-    n_panels = min(len(stretch.targets), MOST_PANELS)
-    shown = min(stretch.targets.shape[1], round(PERIODS_SHOWN / min(stretch.frequencies_hz) * stretch.sample_rate_hz))
+    n_panels = min(len(segment.targets), MOST_PANELS)
+    shown = min(segment.targets.shape[1], round(PERIODS_SHOWN / min(segment.frequencies_hz) * segment.sample_rate_hz))
     figure = new_figure(12, 2.3 * n_panels + 0.6)
     every = figure.subplots(n_panels, 1, sharex=True, squeeze=False).flatten()
-    time_s = np.arange(shown) / stretch.sample_rate_hz
+    time_s = np.arange(shown) / segment.sample_rate_hz
     for number, axes in enumerate(every):
-        for border in range(0, shown, stretch.window_length):
+        for border in range(0, shown, segment.window_length):
             axes.axvline(time_s[border], color=GREY, linewidth=0.5, alpha=0.5)
-        axes.plot(time_s, stretch.targets[number, :shown], color=BLUE, linewidth=2, label="target")
-        axes.plot(time_s, stretch.estimates[number, :shown], color=ORANGE, linewidth=1, label="estimate")
-        title = f"{hertz(stretch.frequencies_hz[number])}, windows of {stretch.window_length} samples"
+        axes.plot(time_s, segment.targets[number, :shown], color=BLUE, linewidth=2, label="target")
+        axes.plot(time_s, segment.estimates[number, :shown], color=ORANGE, linewidth=1, label="estimate")
+        title = f"{hertz(segment.frequencies_hz[number])}, windows of {segment.window_length} samples"
         axes.set(ylabel="amplitude", title=title)
     every[-1].set_xlabel("time (s)")
     handles, labels = every[0].get_legend_handles_labels()

@@ -171,8 +171,8 @@ def make_registered_model(client: MlflowClient, name: str) -> None:
 
 def name_candidate(client: MlflowClient, name: str, version: int) -> None:
     """Let the alias be on the newest version, whoever else registers at the same time."""
-    named = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
-    if named < version:
+    current = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
+    if current < version:
         client.set_registered_model_alias(name, CANDIDATE, str(version))
 
 

@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from freqfilter.atomic_io import writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import TrainingError, one_line, without_credentials
-from freqfilter.process import Stopped, Stopping, launched_by_mlflow, launcher, running
+from freqfilter.process import Interrupted, launched_by_mlflow, launcher, running, shutdown
 from freqfilter.tracking.client import STORE_ERRORS, translated
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import RunOwner, set_status_after
@@ -33,12 +33,7 @@ GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
 
 @contextmanager
 def open_run(
-    tracking: TrackingParams,
-    *,
-    name: str,
-    stopping: Stopping,
-    parent: Run | None = None,
-    resumed: str | None = None,
+    tracking: TrackingParams, *, name: str, parent: Run | None = None, resumed: str | None = None
 ) -> Iterator[Run]:
     """A run of its own, the one that ``mlflow run`` has made, or one to go on with.
 
@@ -48,7 +43,6 @@ def open_run(
     Args:
         tracking: Where runs are kept. An experiment is for a run of its own; the other is where MLflow put it.
         name: What the run is called unless a person has named it: MLflow's own names say nothing.
-        stopping: Hears of the launcher, to end with it.
         parent: The open run that this one is a part of, if any.
         resumed: Id of the run to go on with, if any.
 
@@ -59,9 +53,9 @@ def open_run(
     check_folders(tracking)  # before there is a run, which could only fail
     process = launcher()  # opening the run takes the sign of it away
     if parent is None:
-        stopping.end_with(process)
+        shutdown.follow(process)
     run: Run | None = None
-    ending = _Ending(process, stopping)
+    ending = _Ending(process)
     try:
         if tracking.tracking == "offline":
             run = _open_offline(tracking, name=name, resumed=resumed)
@@ -79,7 +73,7 @@ def open_run(
         ending.end("FAILED")  # at the end of this process MLflow would call it FINISHED, if the store is back by then
         raise
     except BaseException as error:
-        status = "KILLED" if isinstance(error, Stopped) else "FAILED"
+        status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         if run:
             # The store, or the disk, may be what failed: that must not hide the error.
             with suppress(Exception):
@@ -95,9 +89,8 @@ def open_run(
 class _Ending:
     """How a run of MLflow's ends; nothing where it has not begun."""
 
-    def __init__(self, process: Any, stopping: Stopping) -> None:
+    def __init__(self, process: Any) -> None:
         self._process = process
-        self._stopping = stopping
         self.run_id: str | None = None
 
     def end(self, status: str) -> None:
@@ -114,7 +107,7 @@ class _Ending:
         else:
             with suppress(*STORE_ERRORS):
                 mlflow.end_run(status)
-        if self._stopping.stopped and self._process and running(self._process):
+        if shutdown.received and self._process and running(self._process):
             set_status_after(self._process, self.run_id, status)
 
 

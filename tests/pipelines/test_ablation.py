@@ -25,7 +25,7 @@ QUIET = {"register": "false"}
 def family() -> tuple[Run, dict[str, Run]]:
     """The parent, and its children by name."""
     runs = all_runs()
-    (parent,) = [run for run in runs if run.data.tags.get("workflow") in ("seeds", "vary")]
+    (parent,) = [run for run in runs if run.data.tags.get("workflow") in ("seeds", "ablate")]
     children = [run for run in runs if run.data.tags.get(PARENT) == parent.info.run_id]
     return parent, {child.info.run_name: child for child in children}
 
@@ -66,7 +66,7 @@ def test_several_seeds_have_a_parent_with_mean_and_spread_over_all_of_them(typed
 
 def test_a_failed_run_is_reported_and_the_others_are_trained_all_the_same(typed: Typed, folder: Path) -> None:
     given = SMALL | QUIET | {"gradient_clip_norm": "0"}
-    code, line = typed("vary", *options(given), "--values", "{learning_rate: [1e30, 0.01], cell: gru}")
+    code, line = typed("ablate", *options(given), "--values", "{learning_rate: [1e30, 0.01], cell: gru}")
     assert code == 2
     assert "1 of 4 runs failed, the first of them learning_rate=1e30: the training loss is not finite" in line
     parent, children = family()
@@ -85,7 +85,7 @@ def test_a_failed_run_is_reported_and_the_others_are_trained_all_the_same(typed:
 
 def test_variants_differ_in_one_value_and_are_compared_without_the_test_set(typed: Typed, folder: Path) -> None:
     values = "{hidden_size: [4, 16], frequencies_hz: [[10, 20]]}"
-    assert typed("vary", *options(SMALL | QUIET | {"epochs": "1"}), "--values", values) == (0, "")
+    assert typed("ablate", *options(SMALL | QUIET | {"epochs": "1"}), "--values", values) == (0, "")
     parent, children = family()
     assert list(children) == ["base", "hidden_size=4", "hidden_size=16", "frequencies_hz=[10, 20]"]
     base = children["base"].data.params
@@ -107,7 +107,7 @@ def test_what_can_be_refused_is_refused_before_there_is_a_run(typed: Typed, fold
 
 
 def test_variants_are_not_registered_unless_that_is_asked_for(typed: Typed) -> None:
-    words = ["vary", *options(SMALL | {"epochs": "1"}), "--values", "{cell: gru}"]
+    words = ["ablate", *options(SMALL | {"epochs": "1"}), "--values", "{cell: gru}"]
     assert typed(*words) == (0, "")
     assert MlflowClient().search_model_versions() == []
     assert typed(*words, "--register", "true") == (0, "")

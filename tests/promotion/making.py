@@ -9,7 +9,6 @@ import freqfilter
 from freqfilter.config import Params, resolve
 from freqfilter.data.splits import Splits
 from freqfilter.models.network import FrequencyFilterLSTM
-from freqfilter.process import Stopping
 from freqfilter.tracking import registry
 from freqfilter.tracking.aliases import Version
 from freqfilter.tracking.lifecycle import open_run
@@ -28,7 +27,7 @@ def setting(**overrides: str) -> Params:
 def register(module: FrequencyFilterLSTM, params: Params, *, diagnoses: str = "") -> int:
     """A version of any network at all."""
     golden, _ = Splits.from_params(params).test.batch(torch.arange(0, 40, 5))
-    with open_run(params.tracking, name="made", stopping=Stopping()) as run:
+    with open_run(params.tracking, name="made") as run:
         trained = registry.Trained(module.eval(), params, golden=golden.numpy(), step=1)
         model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
         return registry.register(model_id, NAME, tags={"diagnoses": diagnoses}, description="made for a test")

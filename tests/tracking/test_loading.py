@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 import freqfilter
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
-from freqfilter.process import Stopping
 from freqfilter.tracking import registry
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
@@ -27,7 +26,7 @@ from tests.malicious import Malicious
 @pytest.fixture
 def version(folder: Path) -> int:
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
-    with open_run(tracking, name="a name", stopping=Stopping()) as run:
+    with open_run(tracking, name="a name") as run:
         golden = np.zeros((2, 20, 5), dtype=np.float32)
         trained = registry.Trained(network(n_components=4).eval(), resolve(SMALL), golden=golden, step=1)
         model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
@@ -123,7 +122,7 @@ def test_to_register_and_to_log_again_gives_the_same_version_and_model(version: 
     golden = np.zeros((2, 20, 5), dtype=np.float32)
     module = freqfilter.load("frequency-filter", version=version).module
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
-    with open_run(tracking, name="a name", stopping=Stopping(), resumed=run_id) as run:
+    with open_run(tracking, name="a name", resumed=run_id) as run:
         trained = registry.Trained(module, resolve(SMALL), golden=golden, step=1)
         assert registry.keep_model(run.run_id, trained, folder=run.folder) == model_id
         assert registry.register(model_id, "frequency-filter", tags={}, description="words") == version

@@ -13,7 +13,6 @@ from mlflow.entities import Run
 
 import freqfilter
 from freqfilter.config import resolve
-from freqfilter.process import Stopping
 from freqfilter.tracked_names import OUTBOX, SYSTEM
 from freqfilter.tracking import system_metrics as module
 from freqfilter.tracking.lifecycle import open_run
@@ -43,7 +42,7 @@ def steps(run: Run) -> dict[str, list[int]]:
 def sampled(folder: Path, *, interval_s: float, seconds: float) -> tuple[Run, list[str]]:
     """A run with system metrics for some seconds, and its warnings."""
     warnings: list[str] = []
-    with open_run(TRACKING, name="a name", stopping=Stopping()) as run:
+    with open_run(TRACKING, name="a name") as run:
         with system_metrics(run, interval_s=interval_s, warn=warnings.append):
             time.sleep(seconds)
         assert "system_metrics" not in {thread.name for thread in threading.enumerate()}
@@ -118,7 +117,7 @@ def test_what_cannot_be_sampled_ends_in_a_line_and_leaves_the_run_alone(
 
 def test_messages_of_two_threads_are_whole_lines_each_once(folder: Path) -> None:
     tracking = TRACKING.model_copy(update={"tracking": "offline", "run_dir": str(folder / "runs")})
-    with open_run(tracking, name="a name", stopping=Stopping()) as run:
+    with open_run(tracking, name="a name") as run:
 
         def log_system(count: int) -> None:
             for _ in range(count):

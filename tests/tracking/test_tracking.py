@@ -25,7 +25,7 @@ from freqfilter.errors import UserError
 from freqfilter.models.export import exported_program, onnx_model
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
 from freqfilter.plots.style import dress, new_figure
-from freqfilter.process import Stopped, Stopping
+from freqfilter.process import Interrupted
 from freqfilter.tracking import loading, provenance, registry
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
@@ -42,12 +42,12 @@ def kept_in(folder: Path, **overrides: str) -> TrackingParams:
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (UserError("bad"), "FAILED"), (Stopped(15), "KILLED")],
+    [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (UserError("bad"), "FAILED"), (Interrupted(15), "KILLED")],
 )
 def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str, folder: Path) -> None:
     ended = None
     try:
-        with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
+        with open_run(kept_in(folder), name="a name") as run:
             run.log_metrics({"m": 1}, step=1)
             if error:
                 raise error
@@ -67,7 +67,7 @@ def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
     client.delete_experiment(client.create_experiment("e"))
     with (
         pytest.raises(UserError, match="deleted experiment"),
-        open_run(kept_in(folder), name="a name", stopping=Stopping()),
+        open_run(kept_in(folder), name="a name"),
     ):
         pass
     assert mlflow.active_run() is None
@@ -77,7 +77,7 @@ def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
 def test_a_run_that_could_not_be_delivered_is_not_called_finished_when_the_process_ends(folder: Path) -> None:
     with (
         pytest.raises(UndeliveredError),
-        open_run(kept_in(folder), name="a name", stopping=Stopping()),
+        open_run(kept_in(folder), name="a name"),
     ):
         raise UndeliveredError("the store has gone, and comes back")
     assert mlflow.active_run() is None, "what is active when the process ends is FINISHED by MLflow"
@@ -88,15 +88,15 @@ def test_a_child_that_cannot_be_opened_leaves_its_parent_alone(folder: Path, mon
     def refused(*_: object, **__: object) -> None:
         raise MlflowException("the database is locked")
 
-    with open_run(kept_in(folder), name="parent", stopping=Stopping()) as parent:
+    with open_run(kept_in(folder), name="parent") as parent:
         with monkeypatch.context() as patch:
             patch.setattr(mlflow, "start_run", refused)
             with (
                 pytest.raises(UserError, match="locked"),
-                open_run(kept_in(folder), name="child", stopping=Stopping(), parent=parent),
+                open_run(kept_in(folder), name="child", parent=parent),
             ):
                 pass
-        with open_run(kept_in(folder), name="second child", stopping=Stopping(), parent=parent) as child:
+        with open_run(kept_in(folder), name="second child", parent=parent) as child:
             pass
         parent.log_metrics({"m": 1}, step=1)
     client = MlflowClient()
@@ -113,7 +113,7 @@ def test_a_board_that_cannot_be_closed_loses_no_metric(folder: Path, monkeypatch
     monkeypatch.setattr(TensorBoard, "close", full)
     with (
         pytest.raises(OSError, match="no space left"),
-        open_run(kept_in(folder, tensorboard_dir=str(folder / "board")), name="n", stopping=Stopping()) as run,
+        open_run(kept_in(folder, tensorboard_dir=str(folder / "board")), name="n") as run,
     ):
         run.log_metrics({"m": 1}, step=1)
     assert MlflowClient().get_run(run.run_id).data.metrics == {"m": 1}
@@ -125,13 +125,13 @@ def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(
     launched = MlflowClient().create_run(mlflow.set_experiment("e").experiment_id)
     MlflowClient().log_param(launched.info.run_id, "learning_rate", "1e-3")
     monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
-    with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
+    with open_run(kept_in(folder), name="a name") as run:
         run.log_params({"learning_rate": "0.001", "epochs": "3"})
     assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
 
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
-    with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
+    with open_run(kept_in(folder), name="a name") as run:
         figure = Figure(figsize=(2, 1))
         figure.subplots()
         run.log_figure(figure, "visualizations/a.png")
@@ -163,7 +163,7 @@ def test_a_figure_that_is_laid_out_once_looks_as_matplotlib_draws_it(
         rows, columns = np.nonzero(inked)
         return np.array([rows.min(), rows.max(), columns.min(), columns.max()])
 
-    with open_run(kept_in(folder), name="a name", stopping=Stopping()) as run:
+    with open_run(kept_in(folder), name="a name") as run:
         once = figure()
         run.log_figure(once, "a.png")
         run.log_picture(once, "a")
@@ -184,7 +184,7 @@ def trained(seed: int = 0) -> FrequencyFilterLSTM:
 
 def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
     params = resolve(SMALL | overrides)
-    with open_run(kept_in(folder), name="a name", stopping=Stopping()):
+    with open_run(kept_in(folder), name="a name"):
         example = np.zeros((2, 20, 5), dtype=np.float32)
         model_id = registry.log_model(
             registry.Trained(module, params, golden=example, step=1), exported_program(module)
