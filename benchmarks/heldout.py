@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from freqfilter.config import resolve
-from freqfilter.data.posterior import Limit, LimitExtractor
+from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, realization_windows
-from freqfilter.data.windows import spread
+from freqfilter.data.windows import evenly_spaced
 from freqfilter.models.network import estimate
 
 NOISE_SEEDS = (5001, 5002, 5003, 5004)  # that no recipe knows
@@ -32,9 +32,9 @@ class HeldOut:
         params = resolve()
         model = SignalModel.from_params(params.signals)
         every = realization_windows(model, params.data.window_length, *NOISE_SEEDS)
-        some = spread(every, N_WINDOWS)
+        some = evenly_spaced(every, N_WINDOWS)
         inputs, targets = some.batch(torch.arange(len(some)))
-        best = LimitExtractor(Limit.from_model(model, n_samples=params.data.window_length))(inputs)
+        best = WindowMMSE(MMSEEstimator.from_model(model, n_samples=params.data.window_length))(inputs)
         return cls(inputs, targets, float((best - targets).square().mean()))
 
     def ratio(self, network: nn.Module) -> float:

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from tabulate import tabulate
 
 from benchmarks.measure import Row
-from freqfilter.atomic_io import replacing
-from freqfilter.plots.style import BLUE, GREY, ORANGE, dress, new_figure
+from freqfilter.atomic_io import atomic_write
+from freqfilter.plots.style import BLUE, GREY, ORANGE, label_axes, new_figure
 
 HOME = Path(__file__).parent
 RESULTS, FIGURE, GROWTH = HOME / "results.json", HOME / "results.png", HOME / "growth.png"
@@ -29,7 +29,7 @@ def read() -> dict[str, Any]:
 
 def write(results: Mapping[str, Any]) -> None:
     """The whole file, or none of it."""
-    with replacing(RESULTS) as file:
+    with atomic_write(RESULTS) as file:
         file.write((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
 
 
@@ -82,7 +82,7 @@ def draw(parts: Mapping[str, Sequence[Row]]) -> None:
         axes.axvline(1, color=GREY)
         for place, value in enumerate(values):
             axes.text(value, place, f" {value:.2g}", va="center")
-        dress(axes, xlabel="over the side that it is held against; 1: as much", ylabel="")
+        label_axes(axes, xlabel="over the side that it is held against; 1: as much", ylabel="")
         figure.savefig(FIGURE, dpi=120)
     grown = [grown for rows in parts.values() for grown in _grown(rows)]
     if grown:
@@ -98,7 +98,9 @@ def draw(parts: Mapping[str, Sequence[Row]]) -> None:
             axes.yaxis.set_major_formatter("{x:g}")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_minor_formatter(NullFormatter())
-            dress(axes, xlabel=each.setting, ylabel=each.unit, title=f"{each.figure}, power {exponents[each.name]:.2f}")
+            label_axes(
+                axes, xlabel=each.setting, ylabel=each.unit, title=f"{each.figure}, power {exponents[each.name]:.2f}"
+            )
         for spare in every[len(grown) :]:
             spare.remove()
         figure.savefig(GROWTH, dpi=110)

@@ -11,9 +11,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import spread
+from freqfilter.data.windows import evenly_spaced
 from freqfilter.evaluation import limits
-from freqfilter.plots.style import BLUE, ORANGE, dress, new_figure
+from freqfilter.plots.style import BLUE, ORANGE, label_axes, new_figure
 from freqfilter.tracking.loading import load_run
 
 PICTURE = Path(__file__).parent / "pictures" / "story.png"
@@ -34,7 +34,7 @@ def main(experiment: str) -> None:
         run_id = newest(client, experiment, recipe)
         params = load_run(run_id).params
         splits = Splits.from_params(params)
-        scored = {"val": splits.validation, "audit": spread(splits.audit, params.evaluation.audit_windows)}
+        scored = {"val": splits.validation, "audit": evenly_spaced(splits.audit, params.evaluation.audit_windows)}
         for name, (line, label) in CURVES.items():
             limit = limits.validation_limit(params, scored[name])
             points = sorted(client.get_metric_history(run_id, f"{name}/mse"), key=lambda point: point.step)
@@ -42,7 +42,7 @@ def main(experiment: str) -> None:
             ratios = [point.value / limit.mse for point in points]
             axes.plot(millions, ratios, line, color=colour, label=f"{recipe}, {label}")
     axes.axhline(1, color="black", linewidth=1, label="limit: no filter can expect less")
-    dress(axes, xlabel="windows trained on, millions", ylabel="MSE over the limit on the same windows")
+    label_axes(axes, xlabel="windows trained on, millions", ylabel="MSE over the limit on the same windows")
     axes.legend(loc="lower left")
     figure.savefig(PICTURE, dpi=120)
 

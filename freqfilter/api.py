@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freqfilter.config import TrackingParams, resolve
-from freqfilter.config.ablation import default_run_name, one_at_a_time
+from freqfilter.config.ablation import ablation_variants, default_run_name
 from freqfilter.config.load import DEFAULT_RECIPE, require_online
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import UserError
@@ -86,16 +86,16 @@ def ablate(
     Raises:
         UserError: As ``train`` does, or if one of the runs has failed.
     """
-    from freqfilter.pipelines.ablation import train_several
+    from freqfilter.pipelines.ablation import train_variants
 
     text = json.dumps(dict(values))
     given = {"register": False} | parameters
-    variants = one_at_a_time(text, given, recipe=recipe, folder=Path.cwd())
+    variants = ablation_variants(text, given, recipe=recipe, folder=Path.cwd())
     for params in variants.values():
         require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress):
-        return train_several(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
+        return train_variants(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
 
 
 def evaluate(

@@ -35,7 +35,7 @@ def writable_folder(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file open for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
     The folder is made where it is missing, and what a process that died has left half-written in it is removed.
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         UserError: If the file cannot be written: disk full, no permission, or a folder in its place.
     """
-    sweep(writable_folder(path.parent))
+    remove_stale_temp_files(writable_folder(path.parent))
     try:
         with tempfile.NamedTemporaryFile(
             dir=path.parent, prefix=f".{path.name}.{HOST}.{os.getpid()}.", suffix=".part", delete=False
@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
-        raise cannot_be_written(path, error) from error
+        raise write_error(path, error) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -71,7 +71,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_temp_files(folder: Path) -> None:
     """Remove the temporary files of processes of this machine that are gone."""
     for path in folder.glob(".*.part"):
         writer = TEMPORARY.fullmatch(path.name)
@@ -80,7 +80,7 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
-def cannot_be_written(path: Path, error: OSError) -> UserError:
+def write_error(path: Path, error: OSError) -> UserError:
     """The one line about a file that the system does not let us write."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 

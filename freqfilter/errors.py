@@ -38,6 +38,6 @@ class TrainingError(UserError):
         self.diagnosis = diagnosis
 
 
-def how_to_install(extra: str) -> str:
+def install_hint(extra: str) -> str:
     """What to type where an extra is missing."""
     return f"pip install 'freqfilter[{extra}]', or in a checkout pip install -c constraints.txt -e '.[{extra}]'"

@@ -33,7 +33,7 @@ from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.pipelines import sandbox
 from freqfilter.plots import data, evaluation
 from freqfilter.progress import ProgressHandler
-from freqfilter.training.device import Compute
+from freqfilter.training.device import Device
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 from tests import zygote
@@ -109,7 +109,7 @@ SMALL = {
 def _coarsest_precision() -> str:
     """Fewer bits than float32, where this processor can be made to train in them."""
     try:
-        Compute.open(resolve({"precision": "bf16", "threads": "1"}).training)
+        Device.open(resolve({"precision": "bf16", "threads": "1"}).training)
     except UserError:
         return "fp32"
     return "bf16"
@@ -129,7 +129,7 @@ def fresh_state(params: Params) -> TrainingState:
         n_components=len(params.signals.frequencies_hz),
         model=params.model,
         training=params.training,
-        compute=Compute.open(params.training),
+        compute=Device.open(params.training),
     )
 
 

@@ -29,7 +29,7 @@ from docs import mlproject, reference
 from freqfilter import api
 from freqfilter.atomic_io import HOST
 from freqfilter.cli.main import load_commands
-from freqfilter.config.ablation import from_seeds, one_at_a_time
+from freqfilter.config.ablation import ablation_variants, seed_variants
 from freqfilter.config.load import DEFAULT_RECIPE, fields, resolve
 from freqfilter.plots import catalog
 from freqfilter.tracking.owner import RunOwner
@@ -134,7 +134,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         # Most of a small run's time goes into what is no matter here.
         draw_nothing(patch)
         fork_witnesses(patch)
-        patch.setattr(catalog, "of_evaluation", lambda *arguments, **settings: iter(()))
+        patch.setattr(catalog, "evaluation_figures", lambda *arguments, **settings: iter(()))
         patch.setattr("freqfilter.pipelines.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
         for seed in ("1", "2", "3"):
             assert start("train", *options(SMALLEST | {"seed": seed})) == 0
@@ -166,7 +166,7 @@ def shortened(words: list[str]) -> list[str]:
     given = {key: value for key, value in typed.items() if key in known}
     recipe = typed.get("recipe", DEFAULT_RECIPE)
     resolve(given, recipe=recipe)
-    for option, read in (("seeds", from_seeds), ("values", one_at_a_time)):
+    for option, read in (("seeds", seed_variants), ("values", ablation_variants)):
         if option in typed:
             read(typed[option], given, recipe=recipe, folder=Path())
     command = load_commands().commands[name]
@@ -263,7 +263,7 @@ def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pyt
     # What a page leaves open is small here.
     monkeypatch.setattr(api, "resolve", lambda given, **rest: resolve(SMALLEST | given, **rest))
     monkeypatch.setattr(
-        api, "one_at_a_time", lambda values, given, **rest: one_at_a_time(values, SMALLEST | given, **rest)
+        api, "one_at_a_time", lambda values, given, **rest: ablation_variants(values, SMALLEST | given, **rest)
     )
     code = code.replace("128", SMALLEST["hidden_size"])  # the width of the original's network
     x = np.zeros((2, 20, 5), dtype=np.float32)

@@ -13,13 +13,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from freqfilter.config import Params, resolve, restore
-from freqfilter.config.ablation import from_seeds, one_at_a_time
-from freqfilter.config.load import fields, parse, read_sections
+from freqfilter.config.ablation import ablation_variants, seed_variants
+from freqfilter.config.load import fields, parse_yaml, read_sections
 from freqfilter.data import npz
 from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
-from freqfilter.tracking.outbox import known_metrics
-from freqfilter.tracking.queries import kept_run
+from freqfilter.tracking.outbox import logged_points
+from freqfilter.tracking.queries import folder_run
 from tests.conftest import SMALL, many
 
 pytestmark = pytest.mark.soak
@@ -71,8 +71,8 @@ def test_files_of_parameters(content: bytes, tmp_path_factory: pytest.TempPathFa
 @example(text="[1,\r2\u2028]")
 @EXAMPLES
 def test_texts_that_become_several_trainings(text: str) -> None:
-    for read in (parse, lambda text: from_seeds(text, {}, recipe="default", folder=Path()),
-                 lambda text: one_at_a_time(text, {}, recipe="default", folder=Path())):  # fmt: skip
+    for read in (parse_yaml, lambda text: seed_variants(text, {}, recipe="default", folder=Path()),
+                 lambda text: ablation_variants(text, {}, recipe="default", folder=Path())):  # fmt: skip
         try:
             read(text)
         except UserError as error:
@@ -154,7 +154,7 @@ def test_outboxes(lines: list[str], tmp_path_factory: pytest.TempPathFactory) ->
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"kind": "tags", "values": {}}\n' + "".join(f"{line}\n" for line in lines), encoding="utf-8")
     try:
-        kept_run(path.parent)
-        known_metrics(path)
+        folder_run(path.parent)
+        logged_points(path)
     except UserError as error:
         refused_in_a_line(error)

@@ -11,7 +11,7 @@ from benchmarks.measure import Row, in_turns, say, side
 from benchmarks.reference import Training
 from freqfilter.config import Params, resolve
 from freqfilter.data.splits import Splits
-from freqfilter.training.device import Compute
+from freqfilter.training.device import Device
 from freqfilter.training.loop import epoch_order, train, training_step
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
@@ -26,7 +26,7 @@ STEPS_COMPARED = 50
 
 def begin(params: Params) -> tuple[TrainingState, Splits]:
     """A training as it begins, without a tracker."""
-    compute = Compute.open(params.training)
+    compute = Device.open(params.training)
     n_components = len(params.signals.frequencies_hz)
     state = TrainingState(n_components=n_components, model=params.model, training=params.training, compute=compute)
     return state, Splits.from_params(params)

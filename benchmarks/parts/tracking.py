@@ -82,7 +82,7 @@ def without_tracker() -> dict[str, Any]:
     """The loop alone, with validation and audit as the tracked runs have them."""
     from benchmarks.parts.epoch import begin
     from freqfilter.config import resolve
-    from freqfilter.data.windows import spread
+    from freqfilter.data.windows import evenly_spaced
     from freqfilter.training.loop import train
 
     params = resolve(CHOSEN)
@@ -92,7 +92,7 @@ def without_tracker() -> dict[str, Any]:
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        audit=spread(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
+        audit=evenly_spaced(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
         params=params.training,
     )
     with closing(steps):

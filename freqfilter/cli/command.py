@@ -267,7 +267,7 @@ UI_ADDRESS = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
 
 def training_summary(trained: TrainingResult) -> Iterator[str]:
     """The best epoch, the scores, the run, the version, and the run's page, line by line."""
-    from freqfilter.pipelines.model_card import over_limit, scores_table
+    from freqfilter.pipelines.model_card import limit_summary, scores_table
 
     progress, run = trained.progress, trained.run
     best = progress.best
@@ -275,7 +275,7 @@ def training_summary(trained: TrainingResult) -> Iterator[str]:
         f"\nbest epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
         f"validation loss {best.val_loss:.4f}"
     )
-    yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{over_limit(trained.metrics)}\n"
+    yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n"
     yield from (f"diagnosis: {line}" for line in trained.diagnoses.values())
     if not run.tracking_uri:
         yield f"offline: everything is in {trained.folder}; to send it and to register the model:"

@@ -55,7 +55,7 @@ def limit(request: Request, noise_seed: int | None, as_json: bool, picture: str 
         raise UserError("data_file: a file has no signal model, so its limit is not known; drop it")
     if launched and (picture or as_json):
         raise UserError("picture and json: under `mlflow run` both are artifacts of the run; drop them")
-    from freqfilter.pipelines.limit import limit as run_limit
+    from freqfilter.pipelines.limit import compute_limit as run_limit
     from freqfilter.pipelines.limit import log_limit
 
     if launched:
@@ -145,6 +145,6 @@ def doctor(run_dir: str | None) -> None:
     """Check the installation; close runs of dead processes."""
     given = {"run_dir": run_dir} if run_dir else {}
     params = resolve(given, folder=invocation_folder(given))
-    from freqfilter.pipelines.doctor import examine
+    from freqfilter.pipelines.doctor import check_installation
 
-    examine(params)
+    check_installation(params)

@@ -20,14 +20,14 @@ from freqfilter.cli.command import (
     store_link,
     training_summary,
 )
-from freqfilter.config.ablation import from_seeds, one_at_a_time
+from freqfilter.config.ablation import ablation_variants, seed_variants
 from freqfilter.config.load import require_online, resolve
 from freqfilter.errors import UserError
 from freqfilter.process import launched_run
 
 if TYPE_CHECKING:
     from freqfilter.config import Params
-    from freqfilter.pipelines.train import Begun
+    from freqfilter.pipelines.train import ResumePoint
     from freqfilter.tracking.ui_views import RunRef
 
 
@@ -59,7 +59,7 @@ def ablate(request: Request, values: str) -> RunRef:
     Nothing is registered unless register=true is given.
     """
     given = {"register": "false"} | request.overrides
-    variants = one_at_a_time(values, given, recipe=request.recipe, folder=request.folder)
+    variants = ablation_variants(values, given, recipe=request.recipe, folder=request.folder)
     return _train_variants(request, variants, workflow="ablate", values=values)
 
 
@@ -115,22 +115,22 @@ def sync(run_dir: str | None) -> None:
 
 def _train(request: Request, seeds: str | None) -> None:
     if seeds is not None:
-        variants = from_seeds(seeds, request.overrides, recipe=request.recipe, folder=request.folder)
+        variants = seed_variants(seeds, request.overrides, recipe=request.recipe, folder=request.folder)
         run = _train_variants(request, variants, workflow="seeds", seeds=seeds)
         click.echo("\n".join(run_links(run)))
         return
     run_id = launched_run()
     params = request.resolve(online=run_id is not None)
     if run_id:
-        from freqfilter.pipelines.resume import was_begun
+        from freqfilter.pipelines.resume import is_started
 
-        if was_begun(run_id):
+        if is_started(run_id):
             _resume(request, run_id, force=False)
             return
     _train_one(params, recipe=request.recipe, name=request.run_name())
 
 
-def _train_one(params: Params, *, recipe: str, name: str, resume_point: Begun | None = None) -> None:
+def _train_one(params: Params, *, recipe: str, name: str, resume_point: ResumePoint | None = None) -> None:
     from freqfilter.pipelines.train import train as run_train
 
     for line in training_summary(run_train(params, recipe=recipe, name=name, resume_point=resume_point)):
@@ -140,10 +140,10 @@ def _train_one(params: Params, *, recipe: str, name: str, resume_point: Begun | 
 def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **asked: str) -> RunRef:
     for params in variants.values():
         require_online(params)
-    from freqfilter.pipelines.ablation import train_several
+    from freqfilter.pipelines.ablation import train_variants
 
     name = request.run_name(**asked)
-    run = train_several(variants, workflow=workflow, asked=asked, recipe=request.recipe, name=name).run
+    run = train_variants(variants, workflow=workflow, asked=asked, recipe=request.recipe, name=name).run
     click.echo(f"run {run.run_id} in experiment {run.experiment}, with a run of its own for each line")
     return run
 
@@ -153,11 +153,11 @@ def _resume(request: Request, run_id: str, *, force: bool) -> None:
     own = {name: value for name, value in request.overrides.items() if name == "run_dir"}
     # Of a named run, the other parameters are in its checkpoint.
     params = request.resolve() if run_id == "auto" else resolve(own, folder=request.folder)
-    from freqfilter.pipelines.resume import begun, newest_unfinished, refuse_changes, run_of
+    from freqfilter.pipelines.resume import check_unchanged, find_run, load_resume_point, newest_unfinished
 
     run_dir = Path(params.tracking.run_dir)
-    run = newest_unfinished(params) if run_id == "auto" else run_of(run_id, run_dir)
-    found = begun(run, run_dir, abandoned=force)
-    refuse_changes(found, request.overrides, recipe=request.recipe, folder=request.folder)
+    run = newest_unfinished(params) if run_id == "auto" else find_run(run_id, run_dir)
+    found = load_resume_point(run, run_dir, abandoned=force)
+    check_unchanged(found, request.overrides, recipe=request.recipe, folder=request.folder)
     stated = found.checkpoint.stated
     _train_one(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)

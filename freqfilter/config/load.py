@@ -16,11 +16,11 @@ from freqfilter.errors import UserError, one_line
 
 DEFAULT_RECIPE = "default"
 # What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
-SETTLED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+FORCED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
 # What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
 DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
 # What held before there were these parameters, for what was stored then.
-ONCE = {
+LEGACY_DEFAULTS = {
     "validation_windows": None,
     "test_windows": None,
     "windows_per_epoch": None,
@@ -89,12 +89,12 @@ def resolve(
         UserError: If a name is unknown, a value not allowed, or values do not fit together.
     """
     folder = folder or Path.cwd()
-    given = {name: _typed(name, value) for name, value in (overrides or {}).items()}
+    given = {name: _parse_value(name, value) for name, value in (overrides or {}).items()}
     stated = _recipe(recipe, folder) | given
     values = defaults() | stated
     if values["data_file"] is not None:
         values |= DEFAULT_WITH_DATA_FILE | stated
-        values |= {name: settled for name, settled in SETTLED_BY_DATA_FILE.items() if name not in given}
+        values |= {name: settled for name, settled in FORCED_BY_DATA_FILE.items() if name not in given}
     if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
         values["targets"] = "clean"  # nothing else goes with them
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
@@ -109,7 +109,7 @@ def resolve(
     return _validated(sections)
 
 
-def changes(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
+def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
     """What was typed in ``folder`` and differs from ``params``, such as ``epochs=3 (it has 25)``.
 
     Raises:
@@ -118,7 +118,7 @@ def changes(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[s
     stored = params.model_dump()
     for section, name, field in fields():
         if name in given:
-            value = _typed(name, given[name])
+            value = _parse_value(name, given[name])
             stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
     found = _validated(stored).canonical()
     return [
@@ -151,7 +151,7 @@ def _flatten(path: Path) -> dict[str, Any]:
     return values
 
 
-def _typed(name: str, value: Any) -> Any:
+def _parse_value(name: str, value: Any) -> Any:
     field = next((field for _, known, field in fields() if known == name), None)
     if field is None:
         raise UserError(_unknown(name))
@@ -160,7 +160,7 @@ def _typed(name: str, value: Any) -> Any:
     if field.annotation in (str, str | None):  # text is text, also where YAML would see a list or a mapping
         return None if value.strip() in ("", "~", "null") else value.strip()
     try:
-        return parse(value)
+        return parse_yaml(value)
     except UserError as error:
         raise UserError(f"{name}={value[:60]!r}: {error}") from None
 
@@ -192,7 +192,7 @@ def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
         UserError: If they are not parameters of ours.
     """
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
-    otherwise = defaults() | ONCE
+    otherwise = defaults() | LEGACY_DEFAULTS
     try:
         for section, name, _ in fields():
             sections[section][name] = stored.get(section, {}).get(name, otherwise[name])
@@ -246,7 +246,7 @@ def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> 
     return f"{name}={shown}: {message[0].lower()}{message[1:]} ({field.description})"
 
 
-LARGEST_FILE = 1_000_000  # bytes; a file of parameters has a few thousand
+MAX_FILE_BYTES = 1_000_000  # bytes; a file of parameters has a few thousand
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -266,7 +266,7 @@ class _TextLoader(yaml.BaseLoader):
         return dict(super().construct_mapping(node, deep=deep))
 
 
-def parse(text: str) -> Any:
+def parse_yaml(text: str) -> Any:
     """The value that YAML text states, its scalars as text and ``null``, ``~`` and nothing as None.
 
     >>> parse("[1e-3, no, null]")
@@ -299,9 +299,9 @@ def read_sections(path: Path) -> dict[str, dict[str, Any]]:
         UserError: If the file cannot be read or is not a mapping of sections to names and values.
     """
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: larger than {LARGEST_FILE:,} bytes, so not a file of parameters")
-        content = parse(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes, so not a file of parameters")
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

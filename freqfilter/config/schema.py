@@ -21,7 +21,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
+def _integer(value: Any) -> Any:
     """Read ``1e2`` and ``100.0`` as the whole number that they are."""
     try:
         number = float(_number(value))
@@ -30,18 +30,18 @@ def _whole(value: Any) -> Any:
     return int(number) if number.is_integer() and abs(number) < 2**53 else value
 
 
-def _several(value: Any) -> Any:
+def _list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_whole)]
+Integer = Annotated[int, BeforeValidator(_integer)]
 Positive = Annotated[Number, Field(gt=0)]
-NotNegative = Annotated[Number, Field(ge=0)]
-Count = Annotated[Whole, Field(ge=1, le=10**9)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
-Numbers = Annotated[tuple[Number, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
-Positives = Annotated[tuple[Positive, ...], BeforeValidator(_several), Field(min_length=1, max_length=200)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Count = Annotated[Integer, Field(ge=1, le=10**9)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
+Numbers = Annotated[tuple[Number, ...], BeforeValidator(_list), Field(min_length=1, max_length=200)]
+Positives = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1, max_length=200)]
 
 PATH: JsonDict = {"path": True}  # a relative value means the folder in which the user typed it
 EVERYDAY: JsonDict = {"everyday": True}  # `train --help` and the MLproject show it
@@ -61,7 +61,7 @@ class SignalParams(_Section):
     amplitudes: Positives = Field(description="amplitude of each component; one number for all")
     n_samples: Count = Field(ge=2, description="samples of a realization")
     duration_s: Positive = Field(description="time of the last sample, seconds")
-    noise_std: NotNegative = Field(
+    noise_std: NonNegative = Field(
         json_schema_extra=EVERYDAY, description="standard deviation of the Gaussian noise on the mixture"
     )
 
@@ -74,11 +74,11 @@ class SignalParams(_Section):
     @classmethod
     def _one_value_for_each_component(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = dict(values)
-        n_components = len(_several(values["frequencies_hz"]))
+        n_components = len(_list(values["frequencies_hz"]))
         if values["phases_deg"] is None:
             values["phases_deg"] = [180 * k / n_components for k in range(n_components)]
         for name in ("phases_deg", "amplitudes"):
-            if len(given := _several(values[name])) == 1:
+            if len(given := _list(values[name])) == 1:
                 values[name] = list(given) * n_components
         return values
 
@@ -131,11 +131,11 @@ class DataParams(_Section):
     data_file: str | None = Field(
         json_schema_extra=PATH | EVERYDAY, description="a .npz file of windows in place of generated signals, or null"
     )
-    augment_noise_std: NotNegative = Field(
+    augment_noise_std: NonNegative = Field(
         description="standard deviation of Gaussian noise that is added to each training mixture, drawn anew for each "
         "window and epoch, noise fixed or a data file; 0: none"
     )
-    augment_gain_db: NotNegative = Field(
+    augment_gain_db: NonNegative = Field(
         le=60,
         description="range of a random gain, dB: each training window, mixture and target together, is scaled by one "
         "between minus and plus this, uniform in dB, drawn anew for each window and epoch, noise fixed or a data file; "
@@ -149,7 +149,7 @@ class ModelParams(_Section):
     cell: Literal["lstm", "gru"] = Field(json_schema_extra=EVERYDAY, description="recurrent cell")
     hidden_size: Count = Field(json_schema_extra=EVERYDAY, le=65536, description="features of the hidden state")
     num_layers: Count = Field(le=100, description="stacked recurrent layers")
-    dropout: NotNegative = Field(lt=1, description="dropout between the layers and before the output")
+    dropout: NonNegative = Field(lt=1, description="dropout between the layers and before the output")
     bidirectional: bool = Field(description="also run from the window's end backwards; not causal")
 
 
@@ -168,7 +168,7 @@ class TrainingParams(_Section):
         description="arithmetic of training; auto: bf16 on processors that are made for it, else fp32"
     )
     deterministic: bool = Field(description="only algorithms that give the same bits each time")
-    threads: Annotated[Whole, Field(ge=0, le=4096)] = Field(
+    threads: Annotated[Integer, Field(ge=0, le=4096)] = Field(
         json_schema_extra=EVERYDAY, description="processor threads; 0: PyTorch's own choice"
     )
     epochs: Count = Field(json_schema_extra=EVERYDAY, description="largest number of epochs")
@@ -180,13 +180,13 @@ class TrainingParams(_Section):
         description="muon: Muon for the matrices between hidden features, Adam for all else; adam: Adam for everything"
     )
     learning_rate: Positive = Field(json_schema_extra=EVERYDAY, description="step size of the optimizer at its highest")
-    weight_decay: NotNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
+    weight_decay: NonNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
     loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
     targets: Literal["posterior_mean", "clean"] = Field(
         description="what estimates are moved towards: the clean component or, with noise fresh and loss mse, its mean "
         "over stretches of the signal that a window may be"
     )
-    gradient_clip_norm: NotNegative = Field(description="largest norm of the gradient; 0: no clipping")
+    gradient_clip_norm: NonNegative = Field(description="largest norm of the gradient; 0: no clipping")
     scheduler: Literal["cosine", "plateau"] = Field(
         description="learning rate: a warm-up, then half a cosine down to zero over all epochs, or cut on a plateau"
     )
@@ -194,15 +194,15 @@ class TrainingParams(_Section):
     scheduler_factor: Number = Field(
         gt=0, le=1, description="factor of the learning rate on a plateau, scheduler plateau; 1: none"
     )
-    scheduler_patience: Annotated[Whole, Field(ge=0)] = Field(
+    scheduler_patience: Annotated[Integer, Field(ge=0)] = Field(
         description="validations without improvement before the learning rate falls, scheduler plateau"
     )
-    early_stopping_patience: Annotated[Whole, Field(ge=0)] = Field(
+    early_stopping_patience: Annotated[Integer, Field(ge=0)] = Field(
         description="validations without improvement before training ends; 0: never"
     )
     validate_every: Count = Field(description="epochs from one validation to the next")
-    checkpoint_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
-    checkpoint_minutes: NotNegative = Field(
+    checkpoint_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
+    checkpoint_minutes: NonNegative = Field(
         description="minutes between checkpoints within and between epochs; 0: none"
     )
     checkpoints_kept: Count = Field(description="the newest checkpoints in the run's folder; older ones are removed")
@@ -211,7 +211,7 @@ class TrainingParams(_Section):
 class EvaluationParams(_Section):
     """What is measured beside validation."""
 
-    audit_every: Annotated[Whole, Field(ge=0)] = Field(description="epochs between audits; 0: no audit")
+    audit_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between audits; 0: no audit")
     audit_windows: Count = Field(description="windows of an audit during training, spread evenly")
 
 
@@ -230,7 +230,7 @@ with warnings.catch_warnings():
         model_name: str = Field(
             json_schema_extra=EVERYDAY, pattern=r"^[^/:]+$", description="name in the model registry, without / and :"
         )
-        system_metrics_interval: NotNegative = Field(
+        system_metrics_interval: NonNegative = Field(
             description="seconds between points of processor, memory and GPU, MLflow's system metrics; 0: none"
         )
         run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
@@ -336,7 +336,7 @@ class Params(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def other_task(params: Params, than: Params) -> list[str]:
+def task_differences(params: Params, than: Params) -> list[str]:
     """In what a filter is for something else than another, such as ``window_length=100 and not 50``.
 
     A task is the signal model or the data file, the length of a window, and whether all of it is seen.

@@ -13,20 +13,20 @@ import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from freqfilter.atomic_io import replacing
-from freqfilter.data.windows import WindowSet, batches
+from freqfilter.atomic_io import atomic_write
+from freqfilter.data.windows import WindowDataset, batches
 from freqfilter.errors import UserError
 
 PARTS = ("train", "val", "test")
-WRITTEN_AT_ONCE = 4096  # windows
+WRITE_CHUNK = 4096  # windows
 # Damaged, encrypted or oddly packed archives show in many ways.
-UNREADABLE = (
+READ_ERRORS = (
     OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError,
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
 )  # fmt: skip
 
 
-def write(path: Path, parts: dict[str, WindowSet]) -> None:
+def write(path: Path, parts: dict[str, WindowDataset]) -> None:
     """Write the windows of each part, never more than a few thousand of them in memory.
 
     Args:
@@ -36,7 +36,7 @@ def write(path: Path, parts: dict[str, WindowSet]) -> None:
     Raises:
         UserError: If the file cannot be written.
     """
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for kind, which in (("X", 0), ("y", 1)):
             for part in PARTS:
                 windows = parts[part]
@@ -48,7 +48,7 @@ def write(path: Path, parts: dict[str, WindowSet]) -> None:
                 }
                 with archive.open(f"{kind}_{part}.npy", "w", force_zip64=True) as member:
                     npy.write_array_header_1_0(member, header)
-                    for batch in batches(windows, WRITTEN_AT_ONCE, torch.device("cpu")):
+                    for batch in batches(windows, WRITE_CHUNK, torch.device("cpu")):
                         member.write(batch[which].contiguous().numpy().data)
 
 
@@ -74,7 +74,7 @@ def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
                 raise UserError(f"data_file={path}: a single array, not a .npz file; `freqfilter prepare` writes one")
             with stored:
                 arrays = {name: _array(path, stored, name) for part in PARTS for name in (f"X_{part}", f"y_{part}")}
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable .npz file"
         raise UserError(f"data_file={path}: {reason}; `freqfilter prepare` writes one") from None
     n_samples = arrays["X_train"].shape[1]

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freqfilter.data.signal_model import SignalModel, stretches
+from freqfilter.data.signal_model import SignalModel, segment_samples
 
-CELLS_AT_ONCE = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
+CELL_CHUNK = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
 LOWEST = -115.0  # log2 of a probability beside the highest: 2⁻¹¹⁵ is nothing, and what is less takes ten times as long
-SAMPLES_AT_ONCE = 64  # on a CUDA device, which takes longer to begin a step than to do it
-LEAST_NOISE = 1e-6  # stands for no noise; the starts that fit best then share the probability
+SAMPLE_CHUNK = 64  # on a CUDA device, which takes longer to begin a step than to do it
+MIN_NOISE_STD = 1e-6  # stands for no noise; the starts that fit best then share the probability
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class Limit:
+class MMSEEstimator:
     """The posterior over the starts of a window, and what follows from it.
 
     Attributes:
@@ -61,7 +61,7 @@ class Limit:
         samples = None
         if start_step > n_samples:  # of so long a signal only the stretches that are considered are held, end to end
             starts = np.arange(first_start, model.n_samples - n_samples + 1, start_step)
-            samples, first_start, start_step = stretches(starts, n_samples), 0, n_samples
+            samples, first_start, start_step = segment_samples(starts, n_samples), 0, n_samples
         components = torch.from_numpy(model.clean(samples)).float()
         return cls(components, model.noise_std, n_samples, first_start, start_step)
 
@@ -76,7 +76,7 @@ class Limit:
         Args:
             mixtures: (n_windows, n_samples).
         """
-        at_once = max(1, CELLS_AT_ONCE // self.n_starts)
+        at_once = max(1, CELL_CHUNK // self.n_starts)
         parts = [self._posterior(some) for some in torch.split(mixtures, at_once)]
         names = Posterior.__dataclass_fields__
         return Posterior(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
@@ -160,7 +160,7 @@ def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -
 def _weights_in_blocks(mixtures: Tensor, candidates: Tensor, noise_std: float) -> Iterator[Tensor]:
     """The same of candidates (n_samples, n_candidates), in few operations on much memory."""
     log_weights = mixtures.new_zeros(len(mixtures), candidates.shape[1])
-    blocks = (torch.split(of_samples, SAMPLES_AT_ONCE) for of_samples in (mixtures.T.contiguous(), candidates))
+    blocks = (torch.split(of_samples, SAMPLE_CHUNK) for of_samples in (mixtures.T.contiguous(), candidates))
     for seen, candidate in zip(*blocks, strict=True):
         distances = (seen[:, :, None] - candidate[:, None]).square_()
         # PyTorch's cumulative sum is not repeatable on CUDA.
@@ -173,10 +173,10 @@ def _weights_in_blocks(mixtures: Tensor, candidates: Tensor, noise_std: float) -
 
 def _precision(noise_std: float) -> float:
     """What a squared distance is worth in the log2 of a probability; PyTorch's exp2 is faster than its exp."""
-    return 1 / (2 * max(noise_std, LEAST_NOISE) ** 2) / math.log(2)
+    return 1 / (2 * max(noise_std, MIN_NOISE_STD) ** 2) / math.log(2)
 
 
-class LimitExtractor:
+class WindowMMSE:
     """The limit as an extractor, so that it is judged by the same code as every filter.
 
     Args:
@@ -184,7 +184,7 @@ class LimitExtractor:
         two_sided: Whether an estimate uses the whole window, or the samples so far.
     """
 
-    def __init__(self, limit: Limit, *, two_sided: bool = False) -> None:
+    def __init__(self, limit: MMSEEstimator, *, two_sided: bool = False) -> None:
         self._limit = limit
         self._two_sided = two_sided
         self._asked: list[tuple[Tensor, Posterior, Tensor]] = []

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from freqfilter.config import SignalParams
-from freqfilter.data.windows import CutWindows, spread
+from freqfilter.data.windows import SlidingWindows, evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Component:
         return np.asarray(self.amplitude * np.sin(angle))
 
 
-def stretches(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
+def segment_samples(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
     """The samples of the stretches at ``starts``, one after another, (n_starts · n_samples,).
 
     >>> stretches(np.array([3, 8]), 2).tolist()
@@ -78,10 +78,10 @@ class SignalModel:
         return np.stack([component.at(time_s) for component in self.components])
 
 
-DRAWN_AT_ONCE = 2**20  # samples of a realization
+DRAW_CHUNK = 2**20  # samples of a realization
 
 
-def realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
+def noise_realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
     """Standard normal noise of the realization ``noise_seed``, (n_samples,).
 
     NumPy's legacy generator, as the original script has it: scaled by the standard deviation these are the
@@ -93,7 +93,7 @@ def realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
     return np.random.RandomState(noise_seed).standard_normal(n_samples)
 
 
-def realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+def noise_realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
     """The noise of a realization at some of its samples alone, however long it is, in the shape of ``samples``.
 
     >>> bool((realization_at(1, np.array([4, 0])) == realization(1, 5)[[4, 0]]).all())
@@ -101,14 +101,14 @@ def realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.fl
     """
     random = np.random.RandomState(noise_seed)
     found = np.empty(samples.shape)
-    for first in range(0, int(samples.max()) + 1, DRAWN_AT_ONCE):
-        part = random.standard_normal(DRAWN_AT_ONCE)
-        here = (first <= samples) & (samples < first + DRAWN_AT_ONCE)
+    for first in range(0, int(samples.max()) + 1, DRAW_CHUNK):
+        part = random.standard_normal(DRAW_CHUNK)
+        here = (first <= samples) & (samples < first + DRAW_CHUNK)
         found[here] = part[samples[here] - first]
     return found
 
 
-def stream(seed: int, name: str, *indices: int) -> np.random.Generator:
+def random_stream(seed: int, name: str, *indices: int) -> np.random.Generator:
     """The generator of the stream ``name``, independent of every other name, index and seed.
 
     Source: NumPy, ``SeedSequence`` with a ``spawn_key``.
@@ -119,20 +119,22 @@ def stream(seed: int, name: str, *indices: int) -> np.random.Generator:
 
 def torch_seed(seed: int, name: str) -> int:
     """A 63-bit seed for PyTorch's generators, derived like a stream."""
-    return int(stream(seed, name).integers(2**63))
+    return int(random_stream(seed, name).integers(2**63))
 
 
-MOST_HELD = 10**6  # samples of a signal that is held as a whole where only some of its windows are wanted
+MAX_SAMPLES_IN_MEMORY = 10**6  # samples of a signal that is held as a whole where only some of its windows are wanted
 BLOCK_S = 1.0  # of neighbouring windows; a window where that is longer
 
 
-def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> CutWindows:
+def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> SlidingWindows:
     """All windows of the realizations with these noise seeds; without any seed, of the signal without noise."""
-    noise = [realization(seed, model.n_samples) for seed in noise_seeds]
-    return _cut(model.clean(), noise, model, window_length, block_starts=_block_samples(model, window_length))
+    noise = [noise_realization(seed, model.n_samples) for seed in noise_seeds]
+    return _cut_windows(model.clean(), noise, model, window_length, block_starts=_block_samples(model, window_length))
 
 
-def some_windows(model: SignalModel, window_length: int, n_windows: int | None, *noise_seeds: int) -> CutWindows:
+def evenly_spaced_windows(
+    model: SignalModel, window_length: int, n_windows: int | None, *noise_seeds: int
+) -> SlidingWindows:
     """Windows spread evenly over realizations, each start with all of its selectors.
 
     Args:
@@ -141,15 +143,17 @@ def some_windows(model: SignalModel, window_length: int, n_windows: int | None, 
         n_windows: At most so many, but at least one start of each realization; None: all of them.
         noise_seeds: Of the realizations; none: of the signal without noise.
     """
-    if n_windows is not None and model.n_samples > MOST_HELD:
+    if n_windows is not None and model.n_samples > MAX_SAMPLES_IN_MEMORY:
         n_starts = max(1, n_windows // (len(model.components) * max(1, len(noise_seeds))))
         starts = np.linspace(0, model.n_samples - window_length, n_starts).round().astype(np.int64)
-        return stretch_windows(model, window_length, starts, *noise_seeds)
+        return segment_windows(model, window_length, starts, *noise_seeds)
     windows = realization_windows(model, window_length, *noise_seeds)
-    return windows if n_windows is None or n_windows >= len(windows) else spread(windows, n_windows)
+    return windows if n_windows is None or n_windows >= len(windows) else evenly_spaced(windows, n_windows)
 
 
-def stretch_windows(model: SignalModel, window_length: int, starts: NDArray[np.int64], *noise_seeds: int) -> CutWindows:
+def segment_windows(
+    model: SignalModel, window_length: int, starts: NDArray[np.int64], *noise_seeds: int
+) -> SlidingWindows:
     """The windows at some starts, for each selector. Only the stretches that they are cut from are held, end to end.
 
     Args:
@@ -158,25 +162,29 @@ def stretch_windows(model: SignalModel, window_length: int, starts: NDArray[np.i
         starts: Where in the signal the windows start, (n_starts,).
         noise_seeds: Of the realizations that they are cut from; none: from the signal without noise.
     """
-    samples = stretches(starts, window_length)
-    noise = [realization_at(seed, samples) for seed in noise_seeds]
+    samples = segment_samples(starts, window_length)
+    noise = [noise_realization_at(seed, samples) for seed in noise_seeds]
     starts_in_block = _block_samples(model, window_length) * len(starts) / model.n_samples
     block_starts = max(1, math.ceil(starts_in_block))
-    return _cut(model.clean(samples), noise, model, window_length, block_starts=block_starts, stride=window_length)
+    return _cut_windows(
+        model.clean(samples), noise, model, window_length, block_starts=block_starts, stride=window_length
+    )
 
 
-def beginning_windows(model: SignalModel, window_length: int, n_samples: int, noise_seed: int) -> CutWindows:
+def first_windows(model: SignalModel, window_length: int, n_samples: int, noise_seed: int) -> SlidingWindows:
     """All windows of the first ``n_samples`` of a realization, or of all of it where it is shorter."""
     samples = np.arange(min(n_samples, model.n_samples))
-    noise = realization(noise_seed, len(samples))
-    return _cut(model.clean(samples), [noise], model, window_length, block_starts=_block_samples(model, window_length))
+    noise = noise_realization(noise_seed, len(samples))
+    return _cut_windows(
+        model.clean(samples), [noise], model, window_length, block_starts=_block_samples(model, window_length)
+    )
 
 
 def _block_samples(model: SignalModel, window_length: int) -> int:
     return max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
 
 
-def _cut(
+def _cut_windows(
     clean: NDArray[np.float64],
     noises: Sequence[NDArray[np.float64]],
     model: SignalModel,
@@ -184,12 +192,12 @@ def _cut(
     *,
     block_starts: int,
     stride: int = 1,
-) -> CutWindows:
+) -> SlidingWindows:
     """Windows of the mixtures that these components and draws of standard normal noise make."""
     mixtures = clean.mean(axis=0)[None]
     if noises:
         mixtures = mixtures + model.noise_std * np.stack(noises)
-    return CutWindows(
+    return SlidingWindows(
         torch.from_numpy(mixtures.astype(np.float32)),
         torch.from_numpy(clean.astype(np.float32)),
         window_length,

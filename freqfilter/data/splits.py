@@ -16,20 +16,20 @@ from freqfilter.config import DataParams, Params
 from freqfilter.data import npz
 from freqfilter.data.posterior import posterior_mean
 from freqfilter.data.signal_model import (
-    MOST_HELD,
+    MAX_SAMPLES_IN_MEMORY,
     SignalModel,
-    beginning_windows,
+    evenly_spaced_windows,
+    first_windows,
+    random_stream,
     realization_windows,
-    some_windows,
-    stream,
-    stretch_windows,
+    segment_windows,
 )
-from freqfilter.data.windows import CutWindows, StoredWindows, WindowSet
+from freqfilter.data.windows import SlidingWindows, TensorWindows, WindowDataset
 from freqfilter.errors import UserError
 
-Windows = TypeVar("Windows", CutWindows, StoredWindows)
+Windows = TypeVar("Windows", SlidingWindows, TensorWindows)
 
-BEGINNING_SAMPLES = 100_000  # of the test realization, for pictures
+FIRST_SAMPLES = 100_000  # of the test realization, for pictures
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Splits:
         audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
     """
 
-    train: WindowSet
-    epoch: Callable[[int], WindowSet]
+    train: WindowDataset
+    epoch: Callable[[int], WindowDataset]
     n_epoch: int
     fresh_noise: bool
-    validation: WindowSet
-    test: WindowSet
-    beginning: CutWindows | None
-    audit: CutWindows | None
+    validation: WindowDataset
+    test: WindowDataset
+    beginning: SlidingWindows | None
+    audit: SlidingWindows | None
 
     @classmethod
     def from_params(cls, params: Params) -> Self:
@@ -85,10 +85,10 @@ class Splits:
                 f"add window_length={n_samples}"
             )
         train, validation, test = (
-            StoredWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
+            TensorWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
             for part in npz.PARTS
         )
-        of_epoch, n_epoch = _drawn(train, params)
+        of_epoch, n_epoch = _epoch_windows(train, params)
         return cls(train, of_epoch, n_epoch, False, validation, test, None, None)
 
     @classmethod
@@ -96,15 +96,15 @@ class Splits:
         data, model = params.data, SignalModel.from_params(params.signals)
         length, fresh_noise = data.window_length, data.noise == "fresh"
         n_audit = None
-        if too_long := fresh_noise and model.n_samples > MOST_HELD:
+        if too_long := fresh_noise and model.n_samples > MAX_SAMPLES_IN_MEMORY:
             _refuse_all_windows(params)
             n_audit = params.evaluation.audit_windows
         if fresh_noise:
-            train = some_windows(model, length, params.training.windows_per_epoch if too_long else None)
+            train = evenly_spaced_windows(model, length, params.training.windows_per_epoch if too_long else None)
         else:
             train = realization_windows(model, length, data.train_noise_seed)
         if data.split in ("random", "blocked"):
-            kept, held_out = (_at_random if data.split == "random" else _at_the_end)(train, data)
+            kept, held_out = (_split_at_random if data.split == "random" else _split_at_end)(train, data)
             if len(kept) == 0:
                 raise UserError(
                     f"validation_fraction={data.validation_fraction:g} of {len(train)} windows leaves no training: "
@@ -112,73 +112,73 @@ class Splits:
                 )
             train, validation = train.choose(kept), train.choose(held_out)
         else:
-            validation = some_windows(
+            validation = evenly_spaced_windows(
                 model, length, data.validation_windows, *params.realizations()["validation_noise_seed"]
             )
         if params.training.targets == "posterior_mean":
             two_sided = params.model.bidirectional
             means = partial(posterior_mean, noise_std=model.noise_std, two_sided=two_sided)
             train = replace(train, posterior_mean=means)
-        of_epoch, n_epoch = _drawn(train, params)
+        of_epoch, n_epoch = _epoch_windows(train, params)
         if too_long:
-            of_epoch = partial(_stretches, model, train, params)
+            of_epoch = partial(_draw_segments, model, train, params)
 
-        def noisy(epoch: int) -> CutWindows:
+        def noisy(epoch: int) -> SlidingWindows:
             # Each window has noise of its own. One realization for an epoch would not do: its windows overlap, and
             # what a step learns of their noise by heart pays off until the epoch ends.
-            random = stream(params.training.seed, "noise", epoch)
+            random = random_stream(params.training.seed, "noise", epoch)
             noise = random.standard_normal((n_epoch, length), dtype=np.float32)
             return replace(of_epoch(epoch), noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
         audit = None
         if params.evaluation.audit_every:
-            audit = some_windows(model, length, n_audit, data.audit_noise_seed)
+            audit = evenly_spaced_windows(model, length, n_audit, data.audit_noise_seed)
         return cls(
             train=train,
             epoch=noisy if fresh_noise else of_epoch,
             n_epoch=n_epoch,
             fresh_noise=fresh_noise,
             validation=validation,
-            test=some_windows(model, length, data.test_windows, data.test_noise_seed),
-            beginning=beginning_windows(model, length, BEGINNING_SAMPLES, data.test_noise_seed),
+            test=evenly_spaced_windows(model, length, data.test_windows, data.test_noise_seed),
+            beginning=first_windows(model, length, FIRST_SAMPLES, data.test_noise_seed),
             audit=audit,
         )
 
 
-def _drawn(train: Windows, params: Params) -> tuple[Callable[[int], Windows], int]:
+def _epoch_windows(train: Windows, params: Params) -> tuple[Callable[[int], Windows], int]:
     """The windows that an epoch takes, by its number, and how many they are."""
     n_epoch = params.training.windows_per_epoch
 
     def draw(epoch: int) -> Windows:
         if n_epoch is None:
-            return _augmented(train, params, epoch)
-        numbers = stream(params.training.seed, "windows", epoch).integers(len(train), size=n_epoch)
-        return _augmented(train.choose(torch.from_numpy(numbers)), params, epoch)
+            return _augment(train, params, epoch)
+        numbers = random_stream(params.training.seed, "windows", epoch).integers(len(train), size=n_epoch)
+        return _augment(train.choose(torch.from_numpy(numbers)), params, epoch)
 
     return draw, len(train) if n_epoch is None else n_epoch
 
 
-def _augmented(windows: Windows, params: Params, epoch: int) -> Windows:
+def _augment(windows: Windows, params: Params, epoch: int) -> Windows:
     """The windows of an epoch with random gain and added noise; the very same where neither is asked for."""
     data, seed = params.data, params.training.seed
     if data.augment_noise_std:
         shape = len(windows), windows.n_samples
-        noise = stream(seed, "augment_noise", epoch).standard_normal(shape, dtype=np.float32)
+        noise = random_stream(seed, "augment_noise", epoch).standard_normal(shape, dtype=np.float32)
         noise *= np.float32(data.augment_noise_std)  # in place, since it may be as large as all mixtures of a file
         windows = replace(windows, noise=torch.from_numpy(noise))
     if data.augment_gain_db:
         most = data.augment_gain_db
-        gain = 10 ** (stream(seed, "augment_gain", epoch).uniform(-most, most, len(windows)) / 20)
+        gain = 10 ** (random_stream(seed, "augment_gain", epoch).uniform(-most, most, len(windows)) / 20)
         windows = replace(windows, gain=torch.from_numpy(gain.astype(np.float32)))
     return windows
 
 
-def _stretches(model: SignalModel, train: CutWindows, params: Params, epoch: int) -> CutWindows:
+def _draw_segments(model: SignalModel, train: SlidingWindows, params: Params, epoch: int) -> SlidingWindows:
     """The windows that an epoch takes from a signal that is too long to be held."""
     n_epoch, n_components, length = params.training.windows_per_epoch, train.n_components, train.n_samples
     n_windows = (model.n_samples - length + 1) * n_components
-    numbers = stream(params.training.seed, "windows", epoch).integers(n_windows, size=n_epoch)
-    held = stretch_windows(model, length, numbers // n_components)
+    numbers = random_stream(params.training.seed, "windows", epoch).integers(n_windows, size=n_epoch)
+    held = segment_windows(model, length, numbers // n_components)
     chosen = torch.from_numpy(np.arange(len(numbers)) * n_components + numbers % n_components)
     return replace(held, chosen=chosen, posterior_mean=train.posterior_mean)
 
@@ -192,19 +192,19 @@ def _refuse_all_windows(params: Params) -> None:
     for name, value in wanted.items():
         if value is None:
             raise UserError(
-                f"{name}=null: a signal of more than {MOST_HELD:,} samples is not held as a whole; "
+                f"{name}=null: a signal of more than {MAX_SAMPLES_IN_MEMORY:,} samples is not held as a whole; "
                 f"add {name}=40000, or another number"
             )
 
 
-def _at_random(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:
+def _split_at_random(windows: SlidingWindows, data: DataParams) -> tuple[Tensor, Tensor]:
     """Numbers of the windows for training and for validation, as scikit-learn's ``train_test_split`` draws them."""
     order = torch.from_numpy(np.random.RandomState(data.split_seed).permutation(len(windows)))
     n_validation = math.ceil(data.validation_fraction * len(windows))
     return order[n_validation:], order[:n_validation]
 
 
-def _at_the_end(windows: CutWindows, data: DataParams) -> tuple[Tensor, Tensor]:
+def _split_at_end(windows: SlidingWindows, data: DataParams) -> tuple[Tensor, Tensor]:
     """Validation from the end of the realization, and training from all windows that share no sample with it."""
     numbers = torch.arange(len(windows))
     n_validation = math.ceil(data.validation_fraction * windows.n_starts)

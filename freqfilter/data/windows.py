@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-CANDIDATES = 1024  # stretches that a posterior mean is taken over
+N_HYPOTHESES = 1024  # stretches that a posterior mean is taken over
 
 
-class Lesson(NamedTuple):
+class TrainingBatch(NamedTuple):
     """The windows of a training step.
 
     Attributes:
@@ -28,7 +28,7 @@ class Lesson(NamedTuple):
     clean: Tensor
 
 
-class WindowSet(Protocol):
+class WindowDataset(Protocol):
     """A sequence of windows with their targets.
 
     ``inputs`` are (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over
@@ -55,7 +55,7 @@ class WindowSet(Protocol):
         """The set of the windows at ``positions``, which may repeat."""
         ...
 
-    def lesson(self, positions: Tensor) -> Lesson:
+    def lesson(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions`` with what a training step moves towards."""
         ...
 
@@ -77,7 +77,7 @@ class WindowSet(Protocol):
 
 
 @dataclass(frozen=True)
-class CutWindows:
+class SlidingWindows:
     """Every stretch of ``n_samples`` of each realization, for each selector.
 
     In order of realization, then of start; the windows of a start stand together, one for each selector.
@@ -147,12 +147,12 @@ class CutWindows:
         selector, start, realization = self.places(positions)
         samples = self._samples(start)
         mixture, clean = self.mixtures[realization[:, None], samples], self.components[selector[:, None], samples]
-        mixture, clean = _augmented(mixture, clean, _at(self.gain, positions), _at(self.noise, positions))
+        mixture, clean = _augment(mixture, clean, _at(self.gain, positions), _at(self.noise, positions))
         choice = one_hot(selector, self.n_components).to(mixture.dtype)
         inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
         return inputs, clean[..., None]
 
-    def lesson(self, positions: Tensor) -> Lesson:
+    def lesson(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions`` with their clean component or its posterior means as targets.
 
         A mean is taken over the stretches at the starts of these windows and at others drawn at random from a full
@@ -163,22 +163,22 @@ class CutWindows:
         """
         inputs, clean = self.batch(positions)
         if self.posterior_mean is None:
-            return Lesson(inputs, clean, clean)
+            return TrainingBatch(inputs, clean, clean)
         selector, start, _ = self.places(positions)
         means = [
             self._means(*some)
             for some in zip(
-                *(torch.split(of_window, CANDIDATES // 2) for of_window in (inputs[..., 0], selector, start)),
+                *(torch.split(of_window, N_HYPOTHESES // 2) for of_window in (inputs[..., 0], selector, start)),
                 strict=True,
             )
         ]
-        return Lesson(inputs, torch.cat(means), clean)
+        return TrainingBatch(inputs, torch.cat(means), clean)
 
     def _means(self, mixtures: Tensor, selector: Tensor, start: Tensor) -> Tensor:
         """Posterior means of some windows' components, (n_windows, n_samples, 1)."""
         if self.posterior_mean is None:
             raise ValueError("no posterior mean is asked for")
-        others = torch.randint(self.n_starts, (CANDIDATES - len(start),), device=start.device)
+        others = torch.randint(self.n_starts, (N_HYPOTHESES - len(start),), device=start.device)
         candidates = self.components[:, self._samples(torch.cat([start, others]))]
         means = self.posterior_mean(mixtures, candidates)
         return means[torch.arange(len(start), device=start.device), selector][..., None]
@@ -203,7 +203,7 @@ class CutWindows:
 
 
 @dataclass(frozen=True)
-class StoredWindows:
+class TensorWindows:
     """Windows that stand in memory as they are.
 
     Attributes:
@@ -236,13 +236,13 @@ class StoredWindows:
         """Inputs and targets of the windows at ``positions``."""
         inputs, targets = self.inputs[positions], self.targets[positions]
         gain, noise = _at(self.gain, positions), _at(self.noise, positions)
-        mixture, clean = _augmented(inputs[..., 0], targets[..., 0], gain, noise)
+        mixture, clean = _augment(inputs[..., 0], targets[..., 0], gain, noise)
         return torch.cat([mixture[..., None], inputs[..., 1:]], dim=-1), clean[..., None]
 
-    def lesson(self, positions: Tensor) -> Lesson:
+    def lesson(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions``; nobody knows more of them than their targets."""
         inputs, targets = self.batch(positions)
-        return Lesson(inputs, targets, targets)
+        return TrainingBatch(inputs, targets, targets)
 
     def choose(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat; a copy."""
@@ -266,7 +266,7 @@ class StoredWindows:
         return _digest(self.inputs, self.targets, self.noise, self.gain)
 
 
-def batches(windows: WindowSet, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(windows: WindowDataset, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """All windows in order, ``batch_size`` at a time."""
     for first in range(0, len(windows), batch_size):
         yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))
@@ -287,7 +287,7 @@ def block_means(values: Tensor, blocks: Tensor) -> list[float]:
     return [float(value) for value in sums[counts > 0] / counts[counts > 0]]
 
 
-def spread(windows: CutWindows, n_windows: int) -> CutWindows:
+def evenly_spaced(windows: SlidingWindows, n_windows: int) -> SlidingWindows:
     """``n_windows`` of a full set, spread evenly over its starts, each start with all of its selectors.
 
     As many whole starts as fit into ``n_windows``, but at least one and at most all.
@@ -302,7 +302,7 @@ def _at(of_windows: Tensor | None, positions: Tensor) -> Tensor | None:
     return None if of_windows is None else of_windows[positions]
 
 
-def _augmented(mixture: Tensor, clean: Tensor, gain: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+def _augment(mixture: Tensor, clean: Tensor, gain: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """Mixtures and clean components (n_windows, n_samples) with gain, then noise."""
     if gain is not None:
         mixture, clean = gain[:, None] * mixture, gain[:, None] * clean

@@ -14,12 +14,12 @@ from torch import Tensor
 from freqfilter.config import Params
 from freqfilter.data.signal_model import SignalModel
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import WindowSet, batches
+from freqfilter.data.windows import WindowDataset, batches
 from freqfilter.evaluation.limits import limit_estimators, other_view
-from freqfilter.evaluation.metrics import Extractor
+from freqfilter.evaluation.metrics import Estimator
 
 
-def references(params: Params, splits: Splits) -> dict[str, Extractor]:
+def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
     """Extractors by name, in the order of a table.
 
     The limit is there where the signal model is known and the realization is not too long for it. ``limit``,
@@ -31,7 +31,7 @@ def references(params: Params, splits: Splits) -> dict[str, Extractor]:
         splits: Its data.
     """
     moments = TargetMoments.of(splits.train)
-    blind: dict[str, Extractor] = {
+    blind: dict[str, Estimator] = {
         "zero": zero,
         "mean": Mean(moments),
         "random": Random(moments, torch.Generator().manual_seed(0)),
@@ -40,7 +40,7 @@ def references(params: Params, splits: Splits) -> dict[str, Extractor]:
         return blind
     model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
     causal, other = not params.model.bidirectional, other_view(params)
-    classical: dict[str, Extractor] = {
+    classical: dict[str, Estimator] = {
         "linear_mmse": linear_mmse(model, n_samples=n_samples, causal=causal),
         f"linear_mmse_{other}": linear_mmse(model, n_samples=n_samples, causal=not causal),
         "band_pass": band_pass(model, n_samples=n_samples, zero_phase=not causal),
@@ -51,13 +51,13 @@ def references(params: Params, splits: Splits) -> dict[str, Extractor]:
 
 
 ORDER = 2  # of the Butterworth filters; the band makes it twice that
-LEAST_NOISE = 1e-6  # stands for no noise, so that the covariance can be inverted
-MOST_NUMBERS = 2**22  # in the windows that the covariance is a mean over; of longer signals they are spread evenly
+MIN_NOISE_STD = 1e-6  # stands for no noise, so that the covariance can be inverted
+MAX_NUMBERS = 2**22  # in the windows that the covariance is a mean over; of longer signals they are spread evenly
 
 Array = NDArray[np.float64]
 
 
-class LinearExtractor:
+class LinearEstimator:
     """An estimate that is linear in the window: ``weights[component] @ window + offsets[component]``.
 
     Args:
@@ -81,7 +81,7 @@ class LinearExtractor:
         return torch.einsum("nk,nkt->nt", selector, every)[..., None].to(inputs.device, inputs.dtype)
 
 
-def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> LinearExtractor:
+def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> LinearEstimator:
     """A Butterworth band-pass around each component, halfway to its neighbours on both sides.
 
     Run forwards alone it is causal, and late; run forwards and backwards its phase is zero and it sees the window to
@@ -110,10 +110,10 @@ def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> Linear
         else:
             response = signal.sosfilt(sections, impulses, axis=1)
         responses.append(len(frequencies_hz) * response)
-    return LinearExtractor.from_filter(np.stack(responses))
+    return LinearEstimator.from_filter(np.stack(responses))
 
 
-def least_squares(model: SignalModel, *, n_samples: int) -> LinearExtractor:
+def least_squares(model: SignalModel, *, n_samples: int) -> LinearEstimator:
     """A sine and a cosine of each known frequency, fitted to the whole window.
 
     In a window that is short beside the periods they look almost alike, and the fit multiplies the noise.
@@ -123,10 +123,10 @@ def least_squares(model: SignalModel, *, n_samples: int) -> LinearExtractor:
     waves = np.stack([wave for angle in angles for wave in (np.sin(angle), np.cos(angle))], axis=1)
     coefficients = np.linalg.pinv(waves, rcond=1e-13).reshape(len(angles), 2, n_samples)
     pairs = waves.T.reshape(len(angles), 2, n_samples)
-    return LinearExtractor(len(angles) * np.einsum("kct,kcs->kts", pairs, coefficients))
+    return LinearEstimator(len(angles) * np.einsum("kct,kcs->kts", pairs, coefficients))
 
 
-def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearExtractor:
+def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEstimator:
     """The linear estimate with the least expected squared error, over all starts and all noise (Wiener).
 
     With the Cholesky factor of the mixture's covariance, C = L Lᵀ, and B = L⁻¹, the weights are (R Bᵀ) B for the
@@ -141,22 +141,22 @@ def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEx
     Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, chapter 12.
     """
     n_starts = model.n_samples - n_samples + 1
-    n_windows = min(n_starts, max(1, MOST_NUMBERS // (len(model.components) * n_samples)))
+    n_windows = min(n_starts, max(1, MAX_NUMBERS // (len(model.components) * n_samples)))
     starts = np.linspace(0, n_starts - 1, n_windows).round().astype(np.int64)
     windows = model.clean(starts[:, None] + np.arange(n_samples))
     mean = windows.mean(axis=1)
     centred = windows - mean[:, None]
     mixture, mixture_mean = centred.mean(axis=0), mean.mean(axis=0)
-    noise = max(model.noise_std, LEAST_NOISE) ** 2
+    noise = max(model.noise_std, MIN_NOISE_STD) ** 2
     covariance = mixture.T @ mixture / len(starts) + noise * np.eye(n_samples)
     inverse = linalg.solve_triangular(np.linalg.cholesky(covariance), np.eye(n_samples), lower=True)
     with_mixture = np.einsum("kwt,ws->kts", centred, mixture, optimize=True) / len(starts)
     whitened = with_mixture @ inverse.T
     weights = (np.tril(whitened) if causal else whitened) @ inverse
-    return LinearExtractor(weights, mean - weights @ mixture_mean)
+    return LinearEstimator(weights, mean - weights @ mixture_mean)
 
 
-READ_AT_ONCE = 4096  # windows
+CHUNK_SIZE = 4096  # windows
 
 
 def zero(inputs: Tensor) -> Tensor:
@@ -184,10 +184,10 @@ class TargetMoments:
     std: Tensor
 
     @classmethod
-    def of(cls, windows: WindowSet) -> Self:
+    def of(cls, windows: WindowDataset) -> Self:
         """The moments of the targets of some windows; zero for a component that does not occur."""
         sums, squares, counts = torch.zeros(3, windows.n_components, dtype=torch.float64)
-        for inputs, targets in batches(windows, READ_AT_ONCE, torch.device("cpu")):
+        for inputs, targets in batches(windows, CHUNK_SIZE, torch.device("cpu")):
             selector = inputs[:, 0, 1:].double().T
             sums += selector @ targets.double().mean(dim=(1, 2))
             squares += selector @ targets.double().square().mean(dim=(1, 2))
@@ -205,7 +205,7 @@ class Mean:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The mean at every sample, (n_windows, n_samples, 1)."""
-        return _of_selected(self._moments.mean, inputs)
+        return _select(self._moments.mean, inputs)
 
 
 class Random:
@@ -218,9 +218,9 @@ class Random:
     def __call__(self, inputs: Tensor) -> Tensor:
         """A normal draw at every sample, (n_windows, n_samples, 1)."""
         noise = torch.randn((*inputs.shape[:2], 1), generator=self._generator).to(inputs.device)
-        return _of_selected(self._moments.mean, inputs) + _of_selected(self._moments.std, inputs) * noise
+        return _select(self._moments.mean, inputs) + _select(self._moments.std, inputs) * noise
 
 
-def _of_selected(values: Tensor, inputs: Tensor) -> Tensor:
+def _select(values: Tensor, inputs: Tensor) -> Tensor:
     selected: Tensor = inputs[..., 1:] @ values.to(inputs.device)
     return selected[..., None]

@@ -13,11 +13,11 @@ from freqfilter.evaluation.limits import CONFIDENCE
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import PairedTest, Verdict
 
-BEATEN = ("zero", "mean", "linear_mmse")  # what no filter is needed for, and the best linear filter
+BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # what no filter is needed for, and the best linear filter
 
 
 @dataclass(frozen=True)
-class Rung:
+class Check:
     """One thing that a candidate has to pass.
 
     Attributes:
@@ -31,7 +31,7 @@ class Rung:
     words: str
 
 
-def beats(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -> list[Rung]:
+def check_baselines(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -> list[Check]:
     """Better than answers that take no filter, and than the best linear one, on the same realizations.
 
     Args:
@@ -40,25 +40,25 @@ def beats(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -> list[Run
         references: The same of others, by name.
     """
     rungs = []
-    for name in BEATEN:
+    for name in BASELINES_TO_BEAT:
         if name not in references:
-            rungs.append(Rung(f"beats {name}", None, "not known of a user's own data"))
+            rungs.append(Check(f"beats {name}", None, "not known of a user's own data"))
             continue
         ours, theirs = errors[OVERALL].mean(), references[name][OVERALL].mean()
-        rungs.append(Rung(f"beats {name}", bool(ours < theirs), f"MSE {ours:.4f} against {theirs:.4f}"))
+        rungs.append(Check(f"beats {name}", bool(ours < theirs), f"MSE {ours:.4f} against {theirs:.4f}"))
     return rungs
 
 
-def near_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Rung]:
+def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Check]:
     """Not far above the least error that is possible, overall and for each component.
 
     Args:
-        errors: As in ``beats``.
+        errors: As in ``check_baselines``.
         limit: The same of the limit, on the same windows; None where nobody knows it.
         bounds: How far.
     """
     if limit is None:
-        return [Rung("near the limit", None, "the signal model of a user's own data is not known, hence no limit")]
+        return [Check("near the limit", None, "the signal model of a user's own data is not known, hence no limit")]
     rungs = []
     for component in errors.columns:
         overall = component == OVERALL
@@ -66,7 +66,7 @@ def near_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds)
         ratio, half = _ratio(errors[component], limit[component])
         name = "near the limit" if overall else f"near the limit, {component}"
         words = f"{ratio:.4f} ± {half:.4f} × the limit, at most {most:g}"
-        rungs.append(Rung(name, ratio + half <= most, words))
+        rungs.append(Check(name, ratio + half <= most, words))
     return rungs
 
 
@@ -80,7 +80,7 @@ def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, fl
     return ratio, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(errors) - 1) * stats.sem(rest))
 
 
-def better(test: PairedTest | None, *, same_weights: bool = False) -> Rung:
+def check_improvement(test: PairedTest | None, *, same_weights: bool = False) -> Check:
     """Better than the champion, or, with a margin, not worse by that much.
 
     Args:
@@ -88,26 +88,26 @@ def better(test: PairedTest | None, *, same_weights: bool = False) -> Rung:
         same_weights: Whether both have the very same weights.
     """
     if same_weights:
-        return Rung("better than the champion", False, "the same weights")
+        return Check("better than the champion", False, "the same weights")
     if test is None:
-        return Rung("better than the champion", None, "there is none yet")
+        return Check("better than the champion", None, "there is none yet")
     wanted = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
-    return Rung(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.words)
+    return Check(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.words)
 
 
-def fast_and_small(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Rung]:
+def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Check]:
     """Within the bounds on latency and size."""
     return [
-        Rung(
+        Check(
             "fast",
             milliseconds <= bounds.most_milliseconds,
             f"{milliseconds:.1f} ms for a window, at most {bounds.most_milliseconds:g}",
         ),
-        Rung("small", megabytes <= bounds.most_megabytes, f"{megabytes:.1f} MB, at most {bounds.most_megabytes:g}"),
+        Check("small", megabytes <= bounds.most_megabytes, f"{megabytes:.1f} MB, at most {bounds.most_megabytes:g}"),
     ]
 
 
-def no_leak(diagnoses: str) -> Rung:
+def check_leak(diagnoses: str) -> Check:
     """No alarm of a leak in the run that trained it.
 
     Args:
@@ -115,10 +115,10 @@ def no_leak(diagnoses: str) -> Rung:
     """
     leaks = "leak" in diagnoses.split()
     words = "validation was below what is possible: it leaked" if leaks else "no alarm in its training run"
-    return Rung("no leak", not leaks, words)
+    return Check("no leak", not leaks, words)
 
 
-def finite(errors: pd.DataFrame) -> Rung:
+def check_finite(errors: pd.DataFrame) -> Check:
     """Numbers in, numbers out."""
     good = bool(np.isfinite(errors.to_numpy()).all())
-    return Rung("finite", good, "every estimate is a number" if good else "some estimates are no numbers")
+    return Check("finite", good, "every estimate is a number" if good else "some estimates are no numbers")

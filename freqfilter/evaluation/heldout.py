@@ -16,20 +16,20 @@ from scipy import stats
 from torch import nn
 
 from freqfilter.config import Params
-from freqfilter.data.signal_model import SignalModel, some_windows
+from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import WindowSet
+from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
-from freqfilter.evaluation.baselines import references
+from freqfilter.evaluation.baselines import baseline_estimators
 from freqfilter.evaluation.limits import CONFIDENCE, LIMIT, limit_estimators, ratio_interval
-from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison, Extractor, compare
+from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison, Estimator, compare
 from freqfilter.models.network import estimate
 
 FIRST_NOISE_SEED = 10_000
 # Of a realization, spread evenly: neighbouring windows share nearly all of their noise, so that those left out would
 # say next to nothing new.
-WINDOWS = 8_000
-PARTS_OF_A_FILE = 20  # of its test windows, in place of realizations
+N_WINDOWS = 8_000
+N_FILE_PARTS = 20  # of its test windows, in place of realizations
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
     return list(islice((seed for seed in count(FIRST_NOISE_SEED) if seed not in used), n_realizations))
 
 
-def judged_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, WindowSet]]:
+def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, WindowDataset]]:
     """What a filter is judged on: windows of one realization after another, or parts of a file's test windows.
 
     Args:
@@ -88,40 +88,40 @@ def judged_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterato
     """
     if noise_seeds is None:
         test = Splits.from_params(params).test
-        for number, part in enumerate(torch.arange(len(test)).tensor_split(min(PARTS_OF_A_FILE, len(test)))):
+        for number, part in enumerate(torch.arange(len(test)).tensor_split(min(N_FILE_PARTS, len(test)))):
             yield number, test.choose(part)
         return
     model = SignalModel.from_params(params.signals)
     for noise_seed in noise_seeds:
-        yield noise_seed, some_windows(model, params.data.window_length, WINDOWS, noise_seed)
+        yield noise_seed, evenly_spaced_windows(model, params.data.window_length, N_WINDOWS, noise_seed)
 
 
 def score_realizations(
-    extractors: Mapping[str, Extractor], params: Params, noise_seeds: Iterable[int] | None, *, device: torch.device
+    extractors: Mapping[str, Estimator], params: Params, noise_seeds: Iterable[int] | None, *, device: torch.device
 ) -> Iterator[tuple[int, pd.DataFrame]]:
     """Score extractors on one realization after another, all of them on the same windows.
 
     Args:
         extractors: What is scored, by name.
         params: The parameters that a filter among them was trained with.
-        noise_seeds: Of the realizations; see ``judged_windows``.
+        noise_seeds: Of the realizations; see ``evaluation_windows``.
         device: Where the extractors compute.
 
     Yields:
         A noise seed, and mean squared errors: a row for each extractor, a column for all components together and one
         for each.
     """
-    for number, windows in judged_windows(params, noise_seeds):
+    for number, windows in evaluation_windows(params, noise_seeds):
         compared = compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
         yield number, table.loc[list(extractors), columns]
 
 
-def beside_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Extractor]:
+def score_with_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Estimator]:
     """Networks of one task, in evaluation mode, and their limit where that is known."""
     known = limit_estimators(params)
-    extractors: dict[str, Extractor] = {name: partial(estimate, network) for name, network in networks.items()}
+    extractors: dict[str, Estimator] = {name: partial(estimate, network) for name, network in networks.items()}
     return extractors | ({LIMIT: known[LIMIT]} if known else {})
 
 
@@ -163,5 +163,5 @@ def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device
         params: The parameters that it was trained with.
         device: Where it computes.
     """
-    extractors = {MODEL: partial(estimate, network)} | references(params, splits)
+    extractors = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
     return compare(extractors, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)

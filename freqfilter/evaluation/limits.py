@@ -17,29 +17,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freqfilter.atomic_io import replacing
+from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params
-from freqfilter.data.posterior import Limit, LimitExtractor
-from freqfilter.data.signal_model import SignalModel, stream
-from freqfilter.data.windows import CutWindows, WindowSet
+from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
+from freqfilter.data.signal_model import SignalModel, random_stream
+from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.errors import UserError
-from freqfilter.evaluation.metrics import OVERALL, Extractor, compare
+from freqfilter.evaluation.metrics import OVERALL, Estimator, compare
 
 LIMIT = "limit"  # the least error for a filter that sees as much as the one that is judged
 
-MOST_STARTS = 20_000  # considered for one window; of longer signals only some
-MOST_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
-FEWEST_WINDOWS, MOST_WINDOWS = 64, 20_000  # of an expectation, whatever the work
-RESAMPLES = 10_000
+MAX_STARTS = 20_000  # considered for one window; of longer signals only some
+MAX_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
+MIN_WINDOWS, MAX_WINDOWS = 64, 20_000  # of an expectation, whatever the work
+N_RESAMPLES = 10_000
 CONFIDENCE = 0.95  # of every interval
-RESIDUES = 8  # of the starts that are left out, to bound what that costs
-NUMBERS_AT_ONCE = 2**23  # estimates in memory together
+N_RESIDUES = 8  # of the starts that are left out, to bound what that costs
+CHUNK_SIZE = 2**23  # estimates in memory together
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class LimitMse:
+class LimitEstimate:
     """Mean squared error of a limit.
 
     Attributes:
@@ -58,7 +58,7 @@ class LimitMse:
 
 
 @dataclass(frozen=True)
-class LimitScores:
+class LimitEstimates:
     """The limits of a signal model.
 
     Attributes:
@@ -70,8 +70,8 @@ class LimitScores:
         two_sided_excess: The same for ``two_sided``.
     """
 
-    causal: LimitMse
-    two_sided: LimitMse
+    causal: LimitEstimate
+    two_sided: LimitEstimate
     n_windows: int
     start_step: int = 1
     causal_excess: float = 0.0
@@ -79,8 +79,8 @@ class LimitScores:
 
 
 def compute_expected_limit(
-    model: SignalModel, *, window_length: int, seed: int = 0, work: float = MOST_WORK
-) -> LimitScores:
+    model: SignalModel, *, window_length: int, seed: int = 0, work: float = MAX_WORK
+) -> LimitEstimates:
     """What the best filter has to expect, over all starts and all noise.
 
     Windows spread evenly over the starts, each with fresh noise, are scored by the variance that their posterior
@@ -98,22 +98,22 @@ def compute_expected_limit(
     """
     signal_starts = model.n_samples - window_length + 1
     step = _start_step(model, window_length)
-    all_starts = Limit.from_model(model, n_samples=window_length, start_step=step)
-    n_windows = min(_affordable(all_starts, work), MOST_WINDOWS)
-    random = stream(seed, "limit", window_length)
+    all_starts = MMSEEstimator.from_model(model, n_samples=window_length, start_step=step)
+    n_windows = min(_n_affordable(all_starts, work), MAX_WINDOWS)
+    random = random_stream(seed, "limit", window_length)
     if step == 1:
         starts = np.linspace(0, signal_starts - 1, n_windows).round().astype(np.int64)
         causal, two_sided = _Scores(), _Scores()
-        for some in _pieces(starts, all_starts):
+        for some in _chunks(starts, all_starts):
             clean = _clean(model, window_length, some)
             posterior = all_starts.posterior(_noisy(clean, model, random))
             causal.add(posterior.causal_variance)
             two_sided.add(posterior.two_sided_variance)
-        return LimitScores(causal.mse(), two_sided.mse(), n_windows)
+        return LimitEstimates(causal.mse(), two_sided.mse(), n_windows)
     return _thinned(model, all_starts, step, n_windows // 2, random)
 
 
-def compute_window_limit(model: SignalModel, windows: CutWindows, *, work: float = MOST_WORK) -> LimitScores:
+def compute_window_limit(model: SignalModel, windows: SlidingWindows, *, work: float = MAX_WORK) -> LimitEstimates:
     """What the best filter reaches on the windows of given realizations.
 
     All windows are scored, or as many of them, spread evenly, as ``work`` allows. Neighbouring windows share their
@@ -126,9 +126,9 @@ def compute_window_limit(model: SignalModel, windows: CutWindows, *, work: float
         work: Bound on windows × starts × samples.
     """
     step = _start_step(model, windows.n_samples)
-    limit = Limit.from_model(model, n_samples=windows.n_samples, start_step=step)
+    limit = MMSEEstimator.from_model(model, n_samples=windows.n_samples, start_step=step)
     n_starts = len(windows) // windows.n_components
-    scored = np.linspace(0, n_starts - 1, min(n_starts, _affordable(limit, work))).round().astype(np.int64)
+    scored = np.linspace(0, n_starts - 1, min(n_starts, _n_affordable(limit, work))).round().astype(np.int64)
     positions = torch.from_numpy(scored) * windows.n_components
     of_block = windows.blocks(positions).numpy()
     _, start, realization = (place.numpy() for place in windows.places(positions))
@@ -136,7 +136,7 @@ def compute_window_limit(model: SignalModel, windows: CutWindows, *, work: float
     for block in np.unique(of_block):
         here = of_block == block
         mixture = windows.mixtures[realization[here][0]].cpu()
-        for some in _pieces(start[here], limit):
+        for some in _chunks(start[here], limit):
             posterior = limit.posterior(mixture.unfold(0, windows.n_samples, windows.stride)[some])
             targets = windows.components.unfold(1, windows.n_samples, windows.stride)[:, some].transpose(0, 1).cpu()
             causal.add((posterior.causal - targets).square())
@@ -147,24 +147,26 @@ def compute_window_limit(model: SignalModel, windows: CutWindows, *, work: float
     if step > 1:
         in_expectation = compute_expected_limit(model, window_length=windows.n_samples, work=work)
         excess = (in_expectation.causal_excess, in_expectation.two_sided_excess)
-    return LimitScores(causal.mse(), two_sided.mse(), causal.n_windows, step, *excess)
+    return LimitEstimates(causal.mse(), two_sided.mse(), causal.n_windows, step, *excess)
 
 
 def _start_step(model: SignalModel, window_length: int) -> int:
-    return math.ceil((model.n_samples - window_length + 1) / MOST_STARTS)
+    return math.ceil((model.n_samples - window_length + 1) / MAX_STARTS)
 
 
-def _affordable(limit: Limit, work: float) -> int:
+def _n_affordable(limit: MMSEEstimator, work: float) -> int:
     """How many windows may be scored."""
-    return max(FEWEST_WINDOWS, int(work / (limit.n_starts * limit.n_samples)))
+    return max(MIN_WINDOWS, int(work / (limit.n_starts * limit.n_samples)))
 
 
-def _thinned(model: SignalModel, limit: Limit, step: int, n_windows: int, random: np.random.Generator) -> LimitScores:
+def _thinned(
+    model: SignalModel, limit: MMSEEstimator, step: int, n_windows: int, random: np.random.Generator
+) -> LimitEstimates:
     above, below = (_Scores(), _Scores()), (_Scores(), _Scores())
-    for residue in np.linspace(0, step - 1, min(step, RESIDUES)).round().astype(np.int64):
-        told = Limit.from_model(model, n_samples=limit.n_samples, first_start=int(residue), start_step=step)
-        chosen = np.linspace(0, told.n_starts - 1, max(1, n_windows // RESIDUES)).round().astype(np.int64)
-        for some in _pieces(residue + step * chosen, limit):
+    for residue in np.linspace(0, step - 1, min(step, N_RESIDUES)).round().astype(np.int64):
+        told = MMSEEstimator.from_model(model, n_samples=limit.n_samples, first_start=int(residue), start_step=step)
+        chosen = np.linspace(0, told.n_starts - 1, max(1, n_windows // N_RESIDUES)).round().astype(np.int64)
+        for some in _chunks(residue + step * chosen, limit):
             targets = _clean(model, limit.n_samples, some)
             mixtures = _noisy(targets, model, random)
             untold = limit.posterior(mixtures)
@@ -175,7 +177,7 @@ def _thinned(model: SignalModel, limit: Limit, step: int, n_windows: int, random
             below[1].add(knowing.two_sided_variance)
     causal, two_sided = (scores.mse() for scores in above)
     excess = [max(0.0, high.mse - low.mse().mse) for high, low in zip((causal, two_sided), below, strict=True)]
-    return LimitScores(causal, two_sided, above[0].n_windows, step, *excess)
+    return LimitEstimates(causal, two_sided, above[0].n_windows, step, *excess)
 
 
 class _Scores:
@@ -197,16 +199,16 @@ class _Scores:
         self._blocks.append(float(np.mean(self._windows)))
         self._windows = []
 
-    def mse(self) -> LimitMse:
+    def mse(self) -> LimitEstimate:
         mean = np.asarray(self._sum) / self.n_windows
         values = self._blocks or self._windows
         error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return LimitMse(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error, np.array(self._blocks))
+        return LimitEstimate(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error, np.array(self._blocks))
 
 
-def _pieces(starts: NDArray[np.int64], limit: Limit) -> Iterator[NDArray[np.int64]]:
+def _chunks(starts: NDArray[np.int64], limit: MMSEEstimator) -> Iterator[NDArray[np.int64]]:
     """The starts, as many at a time as memory should hold the estimates of."""
-    at_once = max(1, NUMBERS_AT_ONCE // (len(limit.components) * limit.n_samples))
+    at_once = max(1, CHUNK_SIZE // (len(limit.components) * limit.n_samples))
     yield from np.array_split(starts, math.ceil(len(starts) / at_once))
 
 
@@ -243,7 +245,7 @@ def ratio_interval(
     n_blocks = pair.shape[1]
     if n_blocks < 2 or not (pair[1] > 0).all():
         return math.nan, math.nan
-    drawn = stream(seed, "bootstrap").integers(n_blocks, size=(RESAMPLES, n_blocks))
+    drawn = random_stream(seed, "bootstrap").integers(n_blocks, size=(N_RESAMPLES, n_blocks))
     above, below = (of_row[drawn].mean(axis=1) for of_row in pair)
     low, high = np.quantile(above / below, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
@@ -252,19 +254,19 @@ def ratio_interval(
 VERSION = 3  # of the computation; whatever changes its results raises it
 
 
-def expected_limit(model: SignalModel, *, window_length: int, work: float = MOST_WORK) -> LimitScores:
+def expected_limit(model: SignalModel, *, window_length: int, work: float = MAX_WORK) -> LimitEstimates:
     """``limits.expected``, computed once for a signal model and a window length."""
     facts = {"model": asdict(model), "window_length": window_length, "work": work}
-    return _once(facts, lambda: compute_expected_limit(model, window_length=window_length, work=work))
+    return _cached(facts, lambda: compute_expected_limit(model, window_length=window_length, work=work))
 
 
-def window_limit(model: SignalModel, windows: CutWindows) -> LimitScores:
+def window_limit(model: SignalModel, windows: SlidingWindows) -> LimitEstimates:
     """``limits.of_windows``, computed once for a signal model and its windows."""
     facts = {"model": asdict(model), "windows": windows.digest()}
-    return _once(facts, lambda: compute_window_limit(model, windows))
+    return _cached(facts, lambda: compute_window_limit(model, windows))
 
 
-def validation_limit(params: Params, validation: WindowSet) -> KnownLimit | None:
+def validation_limit(params: Params, validation: WindowDataset) -> ValidationLimit | None:
     """The limit on validation windows, for a filter like the one that is trained.
 
     Returns:
@@ -273,14 +275,14 @@ def validation_limit(params: Params, validation: WindowSet) -> KnownLimit | None
     """
     if not (known := limit_estimators(params)) or params.data.split == "blocked":
         return None
-    if isinstance(validation, CutWindows) and params.data.split == "independent":
+    if isinstance(validation, SlidingWindows) and params.data.split == "independent":
         scores = window_limit(SignalModel.from_params(params.signals), validation)
         of_side = scores.two_sided if params.model.bidirectional else scores.causal
-        return KnownLimit(of_side.mse, tuple(of_side.per_block.tolist()))
+        return ValidationLimit(of_side.mse, tuple(of_side.per_block.tolist()))
     frequencies_hz = params.signals.frequencies_hz
     found = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
     blocks = () if found.per_block is None else tuple(float(value) for value in found.per_block.to_numpy()[0])
-    return KnownLimit(float(found.table["mse"][LIMIT, OVERALL]), blocks)
+    return ValidationLimit(float(found.table["mse"][LIMIT, OVERALL]), blocks)
 
 
 def expected_limit_mse(params: Params) -> float | None:
@@ -293,40 +295,40 @@ def expected_limit_mse(params: Params) -> float | None:
     return (scores.two_sided if params.model.bidirectional else scores.causal).mse
 
 
-def _once(facts: dict[str, Any], compute: Callable[[], LimitScores]) -> LimitScores:
+def _cached(facts: dict[str, Any], compute: Callable[[], LimitEstimates]) -> LimitEstimates:
     digest = hashlib.sha256(json.dumps({"version": VERSION, **facts}, sort_keys=True).encode()).hexdigest()
     path = Path(platformdirs.user_cache_dir("freqfilter")) / "limits" / f"{digest}.json"
     if (found := _read(path)) is not None:
         return found
     scores = compute()
     try:
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps(asdict(scores), default=np.ndarray.tolist).encode())
     except UserError:
         pass  # a cache that cannot be written costs time, nothing else
     return scores
 
 
-def _read(path: Path) -> LimitScores | None:
+def _read(path: Path) -> LimitEstimates | None:
     """What stands in a file; None where it is missing or damaged."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         for side in ("causal", "two_sided"):
-            of_side = {field.name: stored[side][field.name] for field in fields(LimitMse)}
+            of_side = {field.name: stored[side][field.name] for field in fields(LimitEstimate)}
             for name in ("per_frequency", "per_step", "per_block"):
                 of_side[name] = np.array(of_side[name], dtype=np.float64)
-            stored[side] = LimitMse(**of_side)
-        return LimitScores(**stored)
+            stored[side] = LimitEstimate(**of_side)
+        return LimitEstimates(**stored)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def limit_estimators(params: Params) -> dict[str, Extractor]:
+def limit_estimators(params: Params) -> dict[str, Estimator]:
     """The limit, and that of the other view of the window; nothing where it is unknown or takes too long."""
     model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
-    if params.data.data_file is not None or model.n_samples - n_samples + 1 > MOST_STARTS:
+    if params.data.data_file is not None or model.n_samples - n_samples + 1 > MAX_STARTS:
         return {}
-    limit = LimitExtractor(Limit.from_model(model, n_samples=n_samples), two_sided=params.model.bidirectional)
+    limit = WindowMMSE(MMSEEstimator.from_model(model, n_samples=n_samples), two_sided=params.model.bidirectional)
     return {LIMIT: limit, f"{LIMIT}_{other_view(params)}": limit.other_side()}
 
 
@@ -336,7 +338,7 @@ def other_view(params: Params) -> str:
 
 
 @dataclass(frozen=True)
-class KnownLimit:
+class ValidationLimit:
     """The limit on certain windows.
 
     Attributes:

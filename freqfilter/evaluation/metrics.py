@@ -11,15 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from freqfilter.data.windows import WindowSet, block_means
+from freqfilter.data.windows import WindowDataset, block_means
 
 # Anything that turns inputs (n_windows, n_samples, 1 + n_components) into estimates (n_windows, n_samples, 1).
-Extractor = Callable[[Tensor], Tensor]
+Estimator = Callable[[Tensor], Tensor]
 
 MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r", "sdr_db")
 OVERALL = "all"  # the row of all components together
 MODEL = "model"  # the extractor that a run is judged by
-SCORED_AT_ONCE = 2048  # windows
+CHUNK_SIZE = 2048  # windows
 
 
 def frequency_name(frequency_hz: float) -> str:
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def score(
-    extractor: Extractor, windows: WindowSet, *, frequencies_hz: Sequence[float], device: torch.device
+    extractor: Estimator, windows: WindowDataset, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> pd.DataFrame:
     """The scores of one extractor: rows and columns as in ``Comparison.table``."""
     compared = compare({MODEL: extractor}, windows, frequencies_hz=frequencies_hz, device=device)
@@ -65,8 +65,8 @@ def score(
 
 @torch.inference_mode()
 def compare(
-    extractors: Mapping[str, Extractor],
-    windows: WindowSet,
+    extractors: Mapping[str, Estimator],
+    windows: WindowDataset,
     *,
     frequencies_hz: Sequence[float],
     device: torch.device,
@@ -82,7 +82,7 @@ def compare(
     sums = {name: _Sums(windows) for name in extractors}
     windows = windows.to(device)
     positions = torch.arange(len(windows), device=device)
-    for some in torch.split(positions, SCORED_AT_ONCE):
+    for some in torch.split(positions, CHUNK_SIZE):
         inputs, targets = windows.batch(some)
         for name, extractor in extractors.items():
             sums[name].add(inputs, targets, extractor(inputs))
@@ -103,7 +103,7 @@ def compare(
 class _Sums:
     """What is added up over windows to score one extractor."""
 
-    def __init__(self, windows: WindowSet) -> None:
+    def __init__(self, windows: WindowDataset) -> None:
         self._of_components = torch.zeros(windows.n_components, 8, dtype=torch.float64)
         self._of_steps = torch.zeros(windows.n_samples, dtype=torch.float64)
         self._of_windows: list[Tensor] = []

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from freqfilter.config import Params
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import CutWindows, StoredWindows, WindowSet
+from freqfilter.data.windows import SlidingWindows, TensorWindows, WindowDataset
 from freqfilter.evaluation.baselines import Mean, TargetMoments
-from freqfilter.evaluation.limits import KnownLimit
+from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import OVERALL, score
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 
 UNMOVED = 1e-6  # relative change of all weights over an epoch; float32 resolves 1e-7
 STANDSTILL = 1e-3  # share of the learning rate that a scheduler has left: weights are then meant to stay
-SMALLEST_CLIP = 1e-6  # below, Adam's epsilon outweighs the gradient
+MIN_CLIP_NORM = 1e-6  # below, Adam's epsilon outweighs the gradient
 NO_BETTER, NOT_BEGUN = 0.95, 0.99  # of the error of answers that ignore the mixture: at the end, and before
 VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows nothing is called one; share of all epochs
 FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and audit differ by a few hundredths
@@ -32,7 +32,7 @@ TIMES_FAR_ABOVE = 2  # in a row
 SLOW, SLOW_BY_S = 1.75, 5.0  # over the fastest epoch of the run, as a factor and in seconds
 
 
-def of_settings(params: Params) -> Iterator[Finding]:
+def check_settings(params: Params) -> Iterator[Finding]:
     """What can be said before training."""
     if not params.training.deterministic:
         yield Finding(
@@ -41,7 +41,7 @@ def of_settings(params: Params) -> Iterator[Finding]:
         )
 
 
-class Diagnosis:
+class Monitor:
     """Looks at a training run after each epoch, and says each finding once.
 
     Args:
@@ -57,7 +57,7 @@ class Diagnosis:
         params: Params,
         *,
         blind_mse: float,
-        val_limit: KnownLimit | None,
+        val_limit: ValidationLimit | None,
     ) -> None:
         self._state = state
         self._params = params
@@ -67,7 +67,9 @@ class Diagnosis:
         self._said: set[str] = set()
 
     @classmethod
-    def of(cls, state: TrainingState, splits: Splits, params: Params, *, val_limit: KnownLimit | None = None) -> Self:
+    def of(
+        cls, state: TrainingState, splits: Splits, params: Params, *, val_limit: ValidationLimit | None = None
+    ) -> Self:
         """Measure what a training run will be held against."""
         device, validation = state.compute.device, splits.validation
         blind = Mean(TargetMoments.of(validation))
@@ -83,8 +85,8 @@ class Diagnosis:
         ended = progress.stopped_early or report.epoch == training.epochs
         n_validations = math.ceil(training.epochs / training.validate_every)
         findings = [
-            unmoved_weights(report, change, self._params),
-            learns_nothing(history, self._blind_mse, self._params, ended=ended),
+            frozen_weights(report, change, self._params),
+            no_learning(history, self._blind_mse, self._params, ended=ended),
             overfitting(history, self._params),
             leak(report, self._val_limit, n_validations=n_validations),
             slow_epoch(history, self._params, threads=self._state.compute.threads),
@@ -94,7 +96,7 @@ class Diagnosis:
         return new
 
 
-def unmoved_weights(report: EpochReport, change: float, params: Params) -> Finding | None:
+def frozen_weights(report: EpochReport, change: float, params: Params) -> Finding | None:
     """Weights that stay where they are at the learning rate that was asked for.
 
     Args:
@@ -108,7 +110,7 @@ def unmoved_weights(report: EpochReport, change: float, params: Params) -> Findi
         return None
     if training.precision == "fp16" and report.gradient_norm == 0:  # the gradient scaler has skipped every step
         remedy = "precision=fp32 (now fp16)"
-    elif 0 < training.gradient_clip_norm < SMALLEST_CLIP:
+    elif 0 < training.gradient_clip_norm < MIN_CLIP_NORM:
         remedy = f"gradient_clip_norm=1 (now {training.gradient_clip_norm:.3g})"
     else:
         remedy = f"learning_rate=0.01 (now {training.learning_rate:.3g})"
@@ -117,7 +119,7 @@ def unmoved_weights(report: EpochReport, change: float, params: Params) -> Findi
     )
 
 
-def learns_nothing(history: Sequence[EpochReport], blind_mse: float, params: Params, *, ended: bool) -> Finding | None:
+def no_learning(history: Sequence[EpochReport], blind_mse: float, params: Params, *, ended: bool) -> Finding | None:
     """A filter that does no better than one that answers zero, or the component's mean, to everything.
 
     Many filters do so for a while before they learn: until training has ended it is only said of one that has not
@@ -234,13 +236,13 @@ def _flat(state: TrainingState) -> Tensor:
     return torch.nn.utils.parameters_to_vector(state.network.parameters()).detach().clone()
 
 
-FALSE_ALARMS = 1e-3  # of honest runs, over all their validations
-FEWEST_BLOCKS = 4  # that a standard error is worth something from
-READ_AT_ONCE = 65_536  # windows
+FALSE_ALARM_RATE = 1e-3  # of honest runs, over all their validations
+MIN_BLOCKS = 4  # that a standard error is worth something from
+CHUNK_SIZE = 65_536  # windows
 
 
 @dataclass(frozen=True)
-class SplitAudit:
+class SampleOverlap:
     """What validation shares with training.
 
     Attributes:
@@ -260,7 +262,7 @@ class SplitAudit:
         )
 
 
-def audit_split(train: WindowSet, validation: WindowSet, *, fresh_noise: bool) -> SplitAudit:
+def measure_overlap(train: WindowDataset, validation: WindowDataset, *, fresh_noise: bool) -> SampleOverlap:
     """Compare the content of two sets of windows.
 
     A sample is known by its value and that of the one before it in the same window: with noise no two places of a
@@ -274,11 +276,11 @@ def audit_split(train: WindowSet, validation: WindowSet, *, fresh_noise: bool) -
     """
     wanted = np.unique(_samples(validation))
     if fresh_noise:
-        return SplitAudit(len(wanted), 0)
-    return SplitAudit(len(wanted), int(np.isin(wanted, _samples(train)).sum()))
+        return SampleOverlap(len(wanted), 0)
+    return SampleOverlap(len(wanted), int(np.isin(wanted, _samples(train)).sum()))
 
 
-def leak(report: EpochReport, limit: KnownLimit | None, *, n_validations: int) -> Finding | None:
+def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: int) -> Finding | None:
     """A validation error below the limit by more than chance: the validation windows leak from training.
 
     Model and limit are compared on the same windows, block by block, since neighbouring windows share their noise; the
@@ -291,13 +293,13 @@ def leak(report: EpochReport, limit: KnownLimit | None, *, n_validations: int) -
         limit: The limit on the validation windows; None where it is unknown.
         n_validations: Of the whole run.
     """
-    if limit is None or report.val_mse is None or len(report.val_blocks) < FEWEST_BLOCKS:
+    if limit is None or report.val_mse is None or len(report.val_blocks) < MIN_BLOCKS:
         return None
     differences = np.subtract(report.val_blocks, limit.blocks)
     n_blocks = len(differences)
     scatter = float(differences.std(ddof=1)) / math.sqrt(n_blocks)
     t = float(differences.mean()) / scatter if scatter > 0 else 0.0
-    if t > stats.t.ppf(FALSE_ALARMS / n_validations, n_blocks - 1):
+    if t > stats.t.ppf(FALSE_ALARM_RATE / n_validations, n_blocks - 1):
         return None
     return Finding(
         "leak",
@@ -307,17 +309,17 @@ def leak(report: EpochReport, limit: KnownLimit | None, *, n_validations: int) -
     )
 
 
-def _samples(windows: WindowSet) -> NDArray[np.int64]:
+def _samples(windows: WindowDataset) -> NDArray[np.int64]:
     """A number for each sample that stands in some window, equal where value and predecessor are."""
-    if isinstance(windows, CutWindows):
+    if isinstance(windows, SlidingWindows):
         return _of_realizations(windows)
-    if not isinstance(windows, StoredWindows):
+    if not isinstance(windows, TensorWindows):
         raise TypeError(f"{type(windows).__name__}: neither cut from realizations nor stored")
-    parts = [np.unique(_keys(part[..., 0].numpy())) for part in torch.split(windows.inputs.cpu(), READ_AT_ONCE)]
+    parts = [np.unique(_keys(part[..., 0].numpy())) for part in torch.split(windows.inputs.cpu(), CHUNK_SIZE)]
     return np.concatenate(parts)
 
 
-def _of_realizations(windows: CutWindows) -> NDArray[np.int64]:
+def _of_realizations(windows: SlidingWindows) -> NDArray[np.int64]:
     """The same for windows that are views: each sample of a realization once, if a window has it."""
     n_realizations, length = windows.mixtures.shape
     covered = np.zeros((n_realizations, length + 1), dtype=np.int64)

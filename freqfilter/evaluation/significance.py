@@ -13,17 +13,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from freqfilter.data.signal_model import stream
+from freqfilter.data.signal_model import random_stream
 from freqfilter.evaluation.heldout import FreshScores, summarize
 from freqfilter.evaluation.limits import CONFIDENCE, LIMIT
 from freqfilter.evaluation.metrics import MODEL, OVERALL
 
-LOOKS = (6, 12, 24)  # realizations after which a decision is tried
-FALSE_PROMOTIONS = 0.05  # of candidates that are equal to the champion, over all looks
+INTERIM_ANALYSES = (6, 12, 24)  # realizations after which a decision is tried
+FALSE_PROMOTION_RATE = 0.05  # of candidates that are equal to the champion, over all looks
 INDIFFERENCE = 0.0005  # of the champion's error: less is no difference that anybody would act on
 
 EXACT = 12  # realizations of which all signs can be tried
-FLIPS = 20_000  # of more, so many
+N_SIGN_FLIPS = 20_000  # of more, so many
 
 Array = NDArray[np.float64]
 
@@ -68,14 +68,14 @@ class PairedTest:
 
 
 def paired_test(
-    candidate: Array, champion: Array, *, margin: float = 0.0, looks: tuple[int, ...] = LOOKS
+    candidate: Array, champion: Array, *, margin: float = 0.0, looks: tuple[int, ...] = INTERIM_ANALYSES
 ) -> PairedTest:
     """Compare two filters' errors on the same realizations, at one of several looks.
 
     The noise of a realization makes both errors larger or smaller together, so that their difference scatters much
     less than they do. Of two filters that are equal, each difference could as well have the other sign: its mean is
     held against those under all signs. So few realizations are no matter for a t-test, which two errors that differ
-    in a regular way deceive. Each look may err with an equal share of ``FALSE_PROMOTIONS`` (Bonferroni), so that a
+    in a regular way deceive. Each look may err with an equal share of ``FALSE_PROMOTION_RATE`` (Bonferroni), so that a
     candidate that is equal is promoted at most as often as stated, however many looks are taken.
 
     Source: R. A. Fisher, "The Design of Experiments", 1935, section 21.
@@ -95,12 +95,12 @@ def paired_test(
     scale = float(champion.mean())
     differences = (candidate - champion) / scale
     mean = float(differences.mean())
-    half = float(stats.t.isf(FALSE_PROMOTIONS / len(looks), n - 1) * differences.std(ddof=1) / math.sqrt(n))
-    low, high, allowed = mean - half, mean + half, FALSE_PROMOTIONS / len(looks)
-    p_value = _chance_of_less(differences - margin)
+    half = float(stats.t.isf(FALSE_PROMOTION_RATE / len(looks), n - 1) * differences.std(ddof=1) / math.sqrt(n))
+    low, high, allowed = mean - half, mean + half, FALSE_PROMOTION_RATE / len(looks)
+    p_value = _p_value_below(differences - margin)
     if p_value <= allowed:
         verdict = Verdict.BETTER
-    elif _chance_of_less(margin - differences) <= allowed:
+    elif _p_value_below(margin - differences) <= allowed:
         verdict = Verdict.NOT_BETTER
     elif low > -INDIFFERENCE and high < INDIFFERENCE:
         verdict = Verdict.EQUAL
@@ -126,7 +126,7 @@ class Difference:
     p_value: float
 
 
-def difference(one: Array, other: Array) -> Difference:
+def paired_difference(one: Array, other: Array) -> Difference:
     """How much one filter's error differs from another's, and how often chance alone does as much.
 
     The p-value is that of ``paired_test``, to both sides.
@@ -138,11 +138,11 @@ def difference(one: Array, other: Array) -> Difference:
     shares = (one - other) / float(other.mean())
     mean, n = float(shares.mean()), len(shares)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(shares)) if n > 1 else math.nan
-    p_value = min(1.0, 2 * min(_chance_of_less(shares), _chance_of_less(-shares)))
+    p_value = min(1.0, 2 * min(_p_value_below(shares), _p_value_below(-shares)))
     return Difference(mean, mean - half, mean + half, p_value)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """P-values of several comparisons, each raised so far that all of them together err no more often than one.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
@@ -158,23 +158,23 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return raised
 
 
-def _chance_of_less(values: Array) -> float:
+def _p_value_below(values: Array) -> float:
     """Share of all signs of the values under which their sum is at most what it is."""
     n = len(values)
     if n <= EXACT:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
     else:
-        signs = stream(0, "signs").choice([-1, 1], size=(FLIPS, n))
+        signs = random_stream(0, "signs").choice([-1, 1], size=(N_SIGN_FLIPS, n))
         signs[0] = 1  # as they are
     sums = signs @ values
     return float((sums <= values.sum() + 1e-12 * np.abs(values).sum()).mean())
 
 
-CHANCE = 0.05  # a difference that chance brings about less often than this is one
+SIGNIFICANCE_LEVEL = 0.05  # a difference that chance brings about less often than this is one
 
 
 @dataclass(frozen=True)
-class Standing:
+class PairwiseComparison:
     """How a filter stands among others.
 
     Attributes:
@@ -194,14 +194,14 @@ class Standing:
             return "what the others are held against"
         found = self.difference
         share, low, high = (100 * value for value in (found.mean, found.low, found.high))
-        if found.p_value >= CHANCE:
+        if found.p_value >= SIGNIFICANCE_LEVEL:
             return f"no more than chance: {share:+.2f} % ({low:+.2f} to {high:+.2f}), p = {found.p_value:.2g}"
         if share < 0:
             return f"better by {-share:.2f} % ({-high:.2f} to {-low:.2f}), more than chance, p = {found.p_value:.2g}"
         return f"worse by {share:.2f} % ({low:.2f} to {high:.2f}), more than chance, p = {found.p_value:.2g}"
 
 
-def least_realizations(n_others: int) -> int:
+def min_realizations(n_others: int) -> int:
     """How many realizations it takes for any difference of so many filters from a first to be more than chance.
 
     The least p-value of n realizations is that of one sign pattern and its opposite among all 2ⁿ.
@@ -209,10 +209,10 @@ def least_realizations(n_others: int) -> int:
     >>> least_realizations(1), least_realizations(9)
     (6, 9)
     """
-    return next(n for n in count(1) if 2 * n_others / 2**n < CHANCE)
+    return next(n for n in count(1) if 2 * n_others / 2**n < SIGNIFICANCE_LEVEL)
 
 
-def standings(errors: Mapping[int, pd.DataFrame], names: Sequence[str]) -> dict[str, Standing]:
+def pairwise_comparisons(errors: Mapping[int, pd.DataFrame], names: Sequence[str]) -> dict[str, PairwiseComparison]:
     """Each filter's standing; the first is what the others are held against.
 
     Args:
@@ -222,11 +222,11 @@ def standings(errors: Mapping[int, pd.DataFrame], names: Sequence[str]) -> dict[
     """
     first, *others = names
     overall = pd.DataFrame({seed: table[OVERALL] for seed, table in errors.items()})
-    found = [difference(overall.loc[name].to_numpy(), overall.loc[first].to_numpy()) for name in others]
-    raised = holm([one.p_value for one in found])
+    found = [paired_difference(overall.loc[name].to_numpy(), overall.loc[first].to_numpy()) for name in others]
+    raised = holm_correction([one.p_value for one in found])
     against = [None, *(replace(one, p_value=p_value) for one, p_value in zip(found, raised, strict=True))]
     return {
-        name: Standing(summarize(_of_one(errors, name)), first if of_name else None, of_name)
+        name: PairwiseComparison(summarize(_of_one(errors, name)), first if of_name else None, of_name)
         for name, of_name in zip(names, against, strict=True)
     }
 

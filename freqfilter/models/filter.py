@@ -13,8 +13,8 @@ from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
 
-AT_ONCE = 4096  # windows of a signal in memory together
-SAME_RATE = 1e-3  # two sample rates that differ by less are the same
+CHUNK_SIZE = 4096  # windows of a signal in memory together
+RATE_TOLERANCE = 1e-3  # two sample rates that differ by less are the same
 
 Array = NDArray[np.float32]
 
@@ -110,8 +110,8 @@ class Filter:
         at = n_samples // 2 if self.facts["network"]["bidirectional"] else n_samples - 1
         first = self._select(windows[:1], frequency_hz)[0]
         found = [first[:at]]
-        for start in range(0, len(windows), AT_ONCE):
-            found.append(self._select(windows[start : start + AT_ONCE], frequency_hz)[:, at])
+        for start in range(0, len(windows), CHUNK_SIZE):
+            found.append(self._select(windows[start : start + CHUNK_SIZE], frequency_hz)[:, at])
         if at < n_samples - 1:
             found.append(self._select(windows[-1:], frequency_hz)[0, at + 1 :])
         return np.concatenate(found)
@@ -141,7 +141,7 @@ class Filter:
 
     def _check_rate(self, sample_rate_hz: float | None) -> None:
         own = self.facts["sample_rate_hz"]
-        if sample_rate_hz is not None and own is not None and abs(sample_rate_hz / own - 1) > SAME_RATE:
+        if sample_rate_hz is not None and own is not None and abs(sample_rate_hz / own - 1) > RATE_TOLERANCE:
             raise UserError(
                 f"sample_rate_hz={sample_rate_hz:g}: this filter was trained at {own:g} Hz; resample the signal"
             )

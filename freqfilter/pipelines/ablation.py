@@ -13,7 +13,7 @@ from freqfilter.config import Params
 from freqfilter.errors import UserError
 from freqfilter.pipelines.model_card import runs_table
 from freqfilter.pipelines.run_metrics import spread_metrics
-from freqfilter.pipelines.setup import get_ready
+from freqfilter.pipelines.setup import setup
 from freqfilter.pipelines.train import TrainingResult, train
 from freqfilter.plots.training import comparison
 from freqfilter.process import shutdown
@@ -43,7 +43,7 @@ class SweepResult:
     table: pd.DataFrame
 
 
-def train_several(
+def train_variants(
     variants: Mapping[str, Params], *, workflow: str, asked: Mapping[str, str], recipe: str, name: str
 ) -> SweepResult:
     """Train each variant in turn; a failed one is reported and does not keep the others from being trained.
@@ -65,7 +65,7 @@ def train_several(
     """
     tracking_uri = open_store()
     for params in variants.values():
-        get_ready(params)  # what can be refused is refused before there is a run
+        setup(params)  # what can be refused is refused before there is a run
     first, shared = next(iter(variants.values())), _shared(variants)
     with open_run(first.tracking, name=name) as run:
         run.log_params({"recipe": recipe, **asked, **shared})
@@ -73,7 +73,7 @@ def train_several(
         run.log_tags({"workflow": workflow, "recipe": recipe})
         trained, failed = _train_all(variants, run, recipe=recipe)
         only_by_chance = set(first.canonical()) - set(shared) <= {"seed"}
-        table = comparison_of(trained, with_test=only_by_chance)
+        table = comparison_table(trained, with_test=only_by_chance)
         if trained:
             logger.info(f"\n{runs_table(table, 'simple', with_spread=only_by_chance and not failed)}\n")
             text = runs_table(table, "github", with_spread=only_by_chance and not failed)
@@ -86,7 +86,7 @@ def train_several(
     return SweepResult(RunRef.to(run, tracking_uri), trained, table)
 
 
-def comparison_of(trained: Mapping[str, TrainingResult], *, with_test: bool) -> pd.DataFrame:
+def comparison_table(trained: Mapping[str, TrainingResult], *, with_test: bool) -> pd.DataFrame:
     """A row for each run: its size, its cost and how good it became.
 
     Args:

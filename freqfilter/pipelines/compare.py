@@ -17,13 +17,13 @@ import jinja2
 import pandas as pd
 from tabulate import tabulate
 
-from freqfilter.atomic_io import replacing
+from freqfilter.atomic_io import atomic_write
 from freqfilter.config import TrackingParams
-from freqfilter.config.schema import other_task
+from freqfilter.config.schema import task_differences
 from freqfilter.errors import UserError
-from freqfilter.evaluation.heldout import beside_limit, fresh_seeds, score_realizations
-from freqfilter.evaluation.significance import Standing, least_realizations, standings
-from freqfilter.pipelines.model_card import interval
+from freqfilter.evaluation.heldout import fresh_seeds, score_realizations, score_with_limit
+from freqfilter.evaluation.significance import PairwiseComparison, min_realizations, pairwise_comparisons
+from freqfilter.pipelines.model_card import format_interval
 from freqfilter.plots.training import Curves, side_by_side
 from freqfilter.process import shutdown
 from freqfilter.tracked_names import (
@@ -41,7 +41,7 @@ from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.queries import Training, trainings
 from freqfilter.tracking.run import diagnoses
 from freqfilter.tracking.ui_views import RunRef
-from freqfilter.training.device import Compute, memory_errors
+from freqfilter.training.device import Device, wrap_memory_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class ComparisonResult:
     """
 
     run: RunRef
-    compared: list[Compared]
+    compared: list[ComparedTraining]
 
     @property
     def figures(self) -> pd.DataFrame:
@@ -79,14 +79,14 @@ class ComparisonResult:
     @property
     def text(self) -> str:
         """Everything as plain text."""
-        return as_text(self.compared, "simple")
+        return comparison_text(self.compared, "simple")
 
     def figure(self) -> Figure:
         """Validation and audit curves beside the limit, and errors over the limit with their intervals."""
-        return figure(self.compared)
+        return comparison_figure(self.compared)
 
 
-@memory_errors()
+@wrap_memory_errors()
 def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, page: Path | None) -> ComparisonResult:
     """Compare trainings, as a run of its own in the experiment and as a page.
 
@@ -103,30 +103,30 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
     found = trainings(runs, tracking)
     if len(found) < 2:
         raise UserError(f"runs={runs or 'the newest'}: found {len(found)}, to compare takes two")
-    if 0 < realizations < (least := least_realizations(len(found) - 1)):
+    if 0 < realizations < (least := min_realizations(len(found) - 1)):
         raise UserError(
             f"realizations={realizations}: so few tell no difference among {len(found)} trainings from chance; "
             f"{least} at least, or 0 for none"
         )
-    named = dict(zip(names_of(found), found, strict=True))
+    named = dict(zip(distinct_names(found), found, strict=True))
     with open_run(tracking, name=f"compare {len(found)} trainings") as run:
         run.log_params({"runs": " ".join(training.run_id for training in found), "realizations": str(realizations)})
         run.log_source(provenance.source())
         run.log_tags({"workflow": "compare"})
-        standing: dict[str, Standing] = {}
+        standing: dict[str, PairwiseComparison] = {}
         for group in _by_task(named):
             standing |= _score(group, realizations)
-        compared = [Compared(name, training, standing.get(name)) for name, training in named.items()]
-        drawn = figure(compared)
-        content = as_page(compared, drawn)
+        compared = [ComparedTraining(name, training, standing.get(name)) for name, training in named.items()]
+        drawn = comparison_figure(compared)
+        content = comparison_page(compared, drawn)
         if page is not None:
-            with replacing(page) as file:
+            with atomic_write(page) as file:
                 file.write(content.encode())
         run.log_figure(drawn, "comparison/side_by_side.png")
         run.log_bytes(content.encode(), "comparison/report.html")
         run.log_bytes(figures_table(compared).to_csv(index_label="figure").encode(), "comparison/figures.csv")
         run.log_bytes(parameters_table(compared).to_csv(index_label="parameter").encode(), "comparison/parameters.csv")
-        run.describe(as_text(compared, "github"))
+        run.describe(comparison_text(compared, "github"))
     return ComparisonResult(RunRef.to(run, tracking_uri), compared)
 
 
@@ -135,7 +135,7 @@ def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:
     groups: list[dict[str, Training]] = []
     for name, training in named.items():
         for group in groups:
-            if not other_task(training.params, next(iter(group.values())).params):
+            if not task_differences(training.params, next(iter(group.values())).params):
                 group[name] = training
                 break
         else:
@@ -143,7 +143,7 @@ def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:
     return groups
 
 
-def _score(group: Mapping[str, Training], realizations: int) -> dict[str, Standing]:
+def _score(group: Mapping[str, Training], realizations: int) -> dict[str, PairwiseComparison]:
     """How filters of one task stand on realizations that none of them has seen."""
     scored = {name: training for name, training in group.items() if training.has_model}
     if not scored or not realizations:
@@ -152,24 +152,24 @@ def _score(group: Mapping[str, Training], realizations: int) -> dict[str, Standi
     if first.data.data_file is not None:
         logger.info(f"{', '.join(scored)}: trained on a data file, from which no fresh realizations can be drawn")
         return {}
-    compute = Compute.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
+    compute = Device.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     networks = {name: loading.load_run(training.run_id).module.to(compute.device) for name, training in scored.items()}
-    extractors, errors = beside_limit(networks, first), {}
+    extractors, errors = score_with_limit(networks, first), {}
     noise_seeds = fresh_seeds([training.params for training in scored.values()], realizations)
     for seed, table in score_realizations(extractors, first, noise_seeds, device=compute.device):
         shutdown.check()
         errors[seed] = table
         logger.info(f"realization {len(errors)} of {realizations}: {len(scored)} filters scored")
-    return standings(errors, list(scored))
+    return pairwise_comparisons(errors, list(scored))
 
 
-LONGEST_NAME = 40
-WIDEST = 24  # letters of a column
-NOT_KNOWN = "–"
+MAX_NAME_LENGTH = 40
+MAX_WIDTH = 24  # letters of a column
+UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedTraining:
     """A training among others.
 
     Attributes:
@@ -180,15 +180,15 @@ class Compared:
 
     name: str
     training: Training
-    standing: Standing | None
+    standing: PairwiseComparison | None
 
 
-def names_of(trainings: Sequence[Training]) -> list[str]:
+def distinct_names(trainings: Sequence[Training]) -> list[str]:
     """A name for each, different from all others: its run's, without the words that all of them share."""
     words = [training.name.split(" ") for training in trainings]
     shared = set(words[0]).intersection(*words)
     short = [
-        " ".join([first, *(word for word in rest if word not in shared)])[:LONGEST_NAME].strip()
+        " ".join([first, *(word for word in rest if word not in shared)])[:MAX_NAME_LENGTH].strip()
         for first, *rest in words
     ]
     often = Counter(short)
@@ -198,7 +198,7 @@ def names_of(trainings: Sequence[Training]) -> list[str]:
     ]
 
 
-def parameters_table(compared: Sequence[Compared]) -> pd.DataFrame:
+def parameters_table(compared: Sequence[ComparedTraining]) -> pd.DataFrame:
     """The parameters in which trainings differ, but for where they were kept: a row for each, a column for each run."""
     every = {of.name: of.training.params.canonical() for of in compared}
     kept = set(TrackingParams.model_fields)
@@ -206,16 +206,16 @@ def parameters_table(compared: Sequence[Compared]) -> pd.DataFrame:
     return table[table.nunique(axis=1) > 1]
 
 
-def figures_table(compared: Sequence[Compared]) -> pd.DataFrame:
+def figures_table(compared: Sequence[ComparedTraining]) -> pd.DataFrame:
     """What each training came to and what it cost, as text: a row for each figure, a column for each run.
 
     Figures that no run has are left out.
     """
     table = pd.DataFrame({of.name: {title: find(of) for title, find in _FIGURES.items()} for of in compared})
-    return table[(table != NOT_KNOWN).any(axis=1)]
+    return table[(table != UNKNOWN).any(axis=1)]
 
 
-def remarks(compared: Sequence[Compared]) -> list[str]:
+def remarks(compared: Sequence[ComparedTraining]) -> list[str]:
     """What has to be known before one is held against another, and how the others stand against the first."""
     lines = []
     for number, of in enumerate(compared):
@@ -233,18 +233,18 @@ def remarks(compared: Sequence[Compared]) -> list[str]:
     return lines
 
 
-def _differ(one: Compared, other: Compared) -> list[str]:
-    return other_task(one.training.params, other.training.params)
+def _differ(one: ComparedTraining, other: ComparedTraining) -> list[str]:
+    return task_differences(one.training.params, other.training.params)
 
 
-def _of_another_task(of: Compared, first: Compared, different: list[str]) -> str:
+def _of_another_task(of: ComparedTraining, first: ComparedTraining, different: list[str]) -> str:
     line = f"{of.name} cannot be held against {first.name}: it is for another task ({'; '.join(different)})"
     if of.training.params.data.data_file or first.training.params.data.data_file:
         return f"{line}."
     return f"{line}, and has another limit. Only their errors over the limit can be set side by side."
 
 
-def figure(compared: Sequence[Compared]) -> Figure:
+def comparison_figure(compared: Sequence[ComparedTraining]) -> Figure:
     """Curves and distances from the limit."""
     drawn = {}
     for of in compared:
@@ -261,7 +261,7 @@ def figure(compared: Sequence[Compared]) -> Figure:
     return side_by_side(drawn)
 
 
-def as_text(compared: Sequence[Compared], table_format: str) -> str:
+def comparison_text(compared: Sequence[ComparedTraining], table_format: str) -> str:
     """Tables and remarks as text.
 
     Args:
@@ -273,7 +273,7 @@ def as_text(compared: Sequence[Compared], table_format: str) -> str:
     return "\n\n".join([*remarks(compared), shown, _text(figures_table(compared), "figure", table_format)])
 
 
-def as_page(compared: Sequence[Compared], drawn: Figure) -> str:
+def comparison_page(compared: Sequence[ComparedTraining], drawn: Figure) -> str:
     """Everything on one page of HTML that needs nothing beside it."""
     picture = io.BytesIO()
     drawn.savefig(picture, format="png", dpi=110)
@@ -292,51 +292,55 @@ def as_page(compared: Sequence[Compared], drawn: Figure) -> str:
 def _text(table: pd.DataFrame, corner: str, table_format: str) -> str:
     def shown(cell: str) -> str:
         # In the terminal; a page breaks lines itself.
-        return textwrap.fill(cell, WIDEST) if table_format == "simple" else cell
+        return textwrap.fill(cell, MAX_WIDTH) if table_format == "simple" else cell
 
     rows = [[name, *map(shown, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
     headers = [corner, *map(shown, table.columns)]
     return tabulate(rows, headers=headers, tablefmt=table_format, disable_numparse=True)
 
 
-def _metric(name: str, digits: str) -> Callable[[Compared], str]:
-    return lambda of: format(value, digits) if (value := of.training.metrics.get(name)) is not None else NOT_KNOWN
+def _metric(name: str, digits: str) -> Callable[[ComparedTraining], str]:
+    return lambda of: format(value, digits) if (value := of.training.metrics.get(name)) is not None else UNKNOWN
 
 
-def _with_interval(name: str) -> Callable[[Compared], str]:
-    def find(of: Compared) -> str:
+def _with_interval(name: str) -> Callable[[ComparedTraining], str]:
+    def find(of: ComparedTraining) -> str:
         metrics = of.training.metrics
         value = metrics.get(name)
-        return NOT_KNOWN if value is None else interval(value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
+        return (
+            UNKNOWN
+            if value is None
+            else format_interval(value, metrics.get(f"{name}_low"), metrics.get(f"{name}_high"))
+        )
 
     return find
 
 
-def _fresh(over_limit: bool) -> Callable[[Compared], str]:
-    def find(of: Compared) -> str:
+def _fresh(over_limit: bool) -> Callable[[ComparedTraining], str]:
+    def find(of: ComparedTraining) -> str:
         if of.standing is None:
-            return NOT_KNOWN
+            return UNKNOWN
         fresh = of.standing.fresh
         if not over_limit:
-            return interval(fresh.mse, *fresh.mse_interval, digits=4)
+            return format_interval(fresh.mse, *fresh.mse_interval, digits=4)
         if fresh.mse_over_limit is None or fresh.ratio_interval is None:
-            return NOT_KNOWN
-        return interval(fresh.mse_over_limit, *fresh.ratio_interval)
+            return UNKNOWN
+        return format_interval(fresh.mse_over_limit, *fresh.ratio_interval)
 
     return find
 
 
-def _seconds(of: Compared) -> str:
+def _seconds(of: ComparedTraining) -> str:
     seconds = of.training.curves.get(EPOCH_SECONDS)
-    return NOT_KNOWN if seconds is None else f"{seconds.sum():.0f} ({seconds.median():.1f} for an epoch)"
+    return UNKNOWN if seconds is None else f"{seconds.sum():.0f} ({seconds.median():.1f} for an epoch)"
 
 
-def _diagnoses(of: Compared) -> str:
-    return ", ".join(sorted(diagnoses(of.training.tags))) or NOT_KNOWN
+def _diagnoses(of: ComparedTraining) -> str:
+    return ", ".join(sorted(diagnoses(of.training.tags))) or UNKNOWN
 
 
-_FIGURES: dict[str, Callable[[Compared], str]] = {
-    "version": lambda of: of.training.tags.get("model_version", NOT_KNOWN),
+_FIGURES: dict[str, Callable[[ComparedTraining], str]] = {
+    "version": lambda of: of.training.tags.get("model_version", UNKNOWN),
     "test MSE": _metric(TEST_MSE, ".4f"),
     "test MSE over the limit": _with_interval(TEST_MSE_OVER_LIMIT),
     "MSE on fresh realizations": _fresh(over_limit=False),

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from freqfilter.atomic_io import replacing
+from freqfilter.atomic_io import atomic_write
 from freqfilter.config import TrackingParams
-from freqfilter.errors import UserError, how_to_install, without_credentials
+from freqfilter.errors import UserError, install_hint, without_credentials
 from freqfilter.models.filter import Filter
 from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases, provenance
@@ -22,7 +22,7 @@ from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
-from freqfilter.tracking.remote_registry import Elsewhere
+from freqfilter.tracking.remote_registry import RemoteRegistry
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -35,7 +35,7 @@ PACKAGES = ("onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written.
 
     Attributes:
@@ -49,7 +49,7 @@ class Exported:
     largest_difference: float
 
 
-def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exported:
+def export(tracking: TrackingParams, *, number: int | None, output: Path) -> ExportResult:
     """Write a version as an ONNX file, whose answers have been seen to be the version's own.
 
     The file is also kept among the artifacts of the run that trained the version, and the version is tagged with where
@@ -65,12 +65,12 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
         RuntimeError: If the file does not give the version's estimates.
     """
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
-        raise UserError(f"{' and '.join(missing)} not installed; {how_to_install('onnx')}")
+        raise UserError(f"{' and '.join(missing)} not installed; {install_hint('onnx')}")
     open_store()
-    version = aliases.candidate(tracking.model_name, number)
+    version = aliases.candidate_version(tracking.model_name, number)
     if not launched_by_mlflow():
         content, difference = _exported(version, output)
-        return Exported(version, output, difference)
+        return ExportResult(version, output, difference)
     with open_run(tracking, name=f"export {version.uri}") as run:
         run.log_params({"model_name": version.model_name, "version": str(version.number)})
         run.log_source(provenance.source())
@@ -80,7 +80,7 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
         run.describe(
             f"`{version.uri}` as an ONNX file; its estimates differ from the version's by {difference:.0e} at most."
         )
-    return Exported(version, output, difference)
+    return ExportResult(version, output, difference)
 
 
 def _exported(version: aliases.Version, output: Path) -> tuple[bytes, float]:
@@ -94,7 +94,7 @@ def _exported(version: aliases.Version, output: Path) -> tuple[bytes, float]:
     difference = _largest_difference(InferenceSession(content), found)
     if difference > TOLERANCE:
         raise RuntimeError(f"{version.uri}: the ONNX file's estimates are off by {difference:.1e}")
-    with replacing(output) as file:
+    with atomic_write(output) as file:
         file.write(content)
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / _file_name(version)
@@ -128,13 +128,13 @@ def _largest_difference(session: InferenceSession, found: Filter) -> float:
 
 
 # Tags that speak of the registry in which they were made.
-OF_HERE = {
+REGISTRY_LOCAL_TAGS = {
     "decision", "decision_run", "decided_against", "decided_in", "rollback_run", "copied_from", "verdict_elsewhere"
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Copied:
+class CopyResult:
     """Where a copy is."""
 
     model_name: str
@@ -142,7 +142,7 @@ class Copied:
     tracking_uri: str
 
 
-def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_name: str | None) -> Copied:
+def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_name: str | None) -> CopyResult:
     """Copy a version to another tracking server or store, checked on arrival.
 
     A verdict is of the registry in which it was made: the copy is nobody's champion, and says where it was judged and
@@ -158,18 +158,20 @@ def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_na
         UserError: If there is no such version, its files are not those that were registered, or do not arrive as such.
     """
     here, name = open_store(), to_name or tracking.model_name
-    version = aliases.candidate(tracking.model_name, number)
+    version = aliases.candidate_version(tracking.model_name, number)
     with tempfile.TemporaryDirectory() as folder:
         files = checked_files(version.uri, Path(folder) / "model")
         if decision_run := version.tags.get("decision_run"):
             download(decision_run, aliases.DECISION, Path(folder))
         origin = f"{without_credentials(here)}: {version.model_name} version {version.number}"
-        tags = {tag: value for tag, value in version.tags.items() if tag not in OF_HERE} | {"copied_from": origin}
+        tags = {tag: value for tag, value in version.tags.items() if tag not in REGISTRY_LOCAL_TAGS} | {
+            "copied_from": origin
+        }
         if decision := version.tags.get("decision"):
             against = version.tags.get("decided_against", "none")
             where = version.tags.get("decided_in", here)
             tags["verdict_elsewhere"] = f"{decision} in {where} against version {against}"
-        there = Elsewhere(to)
+        there = RemoteRegistry(to)
         made = there.register(name, files, Path(folder) / aliases.DECISION, tags, experiment=tracking.experiment)
         arrived = there.digest(name, made)
         if arrived != version.tags.get(MODEL_DIGEST, arrived):
@@ -177,4 +179,4 @@ def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_na
             raise UserError(
                 f"{name} version {made} at {without_credentials(to)}: its files did not arrive as they were"
             )
-    return Copied(name, made, without_credentials(to))
+    return CopyResult(name, made, without_credentials(to))

@@ -10,32 +10,32 @@ from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
 
-from freqfilter.atomic_io import sweep, writable_folder
+from freqfilter.atomic_io import remove_stale_temp_files, writable_folder
 from freqfilter.config import Params
 from freqfilter.errors import UserError
 from freqfilter.tracked_names import CHECKPOINTS
 from freqfilter.tracking.aliases import registered_models
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.queries import (
-    AT_WORK,
     DIED,
-    ELSEWHERE,
-    NEVER_BEGUN,
+    NEVER_STARTED,
+    RUNNING_ELSEWHERE,
+    RUNNING_HERE,
     end_run,
-    kept_folders,
-    kept_run,
+    folder_run,
+    run_folders,
+    stale_runs,
     stored_run,
-    unended_runs,
 )
-from freqfilter.tracking.ui_views import way_on
+from freqfilter.tracking.ui_views import resume_command
 
 logger = logging.getLogger(__name__)
 
-LEAST_SPACE = 1_000_000_000  # bytes; a run of the default recipe takes 20 million
-GOOD, MENDED, BAD = "ok", "mended", "PROBLEM"
+MIN_FREE_BYTES = 1_000_000_000  # bytes; a run of the default recipe takes 20 million
+OK, FIXED, PROBLEM = "ok", "mended", "PROBLEM"
 
 
-def examine(params: Params) -> None:
+def check_installation(params: Params) -> None:
     """Say what is well and what is not; close the runs that nobody works on, and remove what they left half-written.
 
     Args:
@@ -46,41 +46,41 @@ def examine(params: Params) -> None:
     """
     problems = []
     run_dir = Path(params.tracking.run_dir)
-    for kind, line in (*_installation(), *_machine(), *_space(run_dir), *_store(run_dir)):
+    for kind, line in (*_check_packages(), *_check_machine(), *_check_space(run_dir), *_check_store(run_dir)):
         logger.info(f"{kind:8} {line}")
-        if kind == BAD:
+        if kind == PROBLEM:
             problems.append(line)
     if problems:
         several = f"{len(problems)} things need you, the first of them: " if len(problems) > 1 else ""
         raise UserError(several + problems[0])
 
 
-def _installation() -> Iterator[tuple[str, str]]:
+def _check_packages() -> Iterator[tuple[str, str]]:
     wrong = []
     for stated in requires("freqfilter") or []:
         name, _, asked = stated.partition("==")
         if ";" not in stated and (found := version(name).partition("+")[0]) != asked:  # extras have a condition
             wrong.append(f"{name} {found} where {asked} is asked for")
     if wrong:
-        yield BAD, f"installation: {'; '.join(wrong)}: make install, or pip install -c constraints.txt -e ."
+        yield PROBLEM, f"installation: {'; '.join(wrong)}: make install, or pip install -c constraints.txt -e ."
     else:
-        yield GOOD, f"installation: freqfilter {version('freqfilter')}, all packages in the versions asked for"
+        yield OK, f"installation: freqfilter {version('freqfilter')}, all packages in the versions asked for"
     quiet = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "").lower() in ("true", "1")
-    yield GOOD, f"MLflow's telemetry is {'off' if quiet else 'on, as MLFLOW_DISABLE_TELEMETRY says'}"
+    yield OK, f"MLflow's telemetry is {'off' if quiet else 'on, as MLFLOW_DISABLE_TELEMETRY says'}"
 
 
-def _machine() -> Iterator[tuple[str, str]]:
+def _check_machine() -> Iterator[tuple[str, str]]:
     # Not every system tells what a process may use.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = os.environ.get("OMP_NUM_THREADS", "")  # without it PyTorch takes one for each core
     if threads.isdigit() and int(threads) > cores:
         line = f"threads: OMP_NUM_THREADS={threads}, and this process may use {cores} cores"
-        yield BAD, f"{line}: set OMP_NUM_THREADS={cores}, or train with threads={cores}"
+        yield PROBLEM, f"{line}: set OMP_NUM_THREADS={cores}, or train with threads={cores}"
     else:
-        yield GOOD, f"threads: {threads or cores}, and this process may use {cores} cores"
+        yield OK, f"threads: {threads or cores}, and this process may use {cores} cores"
     if (wanted := os.getloadavg()[0]) > cores:
-        yield GOOD, f"load: {wanted:.1f} programs want these cores already; training will take longer"
-    yield GOOD, f"CUDA: {', '.join(_cuda_devices()) or 'none, training is on the processor'}"
+        yield OK, f"load: {wanted:.1f} programs want these cores already; training will take longer"
+    yield OK, f"CUDA: {', '.join(_cuda_devices()) or 'none, training is on the processor'}"
 
 
 def _cuda_devices() -> list[str]:
@@ -93,63 +93,63 @@ def _cuda_devices() -> list[str]:
     return [line.strip() for line in listed.splitlines() if line.strip()]
 
 
-def _space(run_dir: Path) -> Iterator[tuple[str, str]]:
+def _check_space(run_dir: Path) -> Iterator[tuple[str, str]]:
     try:
         free = shutil.disk_usage(writable_folder(run_dir)).free
     except UserError as error:
-        yield BAD, f"run_dir: {error}"
+        yield PROBLEM, f"run_dir: {error}"
         return
     line = f"disk: {free / 1e9:.1f} GB free for {run_dir}"
-    yield (BAD, f"{line}: make room") if free < LEAST_SPACE else (GOOD, line)
+    yield (PROBLEM, f"{line}: make room") if free < MIN_FREE_BYTES else (OK, line)
     for folder in (run_dir, *run_dir.rglob("*/")):
-        sweep(folder)
+        remove_stale_temp_files(folder)
 
 
-def _store(run_dir: Path) -> Iterator[tuple[str, str]]:
+def _check_store(run_dir: Path) -> Iterator[tuple[str, str]]:
     try:
         uri = open_store()
-        yield GOOD, f"store: {uri} answers"
+        yield OK, f"store: {uri} answers"
         models = registered_models()
     except UserError as error:
-        yield BAD, str(error)
+        yield PROBLEM, str(error)
         return
-    yield GOOD, f"registry: {', '.join(models) or 'no models yet'}"
-    yield from _runs(on_server=uri.startswith("http"))
-    yield from _folders(run_dir)
+    yield OK, f"registry: {', '.join(models) or 'no models yet'}"
+    yield from _check_runs(on_server=uri.startswith("http"))
+    yield from _check_folders(run_dir)
 
 
-def _runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
-    for run, condition in unended_runs(on_server=on_server):
-        if condition == AT_WORK:
-            yield GOOD, f"run {run.run_id} ({run.name}) is at work"
-        elif condition == ELSEWHERE:
+def _check_runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
+    for run, condition in stale_runs(on_server=on_server):
+        if condition == RUNNING_HERE:
+            yield OK, f"run {run.run_id} ({run.name}) is at work"
+        elif condition == RUNNING_ELSEWHERE:
             host = run.worker.host if run.worker else "another machine"
-            yield GOOD, f"run {run.run_id} ({run.name}) is at work on {host}, which cannot be seen from here"
+            yield OK, f"run {run.run_id} ({run.name}) is at work on {host}, which cannot be seen from here"
         elif condition == DIED and run.worker:
             end_run(run.run_id, "KILLED")
             begun = any((Path(run.worker.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
-            remedy = f"; to go on: {way_on(run.run_id)}" if begun else ""
-            yield MENDED, f"run {run.run_id} ({run.name}): its process has died: closed as KILLED{remedy}"
-        elif condition == NEVER_BEGUN:
+            remedy = f"; to go on: {resume_command(run.run_id)}" if begun else ""
+            yield FIXED, f"run {run.run_id} ({run.name}): its process has died: closed as KILLED{remedy}"
+        elif condition == NEVER_STARTED:
             end_run(run.run_id, "FAILED")
-            yield MENDED, f"run {run.run_id} ({run.name}): `mlflow run` failed before it began: closed as FAILED"
+            yield FIXED, f"run {run.run_id} ({run.name}): `mlflow run` failed before it began: closed as FAILED"
 
 
-def _folders(run_dir: Path) -> Iterator[tuple[str, str]]:
-    for folder in kept_folders(run_dir):
+def _check_folders(run_dir: Path) -> Iterator[tuple[str, str]]:
+    for folder in run_folders(run_dir):
         try:
-            run = kept_run(folder)
+            run = folder_run(folder)
         except UserError as error:
-            yield BAD, f"{error}; what is whole in it can be saved by hand, the rest has to go"
+            yield PROBLEM, f"{error}; what is whole in it can be saved by hand, the rest has to go"
             continue
         if run.meant_for is not None:
             if not (run.worker and run.worker.is_alive):
-                yield GOOD, f"run {run.run_id} ({run.name}) is offline; to deliver it: python -m freqfilter sync"
+                yield OK, f"run {run.run_id} ({run.name}) is offline; to deliver it: python -m freqfilter sync"
             continue
         try:
             status = stored_run(run.run_id).status
         except UserError:
-            yield GOOD, f"{run.folder}: of a run that is not in this store; remove it if it is in none"
+            yield OK, f"{run.folder}: of a run that is not in this store; remove it if it is in none"
             continue
         if status == "FINISHED":
-            yield GOOD, f"run {run.run_id} has finished, and left a folder; to clear it: python -m freqfilter sync"
+            yield OK, f"run {run.run_id} has finished, and left a folder; to clear it: python -m freqfilter sync"

@@ -15,16 +15,16 @@ from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
 from freqfilter.evaluation.heldout import (
     FreshScores,
-    beside_limit,
     fresh_seeds,
     score_realizations,
     score_test_set,
+    score_with_limit,
     summarize,
 )
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison
 from freqfilter.models.network import estimate
-from freqfilter.pipelines.model_card import on_fresh, over_limit, scores_table
+from freqfilter.pipelines.model_card import heldout_summary, limit_summary, scores_table
 from freqfilter.pipelines.run_metrics import fresh_metrics, score_metrics
 from freqfilter.plots import catalog
 from freqfilter.process import shutdown
@@ -34,7 +34,7 @@ from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
-from freqfilter.training.device import Compute, memory_errors
+from freqfilter.training.device import Device, wrap_memory_errors
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class EvaluationResult:
         return self.compared.table
 
 
-@memory_errors()
+@wrap_memory_errors()
 def evaluate(
     tracking: TrackingParams, *, version: str | None, run_id: str | None, realizations: int
 ) -> EvaluationResult:
@@ -87,7 +87,7 @@ def evaluate(
     params = model.params
     noise_seeds = fresh_seeds([params], realizations) if realizations else []
     # The model is judged as its users get it: in float32, on what this machine has.
-    compute = Compute.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
+    compute = Device.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
     with open_run(tracking, name=f"evaluate {model.uri}") as run:
         run.log_params(chosen | ({"realizations": str(realizations)} if realizations else {}))
@@ -100,7 +100,7 @@ def evaluate(
         metrics = score_metrics(compared)
         run.log_metrics(metrics, step=0, model_id=model.model_id)
         log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
-        verdicts, fresh = [over_limit(metrics)], None
+        verdicts, fresh = [limit_summary(metrics)], None
         logger.info(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
         if noise_seeds:
             fresh = _score_fresh(module, params, noise_seeds, compute=compute)
@@ -108,16 +108,16 @@ def evaluate(
             of_fresh = fresh_metrics(fresh)
             run.log_metrics(of_fresh, step=0, model_id=model.model_id)
             metrics |= of_fresh
-            verdicts.append(on_fresh(of_fresh))
+            verdicts.append(heldout_summary(of_fresh))
             logger.info(verdicts[1])
         words = [f"Scores of `{model.uri}` on its test set.", *verdicts, scores_table(compared.table, "github")]
         run.describe("\n\n".join(words))
     return EvaluationResult(RunRef.to(run, tracking_uri), model.uri, metrics, compared, fresh)
 
 
-def _score_fresh(network: nn.Module, params: Params, noise_seeds: Sequence[int], *, compute: Compute) -> FreshScores:
+def _score_fresh(network: nn.Module, params: Params, noise_seeds: Sequence[int], *, compute: Device) -> FreshScores:
     found = {}
-    extractors = beside_limit({MODEL: network}, params)
+    extractors = score_with_limit({MODEL: network}, params)
     for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=compute.device):
         shutdown.check()
         found[noise_seed], mse = errors, errors[OVERALL]
@@ -127,13 +127,13 @@ def _score_fresh(network: nn.Module, params: Params, noise_seeds: Sequence[int],
 
 
 def log_evaluation(
-    run: Run, network: nn.Module, splits: Splits, compared: Comparison, *, signals: SignalParams, compute: Compute
+    run: Run, network: nn.Module, splits: Splits, compared: Comparison, *, signals: SignalParams, compute: Device
 ) -> None:
     """Keep the table of scores and the figures of a test."""
     run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
     run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
     run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), "evaluation/test_mse_over_window.csv")
-    drawn = catalog.of_evaluation(
+    drawn = catalog.evaluation_figures(
         partial(estimate, network),
         splits.test,
         splits.beginning,

@@ -15,13 +15,13 @@ from freqfilter.evaluation import limits
 from freqfilter.evaluation.heldout import score_test_set
 from freqfilter.evaluation.metrics import Comparison
 from freqfilter.pipelines.evaluate import log_evaluation
-from freqfilter.pipelines.model_card import description, model_card
+from freqfilter.pipelines.model_card import model_card, run_description
 from freqfilter.pipelines.run_metrics import best_metrics, score_metrics
 from freqfilter.plots.training import training_loss
 from freqfilter.tracked_names import COMPARED, LOSSES, TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking import registry
-from freqfilter.tracking.lifecycle import delivering
-from freqfilter.tracking.run import Run, diagnoses, picture_address
+from freqfilter.tracking.lifecycle import wrap_delivery_errors
+from freqfilter.tracking.run import Run, diagnoses, picture_url
 from freqfilter.training.checkpoint import write_weights
 from freqfilter.training.loop import validate
 from freqfilter.training.state import TrainingState
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 GOLDEN_WINDOWS = 16
 # The tags of a run that its version has too.
-TRACED = (
+VERSION_TAGS = (
     "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "distributions_sha256",
 )  # fmt: skip
 
 
-def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
+def log_training_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
     """The original's files under the original's names."""
     history = state.progress.history
     figure = training_loss(
@@ -53,7 +53,7 @@ def log_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: 
     )
 
 
-def judge(
+def evaluate_best_weights(
     run: Run, state: TrainingState, splits: Splits, params: Params, *, val_limit_mse: float | None
 ) -> tuple[Comparison, dict[str, float]]:
     """Score the best weights on the test set, which is touched here alone; the scores, and the run's last metrics."""
@@ -67,7 +67,7 @@ def judge(
     return compared, best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
 
 
-def keep_model(
+def log_model(
     run: Run, state: TrainingState, splits: Splits, params: Params, compared: Comparison, metrics: dict[str, float]
 ) -> int | None:
     """Log the model, and register it where that is asked for; its version's number."""
@@ -76,7 +76,7 @@ def keep_model(
     run.log_bytes(card.encode(), "model_card.md")
     run.deliver()
     golden, _ = splits.test.batch(torch.linspace(0, len(splits.test) - 1, GOLDEN_WINDOWS).round().long())
-    trained = registry.Trained(
+    trained = registry.ModelPackage(
         state.network.cpu(),
         params,
         golden=golden.numpy(),
@@ -85,31 +85,31 @@ def keep_model(
         card=card,
     )
     found = diagnoses(run.tags).values()
-    with delivering("the model"):
-        model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
+    with wrap_delivery_errors("the model"):
+        model_id = registry.log_and_check_model(run.run_id, trained, folder=run.folder)
         run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
         version = None
         if tracking.register:
             version = registry.register(
                 model_id,
                 tracking.model_name,
-                tags=_evidence(run, splits, metrics),
-                description=description(progress, compared.table, metrics, run_id=run.run_id, diagnoses=found),
+                tags=_version_tags(run, splits, metrics),
+                description=run_description(progress, compared.table, metrics, run_id=run.run_id, diagnoses=found),
             )
             run.log_tags({"model_version": str(version)})
-    picture = picture_address(run.run_id, COMPARED[LOSSES])
+    picture = picture_url(run.run_id, COMPARED[LOSSES])
     model_name = tracking.model_name
     run.describe(
-        description(
+        run_description(
             progress, compared.table, metrics, model_name=model_name, version=version, picture=picture, diagnoses=found
         )
     )
     return version
 
 
-def _evidence(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:
+def _version_tags(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:
     """What a version is tagged with: where it comes from, and how good it is."""
-    origin = {name: run.tags[name] for name in TRACED if name in run.tags}
+    origin = {name: run.tags[name] for name in VERSION_TAGS if name in run.tags}
     data = hashlib.sha256(json.dumps(splits.digests, sort_keys=True).encode()).hexdigest()
     figures = {name: f"{metrics[name]:.6g}" for name in (TEST_MSE, TEST_MSE_OVER_LIMIT) if name in metrics}
     return origin | figures | {"run_id": run.run_id, "data_sha256": data, "diagnoses": " ".join(diagnoses(run.tags))}

@@ -10,7 +10,7 @@ import pandas as pd
 
 from freqfilter.config import Params
 from freqfilter.pipelines.run_metrics import range_test_metrics
-from freqfilter.pipelines.setup import get_ready
+from freqfilter.pipelines.setup import setup
 from freqfilter.pipelines.train import log_training_data
 from freqfilter.plots.training import learning_rate_range
 from freqfilter.process import shutdown
@@ -19,14 +19,14 @@ from freqfilter.tracked_names import SUGGESTED_LEARNING_RATE
 from freqfilter.tracking import provenance
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.ui_views import RunRef
-from freqfilter.training.device import memory_errors
-from freqfilter.training.lr_finder import range_test, smoothed, suggestion
+from freqfilter.training.device import wrap_memory_errors
+from freqfilter.training.lr_finder import range_test, smooth, suggest_learning_rate
 from freqfilter.training.reports import StepReport
 
 logger = logging.getLogger(__name__)
 
 
-@memory_errors()
+@wrap_memory_errors()
 def find_learning_rate(
     params: Params, *, lowest: float, highest: float, n_steps: int, recipe: str, name: str
 ) -> RunRef:
@@ -43,7 +43,7 @@ def find_learning_rate(
     Raises:
         UserError: If store, device, precision, data or origin cannot be used.
     """
-    ready = get_ready(params)
+    ready = setup(params)
     params, splits = ready.params, ready.splits
     with open_run(params.tracking, name=name) as run:
         asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
@@ -61,12 +61,12 @@ def find_learning_rate(
                 show_progress(StepReport(epoch=1, batch=len(points), n_batches=n_steps), epochs=1)
         rates = np.array([point.learning_rate for point in points])
         losses = np.array([point.loss for point in points])
-        means = smoothed(losses)
+        means = smooth(losses)
         for step, values in enumerate(zip(rates, losses, means, strict=True), start=1):
             run.log_metrics(range_test_metrics(*map(float, values)), step=step)
         curve = pd.DataFrame({"learning_rate": rates, "loss": losses, "smoothed_loss": means})
         run.log_bytes(curve.to_csv(index=False).encode(), "range_test/curve.csv")
-        suggested, now = suggestion(points), params.training.learning_rate
+        suggested, now = suggest_learning_rate(points), params.training.learning_rate
         if len(points):
             figure = learning_rate_range(
                 rates, losses, means, suggested=suggested, current=now, loss=params.training.loss

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from freqfilter.atomic_io import replacing
+from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params
-from freqfilter.data.signal_model import SignalModel, some_windows
+from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows
 from freqfilter.evaluation import limits
-from freqfilter.evaluation.limits import MOST_WINDOWS, MOST_WORK, LimitScores
+from freqfilter.evaluation.limits import MAX_WINDOWS, MAX_WORK, LimitEstimates
 from freqfilter.evaluation.metrics import frequency_name
-from freqfilter.pipelines.run_metrics import limits_metrics
+from freqfilter.pipelines.run_metrics import limit_table_metrics
 from freqfilter.plots.limit import limit_curves
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000)  # of the curve
-WORK_OF_A_LENGTH = MOST_WORK / 5
+WORK_OF_A_LENGTH = MAX_WORK / 5
 
 
 @dataclass(frozen=True)
-class Limits:
+class LimitReport:
     """The limits of a signal model, for one realization or in expectation.
 
     Attributes:
@@ -41,7 +41,7 @@ class Limits:
         frequencies_hz: Of the components.
     """
 
-    scores: LimitScores
+    scores: LimitEstimates
     frequencies_hz: tuple[float, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Limits:
         return tabulate(rows, headers=headers, tablefmt=table_format, floatfmt=".4f")
 
 
-def limit(params: Params, *, noise_seed: int | None, picture: Path | None) -> Limits:
+def compute_limit(params: Params, *, noise_seed: int | None, picture: Path | None) -> LimitReport:
     """Compute the limit, and draw it where a picture is asked for.
 
     Args:
@@ -99,18 +99,18 @@ def limit(params: Params, *, noise_seed: int | None, picture: Path | None) -> Li
     found = _compute(params, noise_seed)
     if picture is not None:
         figure = _draw(params, found.scores)
-        with replacing(picture) as file:
+        with atomic_write(picture) as file:
             figure.savefig(file, format="png", dpi=150)
         logger.info(f"written: {picture}")
     return found
 
 
-def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str) -> tuple[Limits, RunRef]:
+def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str) -> tuple[LimitReport, RunRef]:
     """Compute and draw the limit as a run with metrics and artifacts.
 
     Args:
-        params: As for ``limit``.
-        noise_seed: As for ``limit``.
+        params: As for ``compute_limit``.
+        noise_seed: As for ``compute_limit``.
         recipe: Name of the recipe, a parameter of the run.
         name: Name of the run where the user has not named it.
 
@@ -124,24 +124,24 @@ def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str)
         run.log_source(provenance.source())
         run.log_tags({"workflow": "limit"})
         found = _compute(params, noise_seed)
-        run.log_metrics(limits_metrics(found.scores), step=0)
+        run.log_metrics(limit_table_metrics(found.scores), step=0)
         run.log_bytes(json.dumps(found.to_dict(), indent=2).encode(), "limit/limit.json")
         run.log_figure(_draw(params, found.scores), "limit/limit.png")
         run.describe(f"{found.remarks()}\n\n{found.table('github')}")
     return found, RunRef.to(run, tracking_uri)
 
 
-def _compute(params: Params, noise_seed: int | None) -> Limits:
+def _compute(params: Params, noise_seed: int | None) -> LimitReport:
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     if noise_seed is None:
         scores = limits.expected_limit(model, window_length=window_length)
     else:
-        most = MOST_WINDOWS * len(model.components)
-        scores = limits.window_limit(model, some_windows(model, window_length, most, noise_seed))
-    return Limits(scores, params.signals.frequencies_hz)
+        most = MAX_WINDOWS * len(model.components)
+        scores = limits.window_limit(model, evenly_spaced_windows(model, window_length, most, noise_seed))
+    return LimitReport(scores, params.signals.frequencies_hz)
 
 
-def _draw(params: Params, scores: LimitScores) -> Figure:
+def _draw(params: Params, scores: LimitEstimates) -> Figure:
     """The limit over the samples of a window, and over the window's length."""
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     of_lengths = {}

@@ -14,7 +14,7 @@ from freqfilter.tracking.run import diagnoses
 from freqfilter.training.state import Progress
 
 
-def description(
+def run_description(
     progress: Progress,
     scores: pd.DataFrame,
     metrics: Mapping[str, float],
@@ -39,7 +39,7 @@ def description(
     """
     best = progress.best
     # MLflow's list of versions shows the first words alone, and as they are written here.
-    lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {over_limit(metrics)}, with the best weights."]
+    lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {limit_summary(metrics)}, with the best weights."]
     lines += [f"Diagnosis: {line}." for line in diagnoses]
     lines.append(
         f"Best epoch {best.epoch} of {len(progress.history)}: "
@@ -48,19 +48,19 @@ def description(
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
     if run_id is not None:
-        lines.append(f"Trained by {link(run_id)}.")
+        lines.append(f"Trained by {run_link(run_id)}.")
     lines.append(scores_table(scores, "github"))
     if picture:
         lines.append(f"![losses over the epochs]({picture})")
     return "\n\n".join(lines)
 
 
-def link(run_id: str) -> str:
+def run_link(run_id: str) -> str:
     """Words for a run that lead to it on MLflow's pages."""
     return f"run [`{run_id}`](#/runs/{run_id})"
 
 
-def interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:
+def format_interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:
     """A figure with its 95 % interval, where there is one.
 
     >>> interval(1.0184, 1.011, 1.03), interval(0.2, None, None), interval(0.2, math.nan, math.nan)
@@ -70,7 +70,7 @@ def interval(value: float, low: float | None, high: float | None, *, digits: int
     return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
 
 
-def over_limit(metrics: Mapping[str, float], *, data: str = "test") -> str:
+def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
     """How far a model is from what is possible on its test set, or on other ``data``, in words.
 
     >>> over_limit({"test/mse_over_limit": 1.0184, "test/mse_over_limit_low": 1.011, "test/mse_over_limit_high": 1.03})
@@ -84,7 +84,7 @@ def over_limit(metrics: Mapping[str, float], *, data: str = "test") -> str:
     return f"{ratio:.3f} × the limit{span}"
 
 
-def on_fresh(metrics: Mapping[str, float]) -> str:
+def heldout_summary(metrics: Mapping[str, float]) -> str:
     """How good a model is on fresh realizations, in words.
 
     >>> on_fresh({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
@@ -93,7 +93,7 @@ def on_fresh(metrics: Mapping[str, float]) -> str:
     many = f"{metrics['fresh/realizations']:.0f} fresh realizations"
     low, high = metrics.get("fresh/mse_low"), metrics.get("fresh/mse_high")
     span = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
-    return f"On {many}: MSE {metrics['fresh/mse']:.4f}{span}, {over_limit(metrics, data='fresh')}"
+    return f"On {many}: MSE {metrics['fresh/mse']:.4f}{span}, {limit_summary(metrics, data='fresh')}"
 
 
 def scores_table(scores: pd.DataFrame, table_format: str) -> str:
@@ -173,7 +173,7 @@ samples, 1). Trained on windows of {data.window_length} samples.
 
 **Data.** {origin}
 
-**How good it is.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {over_limit(metrics)}. Beside what it is held against:
+**How good it is.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {limit_summary(metrics)}. Beside what it is held against:
 
 {scores_table(scores, "github")}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from freqfilter.config import Params
 from freqfilter.data import npz
-from freqfilter.data.signal_model import SignalModel, beginning_windows
-from freqfilter.data.splits import BEGINNING_SAMPLES, Splits
+from freqfilter.data.signal_model import SignalModel, first_windows
+from freqfilter.data.splits import FIRST_SAMPLES, Splits
 from freqfilter.plots import catalog
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
@@ -48,12 +48,12 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
         for part, windows in parts.items():
             run.log_data(windows, name=part, context=part)
         logger.info("drawing the data")
-        drawn = beginning_windows(
+        drawn = first_windows(
             SignalModel.from_params(params.signals),
             params.data.window_length,
-            BEGINNING_SAMPLES,
+            FIRST_SAMPLES,
             params.data.train_noise_seed,
         )
-        for artifact, figure in catalog.of_data(params.signals, drawn):
+        for artifact, figure in catalog.data_figures(params.signals, drawn):
             run.log_figure(figure, artifact)
     return RunRef.to(run, tracking_uri)

@@ -14,18 +14,27 @@ import torch
 from tabulate import tabulate
 
 from freqfilter.config import Params, TrackingParams
-from freqfilter.config.schema import Bounds, other_task
-from freqfilter.data.signal_model import stream
+from freqfilter.config.schema import Bounds, task_differences
+from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
-from freqfilter.evaluation.baselines import references
-from freqfilter.evaluation.gate import BEATEN, Rung, beats, better, fast_and_small, finite, near_limit, no_leak
-from freqfilter.evaluation.heldout import PARTS_OF_A_FILE, score_realizations
+from freqfilter.evaluation.baselines import baseline_estimators
+from freqfilter.evaluation.gate import (
+    BASELINES_TO_BEAT,
+    Check,
+    check_baselines,
+    check_cost,
+    check_finite,
+    check_improvement,
+    check_leak,
+    check_limit,
+)
+from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
 from freqfilter.evaluation.limits import LIMIT
-from freqfilter.evaluation.metrics import OVERALL, Extractor
-from freqfilter.evaluation.significance import LOOKS, PairedTest, Verdict, paired_test
-from freqfilter.pipelines.model_card import link
-from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, Witness, WitnessError
+from freqfilter.evaluation.metrics import OVERALL, Estimator
+from freqfilter.evaluation.significance import INTERIM_ANALYSES, PairedTest, Verdict, paired_test
+from freqfilter.pipelines.model_card import run_link
+from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelWorker, ModelWorkerError
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases, provenance
@@ -36,8 +45,8 @@ from freqfilter.tracking.aliases import (
     ChampionChangedError,
     Version,
     move_champion,
-    named,
     tag_version,
+    version_at_alias,
 )
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
@@ -51,11 +60,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-SEEDS_FROM, SEEDS_TO = 10_000_000, 2**32  # realizations that nothing else uses
+FIRST_SEED, END_OF_SEEDS = 10_000_000, 2**32  # realizations that nothing else uses
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GateReport:
     """What a decision rests on.
 
     Attributes:
@@ -66,13 +75,13 @@ class Evidence:
         seeds: Words on where the realizations come from.
     """
 
-    rungs: list[Rung]
+    rungs: list[Check]
     errors: dict[str, pd.DataFrame]
     test: PairedTest | None
     seeds: str
 
 
-def examine(candidate: Version, champion: Version | None, bounds: Bounds, *, noise_seed: int | None) -> Evidence:
+def run_checks(candidate: Version, champion: Version | None, bounds: Bounds, *, noise_seed: int | None) -> GateReport:
     """Every rung, as far as the candidate can be asked at all.
 
     Args:
@@ -85,67 +94,72 @@ def examine(candidate: Version, champion: Version | None, bounds: Bounds, *, noi
         UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
     """
     if champion and champion.number == candidate.number:
-        return Evidence([Rung("better than the champion", False, "it is the champion")], {}, None, "")
+        return GateReport([Check("better than the champion", False, "it is the champion")], {}, None, "")
     with ExitStack() as opened:
-        ours = opened.enter_context(Witness(candidate.uri))
-        theirs = opened.enter_context(Witness(champion.uri)) if champion else None
+        ours = opened.enter_context(ModelWorker(candidate.uri))
+        theirs = opened.enter_context(ModelWorker(champion.uri)) if champion else None
         try:
             about, params = ours.about, ours.params
-        except WitnessError as error:
-            return Evidence([Rung("loads", False, str(error))], {}, None, "")
-        rungs = [Rung("loads", True, "in a process of its own, with unpickling forbidden"), _golden(about)]
-        if theirs and (other := other_task(params, theirs.params)):
+        except ModelWorkerError as error:
+            return GateReport([Check("loads", False, str(error))], {}, None, "")
+        rungs = [Check("loads", True, "in a process of its own, with unpickling forbidden"), _check_golden(about)]
+        if theirs and (other := task_differences(params, theirs.params)):
             words = f"trained for {other[0]}, as the champion was: give it a model_name of its own"
-            rungs.append(Rung("comparable", False, words))
+            rungs.append(Check("comparable", False, words))
             theirs = None
         same = bool(theirs and theirs.about["weights_sha256"] == about["weights_sha256"])
-        seeds, words = _seeds(params, candidate, champion, noise_seed)
+        seeds, words = _noise_seeds(params, candidate, champion, noise_seed)
         try:
             errors, test = _measure(ours, None if same else theirs, params, seeds, bounds)
-        except WitnessError as error:
+        except ModelWorkerError as error:
             if error.uri != candidate.uri:
                 raise UserError(f"the champion cannot be asked, so nothing is decided: {error}") from error
-            return Evidence([*rungs, Rung("answers", False, str(error))], {}, None, words)
+            return GateReport([*rungs, Check("answers", False, str(error))], {}, None, words)
     of_candidate = errors["candidate"]
     held_against = {side: table for side, table in errors.items() if side not in ("candidate", "champion")}
-    rungs += [finite(of_candidate), *beats(of_candidate, held_against)]
-    rungs += near_limit(of_candidate, held_against.get(LIMIT), bounds)
-    rungs.append(no_leak(candidate.tags.get("diagnoses", "")))
-    rungs += fast_and_small(about["milliseconds"], about["megabytes"], bounds)
-    rungs.append(better(test, same_weights=same))
+    rungs += [check_finite(of_candidate), *check_baselines(of_candidate, held_against)]
+    rungs += check_limit(of_candidate, held_against.get(LIMIT), bounds)
+    rungs.append(check_leak(candidate.tags.get("diagnoses", "")))
+    rungs += check_cost(about["milliseconds"], about["megabytes"], bounds)
+    rungs.append(check_improvement(test, same_weights=same))
     shown = {side: errors[side] for side in ("candidate", "champion", LIMIT) if side in errors}
-    return Evidence(rungs, shown, test, words)
+    return GateReport(rungs, shown, test, words)
 
 
-def _golden(about: dict[str, float | None]) -> Rung:
+def _check_golden(about: dict[str, float | None]) -> Check:
     difference = about["golden_difference"]
     if difference is None:
-        return Rung("golden predictions", None, "an old version, which has none")
+        return Check("golden predictions", None, "an old version, which has none")
     words = f"at most {difference:.1e} from those of its registration"
-    return Rung("golden predictions", difference <= GOLDEN_TOLERANCE, words)
+    return Check("golden predictions", difference <= GOLDEN_TOLERANCE, words)
 
 
-def _seeds(
+def _noise_seeds(
     params: Params, candidate: Version, champion: Version | None, noise_seed: int | None
 ) -> tuple[list[int] | None, str]:
     """Noise seeds of realizations that neither has seen, and words on them; None for a user's data."""
     if params.data.data_file is not None:
-        return None, f"the test windows of {params.data.data_file}, in {PARTS_OF_A_FILE} parts"
+        return None, f"the test windows of {params.data.data_file}, in {N_FILE_PARTS} parts"
     if noise_seed is not None:
-        return [noise_seed + n for n in range(LOOKS[-1])], f"noise seeds from {noise_seed} on, which somebody chose"
+        return [
+            noise_seed + n for n in range(INTERIM_ANALYSES[-1])
+        ], f"noise seeds from {noise_seed} on, which somebody chose"
     both = [version.tags.get(MODEL_DIGEST, version.uri) for version in (candidate, champion) if version]
     key = int.from_bytes(hashlib.sha256(" ".join(both).encode()).digest()[:8], "big")
-    drawn = stream(key, "promotion").choice(SEEDS_TO - SEEDS_FROM, size=LOOKS[-1], replace=False) + SEEDS_FROM
+    drawn = (
+        random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, size=INTERIM_ANALYSES[-1], replace=False)
+        + FIRST_SEED
+    )
     return [int(seed) for seed in drawn], "noise seeds that follow from what both models are, never used in training"
 
 
 def _measure(
-    ours: Witness, theirs: Witness | None, params: Params, seeds: list[int] | None, bounds: Bounds
+    ours: ModelWorker, theirs: ModelWorker | None, params: Params, seeds: list[int] | None, bounds: Bounds
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
     """Errors on as many realizations as it takes, by side."""
     rows: dict[str, dict[int, dict[str, float]]] = {}
-    held_against, test = _held_against(params), None
-    for first, last in zip((0, *LOOKS), LOOKS, strict=False):
+    held_against, test = _reference_estimators(params), None
+    for first, last in zip((0, *INTERIM_ANALYSES), INTERIM_ANALYSES, strict=False):
         shutdown.check()
         part = seeds[first:last] if seeds is not None else None
         asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
@@ -161,7 +175,7 @@ def _measure(
             rows.setdefault(side, {}).update(errors)
         if theirs:
             candidate, champion = (pd.DataFrame(rows[side]).T[OVERALL].to_numpy() for side in asked)
-            looks = LOOKS if seeds is not None else (len(scored),)
+            looks = INTERIM_ANALYSES if seeds is not None else (len(scored),)
             test = paired_test(candidate, champion, margin=bounds.margin, looks=looks)
         logger.info(f"{len(rows['candidate'])} realizations{f': {test.words}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
@@ -169,13 +183,13 @@ def _measure(
     return {side: pd.DataFrame(errors).T for side, errors in rows.items()}, test
 
 
-def _held_against(params: Params) -> dict[str, Extractor]:
+def _reference_estimators(params: Params) -> dict[str, Estimator]:
     """What the candidate has to beat, and the limit where it is known."""
-    every = references(params, Splits.from_params(params))
-    return {name: extractor for name, extractor in every.items() if name in (*BEATEN, LIMIT)}
+    every = baseline_estimators(params, Splits.from_params(params))
+    return {name: extractor for name, extractor in every.items() if name in (*BASELINES_TO_BEAT, LIMIT)}
 
 
-TRIES = 3  # where somebody else moves the champion meanwhile
+MAX_ATTEMPTS = 3  # where somebody else moves the champion meanwhile
 MARKS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
 
 
@@ -205,7 +219,7 @@ class PromotionResult:
     reason: str
     candidate: Version
     champion: Version | None
-    evidence: Evidence
+    evidence: GateReport
 
     @property
     def checks(self) -> pd.DataFrame:
@@ -242,19 +256,19 @@ def promote(
     if force is not None and not force.strip():
         raise UserError("force: a reason is needed")
     tracking_uri, name = open_store(), tracking.model_name
-    candidate = aliases.candidate(name, number)
+    candidate = aliases.candidate_version(name, number)
     with open_run(tracking, name=f"promote {name} version {candidate.number}") as run:
         asked = {"model_name": name, "version": str(candidate.number)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
         run.log_params(asked | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
         run.log_source(provenance.source())
-        for _ in range(TRIES):
+        for _ in range(MAX_ATTEMPTS):
             shutdown.check()
-            champion = named(name, CHAMPION)
-            evidence = examine(candidate, champion, bounds, noise_seed=noise_seed)
+            champion = version_at_alias(name, CHAMPION)
+            evidence = run_checks(candidate, champion, bounds, noise_seed=noise_seed)
             outcome, reason = _decide(evidence, champion, force=force)
             decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, evidence)
             with shutdown.deferred():
-                noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({link(run.run_id)})"
+                noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.number != candidate.number:  # a champion keeps its own evidence
                         tag_version(candidate, noted, description=words)
@@ -266,10 +280,10 @@ def promote(
                     continue
             run.log_tags({"carried_out": "true"})
             return decision
-    raise UserError(f"model_name={name}: the champion has changed {TRIES} times while it was decided; ask again")
+    raise UserError(f"model_name={name}: the champion has changed {MAX_ATTEMPTS} times while it was decided; ask again")
 
 
-def _decide(evidence: Evidence, champion: Version | None, *, force: str | None) -> tuple[Outcome, str]:
+def _decide(evidence: GateReport, champion: Version | None, *, force: str | None) -> tuple[Outcome, str]:
     """The outcome, and the reason in words."""
     failed = [rung for rung in evidence.rungs if rung.passed is False]
     broken = [rung for rung in failed if rung.name in ("loads", "golden predictions", "answers")]
@@ -366,10 +380,10 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str) -> Ro
         UserError: If there is no champion or no such version, it cannot be loaded, or somebody else moves the champion.
     """
     tracking_uri, name = open_store(), tracking.model_name
-    before = named(name, CHAMPION)
+    before = version_at_alias(name, CHAMPION)
     if before is None:
         raise UserError(f"model_name={name}: it has no champion that could be taken back")
-    after = aliases.candidate(name, number) if number is not None else named(name, PREVIOUS)
+    after = aliases.candidate_version(name, number) if number is not None else version_at_alias(name, PREVIOUS)
     if after is None:
         raise UserError(f"model_name={name}: no champion came before version {before.number}; give one with version=N")
     if after.number == before.number:
@@ -377,7 +391,7 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str) -> Ro
     with open_run(tracking, name=f"rollback {name} to version {after.number}") as run:
         run.log_params({"model_name": name, "version": str(after.number)})
         run.log_source(provenance.source())
-        with Witness(after.uri) as witness:
+        with ModelWorker(after.uri) as witness:
             difference = witness.about["golden_difference"]
         if difference is not None and difference > GOLDEN_TOLERANCE:
             raise UserError(f"{after.uri} no longer gives what it gave when it was registered: off by {difference:.1e}")
@@ -388,6 +402,6 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str) -> Ro
         run.describe(words)
         run.deliver()
         noted = {"rollback_run": run.run_id}
-        move_champion(after, found=before, evidence=noted, description=f"{words} ({link(run.run_id)})")
+        move_champion(after, found=before, evidence=noted, description=f"{words} ({run_link(run.run_id)})")
         run.log_tags({"carried_out": "true"})
     return RollbackResult(RunRef.to(run, tracking_uri), before, after)

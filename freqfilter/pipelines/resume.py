@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from freqfilter.config import Params
-from freqfilter.config.load import DEFAULT_RECIPE, changes
+from freqfilter.config.load import DEFAULT_RECIPE, changed_parameters
 from freqfilter.errors import UserError
-from freqfilter.pipelines.train import Begun
+from freqfilter.pipelines.train import ResumePoint
 from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.queries import RunRecord, download, kept_folders, kept_run, stored_run, stored_runs
+from freqfilter.tracking.queries import RunRecord, download, folder_run, run_folders, stored_run, stored_runs
 from freqfilter.training.checkpoint import Checkpoint, Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def newest_unfinished(asked: Params) -> RunRecord:
     Raises:
         UserError: If there is none.
     """
-    for run in _of_parameters(asked):
+    for run in _find_by_parameters(asked):
         if run.status != "FINISHED" and not (run.worker and run.worker.is_alive):
             return run
     raise UserError(
@@ -35,19 +35,19 @@ def newest_unfinished(asked: Params) -> RunRecord:
     )
 
 
-def _of_parameters(asked: Params) -> Iterator[RunRecord]:
+def _find_by_parameters(asked: Params) -> Iterator[RunRecord]:
     digest, tracking = asked.digest(), asked.tracking
     if tracking.tracking == "online":
         open_store()
         having = f"tags.workflow = 'train' and tags.params_digest = '{digest}'"
         yield from stored_runs(experiment=tracking.experiment, having=having)
     else:
-        for run in map(kept_run, kept_folders(Path(tracking.run_dir))):
+        for run in map(folder_run, run_folders(Path(tracking.run_dir))):
             if run.meant_for == tracking.experiment and run.tags.get("params_digest") == digest:
                 yield run
 
 
-def was_begun(run_id: str) -> bool:
+def is_started(run_id: str) -> bool:
     """Whether a run of the store is more than ``mlflow run`` has just made.
 
     Raises:
@@ -58,7 +58,7 @@ def was_begun(run_id: str) -> bool:
     return run.worker is not None or run.status != "RUNNING"
 
 
-def run_of(run_id: str, run_dir: Path) -> RunRecord:
+def find_run(run_id: str, run_dir: Path) -> RunRecord:
     """The run of an id: a store's, or one that is offline.
 
     Raises:
@@ -66,14 +66,14 @@ def run_of(run_id: str, run_dir: Path) -> RunRecord:
     """
     # What a user types must not become a path outside the folder.
     if run_id.isalnum() and (run_dir / run_id / OUTBOX).exists():
-        run = kept_run(run_dir / run_id)
+        run = folder_run(run_dir / run_id)
         if run.meant_for is not None:
             return run
     open_store()
     return stored_run(run_id)
 
 
-def begun(run: RunRecord, run_dir: Path, *, abandoned: bool = False) -> Begun:
+def load_resume_point(run: RunRecord, run_dir: Path, *, abandoned: bool = False) -> ResumePoint:
     """A training with its newest checkpoint, from the run's folder or else from its artifacts.
 
     Args:
@@ -88,7 +88,7 @@ def begun(run: RunRecord, run_dir: Path, *, abandoned: bool = False) -> Begun:
         raise UserError(f"run {run.run_id} has finished: there is nothing to go on with")
     if run.workflow not in (None, "train"):
         raise UserError(f"run {run.run_id} is of {run.workflow}, which does not go on: start it anew")
-    _refuse_at_work(run, abandoned=abandoned)
+    _check_not_running(run, abandoned=abandoned)
     at_home = run.worker and run.worker.is_here
     folder = run.folder or Path(run.worker.run_dir if run.worker and at_home else run_dir) / run.run_id
     checkpoints = Checkpoints(folder / CHECKPOINTS, kept=1)
@@ -100,10 +100,10 @@ def begun(run: RunRecord, run_dir: Path, *, abandoned: bool = False) -> Begun:
         raise UserError(f"run {run.run_id} has no checkpoint, in {folder} or among its artifacts: start it anew")
     where = {"tracking": "offline" if run.meant_for else "online", "run_dir": str(folder.parent)}
     stated = replace(checkpoint.stated, params=checkpoint.stated.params.kept(**where))
-    return Begun(run.run_id, run.name, Checkpoint(stated, checkpoint.state), run.tags)
+    return ResumePoint(run.run_id, run.name, Checkpoint(stated, checkpoint.state), run.tags)
 
 
-def _refuse_at_work(run: RunRecord, *, abandoned: bool) -> None:
+def _check_not_running(run: RunRecord, *, abandoned: bool) -> None:
     if run.worker is None or abandoned:
         return
     if run.worker.is_alive:
@@ -115,14 +115,14 @@ def _refuse_at_work(run: RunRecord, *, abandoned: bool) -> None:
         )
 
 
-def refuse_changes(found: Begun, given: Mapping[str, Any], *, recipe: str, folder: Path) -> None:
+def check_unchanged(found: ResumePoint, given: Mapping[str, Any], *, recipe: str, folder: Path) -> None:
     """See that what was typed is what the training began with; where its folder is may differ.
 
     Raises:
         UserError: If something differs, naming it.
     """
     stated = found.checkpoint.stated
-    differing = changes(stated.params, {k: v for k, v in given.items() if k != "run_dir"}, folder=folder)
+    differing = changed_parameters(stated.params, {k: v for k, v in given.items() if k != "run_dir"}, folder=folder)
     if recipe not in (DEFAULT_RECIPE, stated.recipe):
         differing.insert(0, f"recipe={recipe} (it has {stated.recipe})")
     if differing:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from freqfilter.evaluation.heldout import FreshScores
-from freqfilter.evaluation.limits import LIMIT, LimitScores, ratio_interval
+from freqfilter.evaluation.limits import LIMIT, LimitEstimates, ratio_interval
 from freqfilter.evaluation.metrics import MEASURES, MODEL, OVERALL, Comparison
 from freqfilter.tracked_names import (
     AUDIT_MSE,
@@ -39,7 +39,7 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         VAL_LOSS: report.val_loss,
         VAL_MSE: report.val_mse,
         VAL_LIMIT_MSE: val_limit_mse,
-        VAL_MSE_OVER_LIMIT: _over(report.val_mse, val_limit_mse),
+        VAL_MSE_OVER_LIMIT: _ratio(report.val_mse, val_limit_mse),
         AUDIT_MSE: report.audit_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -66,7 +66,7 @@ def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse
         "best/train_loss": progress.best.train_loss,
         "best/val_loss": progress.best.val_loss,
         "best/val_mse": progress.best.val_mse,
-        "best/val_mse_over_limit": _over(progress.best.val_mse, val_limit_mse),
+        "best/val_mse_over_limit": _ratio(progress.best.val_mse, val_limit_mse),
         "best/audit_mse": audit_mse,
         PEAK_MEMORY: state.compute.peak_memory_mb(),
     }
@@ -90,7 +90,7 @@ def limit_metrics(expected_mse: float) -> dict[str, float]:
     return {"limit/expected_mse": expected_mse}
 
 
-def limits_metrics(scores: LimitScores) -> dict[str, float]:
+def limit_table_metrics(scores: LimitEstimates) -> dict[str, float]:
     """Both limits as ``limit`` computes them: of a causal filter and of one that has the whole window."""
     return {"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}
 
@@ -137,12 +137,12 @@ def fresh_metrics(scores: FreshScores) -> dict[str, float]:
 
 def _distance(data: str, suffix: str, mse: float, limit_mse: float) -> dict[str, float]:
     """How far a model is from the limit, and, of all components together, the same in decibels."""
-    ratio = _over(mse, limit_mse)
+    ratio = _ratio(mse, limit_mse)
     metrics = {} if ratio is None else {f"{data}/mse_over_limit{suffix}": ratio}
     return metrics | ({f"{data}/db_over_limit": 10 * math.log10(ratio)} if ratio and not suffix else {})
 
 
-def _over(mse: float | None, limit_mse: float | None) -> float | None:
+def _ratio(mse: float | None, limit_mse: float | None) -> float | None:
     """How many times the limit; nothing where one of them is not known, or the limit is that nothing remains."""
     return mse / limit_mse if mse is not None and limit_mse else None
 

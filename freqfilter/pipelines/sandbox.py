@@ -28,11 +28,11 @@ from freqfilter.evaluation.metrics import MODEL
 from freqfilter.models.filter import Filter
 from freqfilter.training.device import use_deterministic_algorithms
 
-LONGEST_ANSWER_S = 300.0
-FROM_OUTSIDE = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}  # no model ends its process so
+RESPONSE_TIMEOUT_S = 300.0
+KILL_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}  # no model ends its process so
 
 
-class WitnessError(UserError):
+class ModelWorkerError(UserError):
     """A model that cannot be loaded, or breaks when it is asked.
 
     Attributes:
@@ -44,7 +44,7 @@ class WitnessError(UserError):
         self.uri = uri
 
 
-class Witness:
+class ModelWorker:
     """A model in a process of its own.
 
     Args:
@@ -124,19 +124,19 @@ class Witness:
             too_late.set()
             self._process.kill()
 
-        watchdog = threading.Timer(LONGEST_ANSWER_S, end)
+        watchdog = threading.Timer(RESPONSE_TIMEOUT_S, end)
         watchdog.start()
         line = self._process.stdout.readline()
         watchdog.cancel()
         if too_late.is_set():
-            raise WitnessError(self._uri, f"{self._uri}: no answer within {LONGEST_ANSWER_S:.0f} s")
+            raise ModelWorkerError(self._uri, f"{self._uri}: no answer within {RESPONSE_TIMEOUT_S:.0f} s")
         answer = json.loads(line) if line else {"refused": self._last_words()}
         if "refused" in answer:
-            raise WitnessError(self._uri, answer["refused"])
+            raise ModelWorkerError(self._uri, answer["refused"])
         return dict(answer)
 
     def _last_words(self) -> str:
-        if (ended_by := -self._process.wait()) in FROM_OUTSIDE:
+        if (ended_by := -self._process.wait()) in KILL_SIGNALS:
             name = signal.Signals(ended_by).name
             raise UserError(
                 f"{self._uri}: its process was ended by {name} from outside, as a system short of memory does; "
@@ -147,15 +147,15 @@ class Witness:
         return f"{self._uri}: its process ended: {said[-1] if said else 'without a word'}"
 
 
-TIMED = 20  # calls, whose median is the latency
+N_TIMED_CALLS = 20  # calls, whose median is the latency
 GOLDEN_TOLERANCE = 1e-5  # other processors sum in other orders
 
 
-def of_itself(found: Filter, files: Path) -> dict[str, Any]:
+def describe(found: Filter, files: Path) -> dict[str, Any]:
     """What a model says of itself, and shows."""
     window = np.zeros((1, found.facts["window_length"], 1 + len(found.facts["frequencies_hz"])), dtype=np.float32)
     times = []
-    for _ in range(TIMED):
+    for _ in range(N_TIMED_CALLS):
         started = time.perf_counter()
         found.predict(window)
         times.append(time.perf_counter() - started)
@@ -179,7 +179,7 @@ def golden_difference(found: Filter) -> float | None:
     return float(np.abs(found.predict(inputs) - estimates).max())
 
 
-def errors_on(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
+def score(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
     """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
     extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
     for name, errors in score_realizations(extractor, found.params, noise_seeds, device=torch.device("cpu")):
@@ -202,9 +202,9 @@ def _main(uri: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             files = checked_files(uri, Path(folder))
             found = load_files(uri, files)
-            answer(of_itself(found, files))
+            answer(describe(found, files))
         for line in sys.stdin:
-            for scored in errors_on(found, json.loads(line)):
+            for scored in score(found, json.loads(line)):
                 answer(scored)
     except UserError as error:
         answer({"refused": str(error)})

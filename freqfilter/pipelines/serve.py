@@ -15,7 +15,7 @@ from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
 from freqfilter.process import shutdown
 from freqfilter.tracking.aliases import CHAMPION
-from freqfilter.tracking.client import answers, open_store
+from freqfilter.tracking.client import is_reachable, open_store
 from freqfilter.tracking.queries import newest_training
 from freqfilter.tracking.ui_views import RunRef
 
@@ -63,7 +63,9 @@ def ui(*, port: int) -> int:
             ) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
-    return run_server(command, os.environ | SERVER_ENVIRONMENT, ready=lambda: answers(server), on_ready=print_addresses)
+    return run_server(
+        command, os.environ | SERVER_ENVIRONMENT, ready=lambda: is_reachable(server), on_ready=print_addresses
+    )
 
 
 def serve(tracking: TrackingParams, *, number: int | None, port: int) -> int:

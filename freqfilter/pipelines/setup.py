@@ -18,15 +18,15 @@ from freqfilter.tracking.lifecycle import check_folders
 from freqfilter.tracking.loading import load_origin
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import Run
-from freqfilter.tracking.ui_views import way_on
-from freqfilter.training.checkpoint import Checkpoint, Checkpoints, Stated, write_checkpoint
-from freqfilter.training.device import Compute
+from freqfilter.tracking.ui_views import resume_command
+from freqfilter.training.checkpoint import Checkpoint, Checkpoints, TrainingSpec, write_checkpoint
+from freqfilter.training.device import Device
 from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
 
 
 @dataclass(frozen=True)
-class Ready:
+class TrainingSetup:
     """All that a training needs, before there is a run.
 
     Attributes:
@@ -36,14 +36,14 @@ class Ready:
     """
 
     params: Params
-    compute: Compute
+    compute: Device
     splits: Splits
     tracking_uri: str
     origin: Filter | None
     state: TrainingState
 
 
-def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
+def setup(params: Params, checkpoint: Checkpoint | None = None) -> TrainingSetup:
     """See that everything is there, and make the training as it begins, or as a checkpoint has it.
 
     Raises:
@@ -51,9 +51,9 @@ def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
             checkpoint.
     """
     tracking_uri = open_store() if params.tracking.tracking == "online" else ""
-    compute = Compute.open(params.training)
+    compute = Device.open(params.training)
     splits = Splits.from_params(params)
-    origin = _origin(params, splits) if checkpoint is None else None
+    origin = _load_origin(params, splits) if checkpoint is None else None
     if origin:
         params = params.starting_from(origin.pinned_uri)
     check_folders(params.tracking)  # the last check, since it may make them
@@ -63,15 +63,15 @@ def get_ready(params: Params, checkpoint: Checkpoint | None = None) -> Ready:
     if origin:
         state.start_from(origin.module.state_dict())
     if checkpoint:
-        _compare(splits.digests, checkpoint.stated)
+        _check_data(splits.digests, checkpoint.stated)
         try:
             state.load_state_dict(checkpoint.state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError("the checkpoint is not of the network that its parameters state: start anew") from error
-    return Ready(params, compute, splits, tracking_uri, origin, state)
+    return TrainingSetup(params, compute, splits, tracking_uri, origin, state)
 
 
-def _compare(found: dict[str, str], stated: Stated) -> None:
+def _check_data(found: dict[str, str], stated: TrainingSpec) -> None:
     for purpose, digest in stated.data.items():
         if found.get(purpose) != digest:
             raise UserError(
@@ -80,7 +80,7 @@ def _compare(found: dict[str, str], stated: Stated) -> None:
             )
 
 
-def _origin(params: Params, splits: Splits) -> Filter | None:
+def _load_origin(params: Params, splits: Splits) -> Filter | None:
     """The filter whose weights training goes on from, if any; its network has to be the one asked for."""
     start_from = params.training.start_from
     if start_from is None:
@@ -97,7 +97,7 @@ def _origin(params: Params, splits: Splits) -> Filter | None:
     return origin
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes the checkpoints of a training: by epochs, by minutes, at its beginning and end, and when it is stopped.
 
     Args:
@@ -106,7 +106,7 @@ class Keeper:
         stated: What goes with it.
     """
 
-    def __init__(self, run: Run, state: TrainingState, stated: Stated) -> None:
+    def __init__(self, run: Run, state: TrainingState, stated: TrainingSpec) -> None:
         self._run = run
         self._state = state
         self._stated = stated
@@ -155,14 +155,14 @@ class Keeper:
 
 
 @contextmanager
-def resumable(run_id: str) -> Iterator[None]:
+def with_resume_hint(run_id: str) -> Iterator[None]:
     """A block after the first checkpoint: whoever ends it hears how to go on."""
     try:
         yield
     except Interrupted as stopped:
-        stopped.remedy = way_on(run_id)
+        stopped.remedy = resume_command(run_id)
         raise
     except (TrainingError, UndeliveredError):  # it would end there again; it says how to go on
         raise
     except UserError as error:
-        raise UserError(f"{error}; mend that, then go on: {way_on(run_id)}") from error
+        raise UserError(f"{error}; mend that, then go on: {resume_command(run_id)}") from error

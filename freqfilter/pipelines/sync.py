@@ -12,8 +12,8 @@ from freqfilter.process import shutdown
 from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.outbox import Outbox, UndeliveredError, sender
-from freqfilter.tracking.queries import RunRecord, adopt, end_run, kept_folders, kept_run, stored_run
-from freqfilter.tracking.ui_views import way_on
+from freqfilter.tracking.queries import RunRecord, end_run, folder_run, run_folders, stored_run, upload_run
+from freqfilter.tracking.ui_views import resume_command
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ def sync(run_dir: Path) -> str:
         UserError: If the store cannot be used or some run could not be delivered; the others have been.
     """
     tracking_uri, failed = open_store(), []
-    folders = kept_folders(run_dir)
+    folders = run_folders(run_dir)
     for folder in reversed(folders):  # as they were made
         shutdown.check()
         try:
-            _sync_one(kept_run(folder), run_dir)
+            _sync_one(folder_run(folder), run_dir)
         except UndeliveredError:  # the store has gone
             raise
         except UserError as error:
@@ -57,7 +57,7 @@ def _sync_one(kept: RunRecord, run_dir: Path) -> None:
         logger.info(f"run {kept.run_id} is at work on {worker.host}: left alone")
         return
     if in_store is None:
-        kept = adopt(kept)
+        kept = upload_run(kept)
         logger.info(f"run {kept.run_id} is now in the store")
     folder = run_dir / kept.run_id
     Outbox(folder / OUTBOX, sender(kept.run_id, folder)).close(BACKLOG_TIMEOUT_S)
@@ -68,13 +68,13 @@ def _sync_one(kept: RunRecord, run_dir: Path) -> None:
         logger.info(f"run {kept.run_id} is delivered: FINISHED")
         return
     # What a training needs is imported where there is one to be finished.
-    from freqfilter.pipelines.resume import begun
+    from freqfilter.pipelines.resume import load_resume_point
     from freqfilter.pipelines.train import train
     from freqfilter.training.checkpoint import Checkpoints
 
     checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(logger.warning)
     if checkpoint and checkpoint.ended:
-        found = begun(replace(stored_run(kept.run_id), status=kept.status), run_dir)
+        found = load_resume_point(replace(stored_run(kept.run_id), status=kept.status), run_dir)
         stated = found.checkpoint.stated
         done = train(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)
         registered = f", registered: {done.model_name} version {done.version}" if done.version else ""
@@ -82,5 +82,5 @@ def _sync_one(kept: RunRecord, run_dir: Path) -> None:
         return
     status = "KILLED" if kept.status == "RUNNING" else kept.status
     end_run(kept.run_id, status)
-    remedy = f"; to go on: {way_on(kept.run_id)}" if checkpoint else ""
+    remedy = f"; to go on: {resume_command(kept.run_id)}" if checkpoint else ""
     logger.info(f"run {kept.run_id} is delivered as far as it came: {status}{remedy}")

@@ -14,27 +14,27 @@ import pandas as pd
 
 from freqfilter.config import Params
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import spread
+from freqfilter.data.windows import evenly_spaced
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation import limits
-from freqfilter.evaluation.limits import KnownLimit
+from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import Comparison
-from freqfilter.evaluation.monitor import Diagnosis, Finding, SplitAudit, audit_split, of_settings
+from freqfilter.evaluation.monitor import Finding, Monitor, SampleOverlap, check_settings, measure_overlap
 from freqfilter.models.filter import Filter
-from freqfilter.pipelines.finalize import judge, keep_model, log_files
+from freqfilter.pipelines.finalize import evaluate_best_weights, log_model, log_training_files
 from freqfilter.pipelines.run_metrics import epoch_metrics, limit_metrics
-from freqfilter.pipelines.setup import Keeper, Ready, get_ready, resumable
+from freqfilter.pipelines.setup import CheckpointWriter, TrainingSetup, setup, with_resume_hint
 from freqfilter.plots.training import training_loss
 from freqfilter.process import shutdown
 from freqfilter.progress import show_progress
 from freqfilter.tracking import provenance
 from freqfilter.tracking.lifecycle import open_run
-from freqfilter.tracking.loading import load_run, training_run
+from freqfilter.tracking.loading import load_run, training_run_id
 from freqfilter.tracking.run import DIAGNOSIS, Run, diagnoses
 from freqfilter.tracking.system_metrics import system_metrics
 from freqfilter.tracking.ui_views import RunRef
-from freqfilter.training.checkpoint import Checkpoint, Stated, write_weights
-from freqfilter.training.device import memory_errors
+from freqfilter.training.checkpoint import Checkpoint, TrainingSpec, write_weights
+from freqfilter.training.device import wrap_memory_errors
 from freqfilter.training.loop import train as training_steps
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import Progress, TrainingState
@@ -69,7 +69,7 @@ class TrainingResult:
     compared: Comparison
     metrics: dict[str, float]
     val_limit_mse: float | None
-    overlap: SplitAudit
+    overlap: SampleOverlap
     diagnoses: dict[str, str]
     model_name: str
     version: int | None
@@ -107,7 +107,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True)
-class Begun:
+class ResumePoint:
     """A training that was interrupted.
 
     Attributes:
@@ -123,9 +123,9 @@ class Begun:
     machine: dict[str, str]
 
 
-@memory_errors()
+@wrap_memory_errors()
 def train(
-    params: Params, *, recipe: str, name: str, parent: Run | None = None, resume_point: Begun | None = None
+    params: Params, *, recipe: str, name: str, parent: Run | None = None, resume_point: ResumePoint | None = None
 ) -> TrainingResult:
     """Train as the parameters say, and track it.
 
@@ -141,30 +141,30 @@ def train(
         UndeliveredError: If the store has gone away in the meantime; the run's folder has everything.
         Interrupted: If a signal was received; the run is then KILLED.
     """
-    ready = get_ready(params, resume_point.checkpoint if resume_point else None)
+    ready = setup(params, resume_point.checkpoint if resume_point else None)
     params, splits, state = ready.params, ready.splits, ready.state
     run_id = resume_point.run_id if resume_point else None
     with open_run(params.tracking, name=name, parent=parent, resumed=run_id) as run:
         params = params.kept(experiment=run.experiment)
         if resume_point is None:
-            _log_origin(run, ready, params, recipe=recipe)
-        keeper = Keeper(run, state, Stated(params, recipe, splits.digests))
+            _log_setup(run, ready, params, recipe=recipe)
+        keeper = CheckpointWriter(run, state, TrainingSpec(params, recipe, splits.digests))
         keeper.begin()
         interval_s = params.tracking.system_metrics_interval
-        with resumable(run.run_id), system_metrics(run, interval_s=interval_s, warn=logger.warning):
-            _introduce(run, state, splits)
+        with with_resume_hint(run.run_id), system_metrics(run, interval_s=interval_s, warn=logger.warning):
+            _print_header(run, state, splits)
             if resume_point:
-                _go_on(run, state, resume_point)
-            overlap = _measure_overlap(run, splits)
-            val_limit = _state_limit(run, params, splits)
-            _train(run, state, splits, params, keeper=keeper, val_limit=val_limit)
+                _log_resume(run, state, resume_point)
+            overlap = _log_overlap(run, splits)
+            val_limit = _log_limit(run, params, splits)
+            _fit(run, state, splits, params, keeper=keeper, val_limit=val_limit)
             val_limit_mse = val_limit.mse if val_limit else None
-            log_files(run, state, params, val_limit_mse=val_limit_mse)
-            compared, metrics = judge(run, state, splits, params, val_limit_mse=val_limit_mse)
+            log_training_files(run, state, params, val_limit_mse=val_limit_mse)
+            compared, metrics = evaluate_best_weights(run, state, splits, params, val_limit_mse=val_limit_mse)
             version = None
             if run.online:
                 shutdown.ignore_signals()  # what a stop could save is seconds
-                version = keep_model(run, state, splits, params, compared, metrics)
+                version = log_model(run, state, splits, params, compared, metrics)
     return TrainingResult(
         run=RunRef.to(run, ready.tracking_uri),
         params=params,
@@ -180,7 +180,7 @@ def train(
     )
 
 
-def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
+def _log_setup(run: Run, ready: TrainingSetup, params: Params, *, recipe: str) -> None:
     """Parameters, code, machine, data and first weights: all that the run's numbers follow from."""
     run.log_params({"recipe": recipe} | params.canonical())
     run.log_bytes(params.to_yaml().encode(), "params.yaml")
@@ -188,7 +188,7 @@ def _log_origin(run: Run, ready: Ready, params: Params, *, recipe: str) -> None:
     tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
     run.log_tags(tags | provenance.machine_tags(ready.compute))
     if ready.origin:
-        run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": training_run(ready.origin)})
+        run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": training_run_id(ready.origin)})
     splits = ready.splits
     log_training_data(run, splits)
     run.log_data(splits.validation, name="validation", context="validation")
@@ -203,7 +203,7 @@ def log_training_data(run: Run, splits: Splits) -> None:
     run.log_data(splits.train, name=name, context="training")
 
 
-def _introduce(run: Run, state: TrainingState, splits: Splits) -> None:
+def _print_header(run: Run, state: TrainingState, splits: Splits) -> None:
     validation = splits.validation
     logger.info(f"run {run.run_id} in experiment {run.experiment}")
     logger.info(f"device: {state.compute.describe()}")
@@ -214,7 +214,7 @@ def _introduce(run: Run, state: TrainingState, splits: Splits) -> None:
     logger.info(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
-def _go_on(run: Run, state: TrainingState, resume_point: Begun) -> None:
+def _log_resume(run: Run, state: TrainingState, resume_point: ResumePoint) -> None:
     """Say where it goes on, and whether this machine can give the numbers that the other would have given."""
     progress = state.progress
     logger.info(f"going on after epoch {progress.epoch - 1}" + (f", batch {progress.batch}" if progress.batch else ""))
@@ -227,15 +227,15 @@ def _go_on(run: Run, state: TrainingState, resume_point: Begun) -> None:
     run.log_tags({"resumed_after_epoch": str(progress.epoch - 1)} | here)
 
 
-def _measure_overlap(run: Run, splits: Splits) -> SplitAudit:
+def _log_overlap(run: Run, splits: Splits) -> SampleOverlap:
     """Print and log how many samples validation shares with training."""
-    overlap = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
+    overlap = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
     run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/leak_audit.json")
     logger.info(overlap.words())
     return overlap
 
 
-def _state_limit(run: Run, params: Params, splits: Splits) -> KnownLimit | None:
+def _log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | None:
     """Print and log the limit before anything is trained; its value on the validation windows, if it is known."""
     expected_mse = limits.expected_limit_mse(params)
     val_limit = limits.validation_limit(params, splits.validation)
@@ -248,30 +248,36 @@ def _state_limit(run: Run, params: Params, splits: Splits) -> KnownLimit | None:
     return val_limit
 
 
-def _train(
-    run: Run, state: TrainingState, splits: Splits, params: Params, *, keeper: Keeper, val_limit: KnownLimit | None
+def _fit(
+    run: Run,
+    state: TrainingState,
+    splits: Splits,
+    params: Params,
+    *,
+    keeper: CheckpointWriter,
+    val_limit: ValidationLimit | None,
 ) -> None:
     training = params.training
     steps = training_steps(
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        audit=spread(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
+        audit=evenly_spaced(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
         audit_every=params.evaluation.audit_every,
         params=training,
     )
-    diagnosis = Diagnosis.of(state, splits, params, val_limit=val_limit)
+    diagnosis = Monitor.of(state, splits, params, val_limit=val_limit)
     val_limit_mse = val_limit.mse if val_limit else None
-    for finding in of_settings(params):
-        _tell(run, finding)
-    with _last_good_weights(run, state), memory_errors(), closing(steps), keeper.keeping(), shutdown.deferred():
+    for finding in check_settings(params):
+        _log_finding(run, finding)
+    with _last_good_weights(run, state), wrap_memory_errors(), closing(steps), keeper.keeping(), shutdown.deferred():
         for report in steps:
             shutdown.check()
             show_progress(report, epochs=training.epochs)
             if isinstance(report, EpochReport):
                 run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
                 for finding in diagnosis.examine(report):
-                    _tell(run, finding)
+                    _log_finding(run, finding)
             keeper.after(report)
     if state.progress.stopped_early:
         logger.info(
@@ -295,6 +301,6 @@ def _last_good_weights(run: Run, state: TrainingState) -> Iterator[None]:
         raise
 
 
-def _tell(run: Run, finding: Finding) -> None:
+def _log_finding(run: Run, finding: Finding) -> None:
     run.log_tags({f"{DIAGNOSIS}.{finding.name}": finding.line})
     logger.info(f"{DIAGNOSIS}: {finding.line}")

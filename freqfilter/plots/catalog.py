@@ -9,16 +9,16 @@ import torch
 from matplotlib.figure import Figure
 
 from freqfilter.config import SignalParams
-from freqfilter.data.windows import CutWindows, WindowSet
-from freqfilter.evaluation.metrics import Comparison, Extractor
+from freqfilter.data.windows import SlidingWindows, WindowDataset
+from freqfilter.evaluation.metrics import Comparison, Estimator
 from freqfilter.plots import data, evaluation
-from freqfilter.plots.evaluation import stretch, window_estimates
+from freqfilter.plots.evaluation import segment_estimates, window_estimates
 from freqfilter.tracked_names import COMPONENTS, PREDICTION
 
-STARTS_SHOWN = 4
+N_STARTS_SHOWN = 4
 
 
-def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, Figure]]:
+def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tuple[str, Figure]]:
     """Signals in time and frequency, and what the filter gets of them.
 
     Args:
@@ -41,7 +41,7 @@ def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, F
     yield "visualizations/04_components.png", overlay
 
     n_components, length = windows.n_components, windows.n_samples
-    starts = torch.linspace(0, windows.n_starts - 1, min(STARTS_SHOWN, windows.n_starts)).round().long()
+    starts = torch.linspace(0, windows.n_starts - 1, min(N_STARTS_SHOWN, windows.n_starts)).round().long()
     numbers = starts[:, None] * n_components + torch.arange(n_components)
     inputs, targets = windows.batch(numbers.flatten())
     sample_windows = data.windows(
@@ -56,10 +56,10 @@ def of_data(signals: SignalParams, windows: CutWindows) -> Iterator[tuple[str, F
     yield "visualizations/06_structure.png", structure
 
 
-def of_evaluation(
-    extractor: Extractor,
-    windows: WindowSet,
-    beginning: CutWindows | None,
+def evaluation_figures(
+    extractor: Estimator,
+    windows: WindowDataset,
+    beginning: SlidingWindows | None,
     compared: Comparison,
     *,
     frequencies_hz: Sequence[float],
@@ -86,10 +86,10 @@ def of_evaluation(
     yield "visualizations/09_errors.png", evaluation.errors(found)
     yield "visualizations/10_scatter.png", evaluation.scatter(found)
     if beginning is not None:
-        along = stretch(
+        along = segment_estimates(
             extractor, beginning, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
         )
         yield "visualizations/11_spectrum.png", evaluation.spectra(along)
-        yield "visualizations/12_long_stretch.png", evaluation.long_stretch(along)
+        yield "visualizations/12_long_stretch.png", evaluation.long_segment(along)
     yield COMPONENTS, evaluation.mse_of_components(compared.table)
     yield "visualizations/14_mse_over_window.png", evaluation.mse_over_window(compared.per_step)

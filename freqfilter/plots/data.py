@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import signal
 
-from freqfilter.plots.style import BLUE, GREY, MOST_PANELS, ORANGE, colour, dress, hertz, line, new_figure, panels
+from freqfilter.plots.style import (
+    BLUE,
+    GREY,
+    MAX_PANELS,
+    ORANGE,
+    colour,
+    format_hz,
+    label_axes,
+    line,
+    new_figure,
+    panels,
+)
 
 Samples = NDArray[np.floating]
 PERIODS_SHOWN = 2  # of the slowest component, where a stretch is drawn
@@ -38,11 +49,11 @@ def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float
     figure = new_figure(12, 7)
     whole, beginning = figure.subplots(2, 1)
     whole.plot(time_s, mixture, color=GREY, linewidth=0.5)
-    dress(whole, xlabel="time (s)", ylabel="amplitude", title=f"Mixture: {len(mixture):,} samples")
+    label_axes(whole, xlabel="time (s)", ylabel="amplitude", title=f"Mixture: {len(mixture):,} samples")
     shown = time_s <= PERIODS_SHOWN / slowest_hz
     beginning.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8, label="mixture, with noise")
     beginning.plot(time_s[shown], clean[shown], color=BLUE, linewidth=2, label="without noise")
-    dress(beginning, xlabel="time (s)", ylabel="amplitude", title="Its beginning", legend=True)
+    label_axes(beginning, xlabel="time (s)", ylabel="amplitude", title="Its beginning", legend=True)
     return figure
 
 
@@ -56,7 +67,7 @@ def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequenc
     for frequency_hz in frequencies_hz:
         axes.axvline(frequency_hz, color=ORANGE, linestyle=":", linewidth=1.5)
     axes.plot([], [], color=ORANGE, linestyle=":", label="components")
-    dress(axes, xlabel="frequency (Hz)", ylabel="amplitude", title="Spectrum of the mixture", legend=True)
+    label_axes(axes, xlabel="frequency (Hz)", ylabel="amplitude", title="Spectrum of the mixture", legend=True)
     return figure
 
 
@@ -99,13 +110,13 @@ def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequenci
     shown = time_s <= PERIODS_SHOWN / min(frequencies_hz)
     for number, (component, frequency_hz) in enumerate(zip(components, frequencies_hz, strict=True)):
         above.plot(
-            time_s[shown], component[shown], color=colour(number), linestyle=line(number), label=hertz(frequency_hz)
+            time_s[shown], component[shown], color=colour(number), linestyle=line(number), label=format_hz(frequency_hz)
         )
-    dress(above, xlabel="", ylabel="amplitude", title="Components without noise")
-    if len(frequencies_hz) <= 2 * MOST_PANELS:
+    label_axes(above, xlabel="", ylabel="amplitude", title="Components without noise")
+    if len(frequencies_hz) <= 2 * MAX_PANELS:
         figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     below.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8)
-    dress(below, xlabel="time (s)", ylabel="amplitude", title="Their mean with noise: the mixture")
+    label_axes(below, xlabel="time (s)", ylabel="amplitude", title="Their mean with noise: the mixture")
     return figure
 
 
@@ -126,10 +137,10 @@ def windows(
     for axes, mixture, of_window, start_s in zip(every, mixtures, targets, starts_s, strict=True):
         axes.plot(time_s * 1e3, mixture, color=GREY, linewidth=1, label="mixture")
         for number, (target, frequency_hz) in enumerate(zip(of_window, frequencies_hz, strict=True)):
-            if number < MOST_PANELS:
-                label = f"target, {hertz(frequency_hz)}"
+            if number < MAX_PANELS:
+                label = f"target, {format_hz(frequency_hz)}"
                 axes.plot(time_s * 1e3, target, color=colour(number), linestyle=line(number), label=label)
-        dress(
+        label_axes(
             axes, xlabel="time in the window (ms)", ylabel="amplitude", title=f"window that starts at {start_s:.3f} s"
         )
     handles, labels = every[0].get_legend_handles_labels()
@@ -152,7 +163,7 @@ def structure(inputs: Samples, target: Samples, *, frequencies_hz: Sequence[floa
     # The edges belong to samples 0 to n_samples - 1, so that half a cell sticks out on both sides.
     kind = {"aspect": "auto", "cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
     image = above.imshow(inputs.T, **kind)
-    above.set_yticks(range(n_features), ["mixture", *(f"selector {hertz(f)}" for f in frequencies_hz)])
+    above.set_yticks(range(n_features), ["mixture", *(f"selector {format_hz(f)}" for f in frequencies_hz)])
     above.set_title(f"Input of one window: {n_samples} samples × {n_features} features")
     below.imshow(target.T, **kind)
     below.set_yticks([0], ["target"])

@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from freqfilter.data.windows import CutWindows, WindowSet
+from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.evaluation.limits import LIMIT
-from freqfilter.evaluation.metrics import MODEL, OVERALL, SCORED_AT_ONCE, Extractor
+from freqfilter.evaluation.metrics import CHUNK_SIZE, MODEL, OVERALL, Estimator
 from freqfilter.plots.data import BAND, PERIODS_SHOWN, amplitude_spectrum
 from freqfilter.plots.style import (
     BLUE,
     COLOURS,
     GREY,
-    MOST_PANELS,
+    MAX_PANELS,
     ORANGE,
     colour,
-    dress,
-    hertz,
+    format_hz,
+    label_axes,
     line,
     new_figure,
     panels,
 )
 
-POINTS_SHOWN = 4000  # of a scatter plot; more would be one blot
+N_POINTS_SHOWN = 4000  # of a scatter plot; more would be one blot
 QUANTILES = 400
 OFF_SCALE = 2.2  # times the median of all errors shown
 HATCHES = ("", "//", "..")
@@ -51,13 +51,13 @@ def window(
     axes.plot(time_s, mixture, label="mixture", color=GREY, linewidth=1)
     axes.plot(time_s, target, label="component (truth)", color=BLUE, linewidth=2)
     axes.plot(time_s, estimate, label="estimate", color=ORANGE, linewidth=2, linestyle="--")
-    dress(axes, xlabel="time (s)", ylabel="amplitude", title=title, legend=True)
+    label_axes(axes, xlabel="time (s)", ylabel="amplitude", title=title, legend=True)
     return figure
 
 
 def prediction(found: WindowEstimates) -> Figure:
     """The estimate over its target, for each component the window whose error is the median: a typical one."""
-    components = np.unique(found.component)[:MOST_PANELS]
+    components = np.unique(found.component)[:MAX_PANELS]
     figure = new_figure(12, 3.2 * -(-len(components) // 2) + 0.6)
     every = panels(figure, len(components))
     for axes, component in zip(every, components, strict=True):
@@ -68,8 +68,8 @@ def prediction(found: WindowEstimates) -> Figure:
         axes.plot(found.mixture[chosen], color=GREY, linewidth=1, label="mixture")
         axes.plot(found.target[chosen], color=BLUE, linewidth=2, label="target")
         axes.plot(found.estimate[chosen], color=ORANGE, linewidth=2, linestyle="--", label="estimate")
-        title = f"{hertz(found.frequencies_hz[component])}, window of median error, MSE {mse[middle]:.3g}"
-        dress(axes, xlabel="sample in the window", ylabel="amplitude", title=title)
+        title = f"{format_hz(found.frequencies_hz[component])}, window of median error, MSE {mse[middle]:.3g}"
+        label_axes(axes, xlabel="sample in the window", ylabel="amplitude", title=title)
     handles, labels = every[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
@@ -86,12 +86,12 @@ def errors(found: WindowEstimates) -> Figure:
     if std > 0:
         histogram.plot(grid, stats.norm.pdf(grid, mean, std), color=ORANGE, label="normal, same mean and spread")
     title = f"{error.size:,} errors: mean {mean:.3g}, standard deviation {std:.3g}"
-    dress(histogram, xlabel="estimate − target", ylabel="probability density", title=title, legend=True)
+    label_axes(histogram, xlabel="estimate − target", ylabel="probability density", title=title, legend=True)
     levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
     expected = stats.norm.ppf(levels)
     quantiles.plot(expected, np.quantile(error, levels), ".", color=BLUE, markersize=4, label="errors")
     quantiles.plot(expected, mean + std * expected, color=ORANGE, label="were they normal")
-    dress(
+    label_axes(
         quantiles,
         xlabel="quantile of the standard normal",
         ylabel="quantile of the errors",
@@ -103,23 +103,23 @@ def errors(found: WindowEstimates) -> Figure:
 
 def scatter(found: WindowEstimates) -> Figure:
     """Estimate against target, a panel for each component; a perfect filter lies on the diagonal."""
-    components = np.unique(found.component)[:MOST_PANELS]
+    components = np.unique(found.component)[:MAX_PANELS]
     figure = new_figure(10, 4.6 * -(-len(components) // 2))
     limit = 1.05 * max(float(np.abs(found.target).max()), float(np.abs(found.estimate).max()), 1e-9)
     for axes, component in zip(panels(figure, len(components)), components, strict=True):
         target, estimate = (a[found.component == component].flatten() for a in (found.target, found.estimate))
-        shown = np.linspace(0, len(target) - 1, min(POINTS_SHOWN, len(target))).round().astype(int)
+        shown = np.linspace(0, len(target) - 1, min(N_POINTS_SHOWN, len(target))).round().astype(int)
         axes.plot(target[shown], estimate[shown], ".", color=BLUE, markersize=3, alpha=0.3)
         axes.plot([-limit, limit], [-limit, limit], color=ORANGE, label="perfect")
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-        title = hertz(found.frequencies_hz[component])
-        dress(axes, xlabel="target", ylabel="estimate", title=title, legend=True)
+        title = format_hz(found.frequencies_hz[component])
+        label_axes(axes, xlabel="target", ylabel="estimate", title=title, legend=True)
     return figure
 
 
-def spectra(segment: Stretch) -> Figure:
+def spectra(segment: SegmentEstimates) -> Figure:
     """Amplitude spectra of each component and of its estimate, windows one after another."""
-    n_panels = min(len(segment.targets), MOST_PANELS)
+    n_panels = min(len(segment.targets), MAX_PANELS)
     figure = new_figure(12, 3.2 * -(-n_panels // 2) + 0.6)
     every = panels(figure, n_panels)
     for number, axes in enumerate(every):
@@ -128,11 +128,11 @@ def spectra(segment: Stretch) -> Figure:
             grid_hz, amplitudes = amplitude_spectrum(samples[number], segment.sample_rate_hz)
             shown = (grid_hz > 0) & (grid_hz <= BAND * max(segment.frequencies_hz))
             axes.semilogy(grid_hz[shown], np.maximum(amplitudes[shown], 1e-6), color=ink, linestyle=style, label=label)
-        dress(
+        label_axes(
             axes,
             xlabel="frequency (Hz)",
             ylabel="amplitude",
-            title=f"selected: {hertz(segment.frequencies_hz[number])}",
+            title=f"selected: {format_hz(segment.frequencies_hz[number])}",
         )
         axes.set_ylim(bottom=1e-4)
     handles, labels = every[0].get_legend_handles_labels()
@@ -140,9 +140,9 @@ def spectra(segment: Stretch) -> Figure:
     return figure
 
 
-def long_stretch(segment: Stretch) -> Figure:
+def long_segment(segment: SegmentEstimates) -> Figure:
     """Estimates of windows one after another beside the truth; each window begins anew, with nothing remembered."""
-    n_panels = min(len(segment.targets), MOST_PANELS)
+    n_panels = min(len(segment.targets), MAX_PANELS)
     shown = min(segment.targets.shape[1], round(PERIODS_SHOWN / min(segment.frequencies_hz) * segment.sample_rate_hz))
     figure = new_figure(12, 2.3 * n_panels + 0.6)
     every = figure.subplots(n_panels, 1, sharex=True, squeeze=False).flatten()
@@ -152,7 +152,7 @@ def long_stretch(segment: Stretch) -> Figure:
             axes.axvline(time_s[border], color=GREY, linewidth=0.5, alpha=0.5)
         axes.plot(time_s, segment.targets[number, :shown], color=BLUE, linewidth=2, label="target")
         axes.plot(time_s, segment.estimates[number, :shown], color=ORANGE, linewidth=1, label="estimate")
-        title = f"{hertz(segment.frequencies_hz[number])}, windows of {segment.window_length} samples"
+        title = f"{format_hz(segment.frequencies_hz[number])}, windows of {segment.window_length} samples"
         axes.set(ylabel="amplitude", title=title)
     every[-1].set_xlabel("time (s)")
     handles, labels = every[0].get_legend_handles_labels()
@@ -166,7 +166,7 @@ def mse_of_components(scores: pd.DataFrame) -> Figure:
     Args:
         scores: ``Comparison.table``.
     """
-    components = list(scores.index.get_level_values("component").unique())[: MOST_PANELS + 1]
+    components = list(scores.index.get_level_values("component").unique())[: MAX_PANELS + 1]
     extractors = list(scores.index.get_level_values("extractor").unique())
     figure = new_figure(12, 6)
     axes = figure.subplots()
@@ -185,7 +185,7 @@ def mse_of_components(scores: pd.DataFrame) -> Figure:
     names = ["all" if name == OVERALL else name.replace("hz", " Hz") for name in components]
     axes.set_xticks(range(len(components)), names)
     axes.set_ylim(0, top)
-    dress(axes, xlabel="component", ylabel="mean squared error", title="Error on the test set")
+    label_axes(axes, xlabel="component", ylabel="mean squared error", title="Error on the test set")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
@@ -214,7 +214,7 @@ def mse_over_window(per_step: pd.DataFrame) -> Figure:
             label=str(extractor) if values.min() <= top else f"{extractor}: above {values.min():.2g}",
         )
     axes.set_ylim(0, top)
-    dress(axes, xlabel="sample in the window", ylabel="mean squared error", title="Error on the test set")
+    label_axes(axes, xlabel="sample in the window", ylabel="mean squared error", title="Error on the test set")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
@@ -224,8 +224,8 @@ def _top(errors: pd.Series) -> float:
     return 1.15 * float(min(errors.max(), OFF_SCALE * errors.median()))
 
 
-WINDOWS_SHOWN = 4000  # fewer where they are so long that they would have more samples than this in all
-WINDOW_SAMPLES_SHOWN = 2_000_000
+MAX_WINDOWS_SHOWN = 4000  # fewer where they are so long that they would have more samples than this in all
+MAX_SAMPLES_SHOWN = 2_000_000
 
 Array = NDArray[np.float32]
 
@@ -248,7 +248,7 @@ class WindowEstimates:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SegmentEstimates:
     """A realization, cut into windows that follow one another, and the answers to them.
 
     Attributes:
@@ -267,27 +267,27 @@ class Stretch:
 
 @torch.inference_mode()
 def window_estimates(
-    extractor: Extractor, windows: WindowSet, *, frequencies_hz: Sequence[float], device: torch.device
+    extractor: Estimator, windows: WindowDataset, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> WindowEstimates:
     """Ask an extractor about a few thousand windows, drawn evenly but always the same ones."""
-    n_shown = min(WINDOWS_SHOWN, max(1, WINDOW_SAMPLES_SHOWN // windows.n_samples))
+    n_shown = min(MAX_WINDOWS_SHOWN, max(1, MAX_SAMPLES_SHOWN // windows.n_samples))
     positions = torch.arange(len(windows))
     if n_shown < len(windows):  # not every n-th: the selectors take turns, and some might never be met
         drawn = torch.randint(len(windows), (n_shown,), generator=torch.Generator().manual_seed(0))
         positions = torch.unique(drawn)
-    mixture, component, target, estimate = _answers(extractor, windows, positions, device)
+    mixture, component, target, estimate = _estimates(extractor, windows, positions, device)
     return WindowEstimates(mixture.numpy(), component.numpy(), target.numpy(), estimate.numpy(), frequencies_hz)
 
 
 @torch.inference_mode()
-def stretch(
-    extractor: Extractor,
-    windows: CutWindows,
+def segment_estimates(
+    extractor: Estimator,
+    windows: SlidingWindows,
     *,
     frequencies_hz: Sequence[float],
     sample_rate_hz: float,
     device: torch.device,
-) -> Stretch:
+) -> SegmentEstimates:
     """Ask an extractor about every component of a realization.
 
     Args:
@@ -301,19 +301,19 @@ def stretch(
     starts = torch.arange(0, windows.n_starts, length)
     targets, estimates = [], []
     for component in range(windows.n_components):
-        _, _, target, estimate = _answers(extractor, windows, starts * windows.n_components + component, device)
+        _, _, target, estimate = _estimates(extractor, windows, starts * windows.n_components + component, device)
         targets.append(target.flatten().numpy())
         estimates.append(estimate.flatten().numpy())
-    return Stretch(np.stack(targets), np.stack(estimates), sample_rate_hz, length, frequencies_hz)
+    return SegmentEstimates(np.stack(targets), np.stack(estimates), sample_rate_hz, length, frequencies_hz)
 
 
-def _answers(
-    extractor: Extractor, windows: WindowSet, positions: Tensor, device: torch.device
+def _estimates(
+    extractor: Estimator, windows: WindowDataset, positions: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mixtures (n_windows, n_samples), components (n_windows,), targets and estimates like the mixtures; on the CPU."""
     there = windows.to(device)
     parts = []
-    for chosen in torch.split(positions, SCORED_AT_ONCE):
+    for chosen in torch.split(positions, CHUNK_SIZE):
         inputs, targets = there.batch(chosen.to(device))
         answers = (inputs[..., 0], inputs[:, 0, 1:].argmax(dim=1), targets[..., 0], extractor(inputs)[..., 0].float())
         parts.append([answer.cpu() for answer in answers])

@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 from numpy.typing import NDArray
 
-from freqfilter.evaluation.limits import LimitMse, LimitScores
+from freqfilter.evaluation.limits import LimitEstimate, LimitEstimates
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import PairedTest
-from freqfilter.plots.style import BLUE, GREY, MOST_PANELS, ORANGE, dress, hertz, new_figure, panels
+from freqfilter.plots.style import BLUE, GREY, MAX_PANELS, ORANGE, format_hz, label_axes, new_figure, panels
 
 SIDES = {"causal": (BLUE, "-", "samples so far"), "two_sided": (ORANGE, "--", "whole window")}
 
 
-def limit_curves(scores: LimitScores, of_lengths: Mapping[int, LimitScores]) -> Figure:
+def limit_curves(scores: LimitEstimates, of_lengths: Mapping[int, LimitEstimates]) -> Figure:
     """The limit over the window's positions, and over window lengths with the one in use marked.
 
     Args:
@@ -29,11 +29,11 @@ def limit_curves(scores: LimitScores, of_lengths: Mapping[int, LimitScores]) -> 
     positions, lengths = figure.subplots(1, 2)
     window_length = len(scores.causal.per_step)
     for side, (colour, style, label) in SIDES.items():
-        of_side: LimitMse = getattr(scores, side)
+        of_side: LimitEstimate = getattr(scores, side)
         sample = np.arange(1, window_length + 1)
         marker = "o" if window_length == 1 else None
         positions.plot(sample, of_side.per_step, color=colour, linestyle=style, marker=marker, label=label)
-        found: list[LimitMse] = [getattr(of_length, side) for of_length in of_lengths.values()]
+        found: list[LimitEstimate] = [getattr(of_length, side) for of_length in of_lengths.values()]
         lengths.errorbar(
             list(of_lengths),
             [mse.mse for mse in found],
@@ -45,7 +45,7 @@ def limit_curves(scores: LimitScores, of_lengths: Mapping[int, LimitScores]) -> 
             capsize=3,
             label=label,
         )
-    dress(
+    label_axes(
         positions,
         xlabel="sample in the window",
         ylabel="least mean squared error",
@@ -57,7 +57,7 @@ def limit_curves(scores: LimitScores, of_lengths: Mapping[int, LimitScores]) -> 
     lengths.set_xscale("log")
     lengths.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     lengths.set_ylim(bottom=0)
-    dress(
+    label_axes(
         lengths,
         xlabel="window length (samples)",
         ylabel="least mean squared error, mean over the window",
@@ -84,7 +84,7 @@ def posterior(
         variances: Around them.
         frequencies_hz: Of each component.
     """
-    n_panels = min(len(targets), MOST_PANELS)
+    n_panels = min(len(targets), MAX_PANELS)
     figure = new_figure(12, 3.2 * -(-n_panels // 2) + 0.6)
     every = panels(figure, n_panels)
     sample = np.arange(1, len(mixture) + 1)
@@ -95,7 +95,7 @@ def posterior(
         axes.fill_between(sample, mean - spread, mean + spread, color=ORANGE, alpha=0.2, label="± 1 standard deviation")
         axes.plot(sample, targets[number], color=BLUE, linewidth=2, marker=marker, label="target")
         axes.plot(sample, mean, color=ORANGE, linewidth=2, linestyle="--", marker=marker, label="best estimate")
-        dress(axes, xlabel="sample in the window", ylabel="amplitude", title=hertz(frequencies_hz[number]))
+        label_axes(axes, xlabel="sample in the window", ylabel="amplitude", title=format_hz(frequencies_hz[number]))
     figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
@@ -121,7 +121,7 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
         bars.bar(at, errors[side].mean(), width, label=side, color=COLOURS[side])
     names = ["all" if name == OVERALL else name.replace("hz", " Hz") for name in components]
     bars.set_xticks(range(len(components)), names)
-    dress(bars, xlabel="component", ylabel="mean squared error", title="on the same fresh realizations")
+    label_axes(bars, xlabel="component", ylabel="mean squared error", title="on the same fresh realizations")
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=len(sides))
     interval.axvline(0, color=GREY, linewidth=1)
     if test is None:
@@ -134,5 +134,5 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
             interval.legend()
         interval.margins(x=0.3)
     interval.set_yticks([])
-    dress(interval, xlabel="candidate less champion, % of its error", ylabel="", title="left of zero: better")
+    label_axes(interval, xlabel="candidate less champion, % of its error", ylabel="", title="left of zero: better")
     return figure

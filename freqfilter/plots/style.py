@@ -11,7 +11,7 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 # Neighbours differ in brightness too; their yellow is left out, it vanishes on white.
 COLOURS = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", ORANGE)
 LINES = ("-", "--", ":", "-.")
-MOST_PANELS = 8  # components that get a panel of their own
+MAX_PANELS = 8  # components that get a panel of their own
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -29,12 +29,12 @@ def line(number: int) -> str:
     return LINES[number // len(COLOURS) % len(LINES)]
 
 
-def hertz(frequency_hz: float) -> str:
+def format_hz(frequency_hz: float) -> str:
     """A frequency in words."""
     return f"{frequency_hz:g} Hz"
 
 
-def dress(axes: Axes, *, xlabel: str, ylabel: str, title: str = "", legend: bool = False) -> None:
+def label_axes(axes: Axes, *, xlabel: str, ylabel: str, title: str = "", legend: bool = False) -> None:
     """Words, grid and, where asked for, a legend."""
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(visible=True, which="both", alpha=0.3)
@@ -42,7 +42,7 @@ def dress(axes: Axes, *, xlabel: str, ylabel: str, title: str = "", legend: bool
         axes.legend()
 
 
-def logarithmic(axes: Axes) -> None:
+def log_scale(axes: Axes) -> None:
     """Make the vertical axis logarithmic, with ticks in plain numbers.
 
     Within a decade or so the minor ticks are all there is to read; over several they would overlap.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, dress, line, logarithmic, new_figure
+from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, label_axes, line, log_scale, new_figure
 from freqfilter.training.reports import EpochReport
 
 
@@ -58,9 +58,9 @@ def training_loss(
         axes.axhline(val_limit_mse, label=label, color="black", linestyle="--", linewidth=1)
         lowest = min(lowest, val_limit_mse)
     if lowest > 0:
-        logarithmic(axes)
+        log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    dress(axes, xlabel="epoch", ylabel=_loss_label(loss), title="Training and validation loss", legend=True)
+    label_axes(axes, xlabel="epoch", ylabel=_loss_label(loss), title="Training and validation loss", legend=True)
     return figure
 
 
@@ -84,7 +84,7 @@ def comparison(table: pd.DataFrame) -> Figure:
             axes.plot(table[column].astype(float), places, marker, color=marker_colour, label=label)
     axes.set_yticks(places, [str(name) for name in table.index])
     axes.invert_yaxis()
-    dress(axes, xlabel="mean squared error", ylabel="", title="Each run with its best weights", legend=True)
+    label_axes(axes, xlabel="mean squared error", ylabel="", title="Each run with its best weights", legend=True)
     return figure
 
 
@@ -119,7 +119,7 @@ def learning_rate_range(
     low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
     height = max(high - low, 0.1 * abs(high), 1e-9)
     axes.set_ylim(low - 0.5 * height, high + 0.5 * height)  # where it blows up, the rest would be a flat line
-    dress(axes, xlabel="learning rate", ylabel=_loss_label(loss), title="Learning-rate range test", legend=True)
+    label_axes(axes, xlabel="learning rate", ylabel=_loss_label(loss), title="Learning-rate range test", legend=True)
     return figure
 
 
@@ -182,9 +182,9 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
             float(limit_mse), color=shade, linestyle="--", linewidth=1, label=f"limit on validation: {limit_mse}"
         )
     if lowest > 0:
-        logarithmic(axes)
+        log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    dress(axes, xlabel="epoch", ylabel="mean squared error", title="Validation")
+    label_axes(axes, xlabel="epoch", ylabel="mean squared error", title="Validation")
 
 
 def _draw_distances(axes: Axes, measured: Mapping[str, tuple[float, float, float]], order: list[str]) -> None:
@@ -195,4 +195,6 @@ def _draw_distances(axes: Axes, measured: Mapping[str, tuple[float, float, float
     axes.set_yticks(range(len(measured)), list(measured))
     axes.set_ylim(len(measured) - 0.5, -0.5)
     axes.margins(x=0.15)
-    dress(axes, xlabel="mean squared error over the limit", ylabel="", title="On fresh realizations, 95 % intervals")
+    label_axes(
+        axes, xlabel="mean squared error over the limit", ylabel="", title="On fresh realizations, 95 % intervals"
+    )

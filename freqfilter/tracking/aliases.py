@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from freqfilter.atomic_io import writable_folder
 from freqfilter.errors import UserError
-from freqfilter.tracking.client import patiently, translated
+from freqfilter.tracking.client import retry, wrap_store_errors
 
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases
 CANDIDATE = "candidate"  # the alias of the newest version
@@ -63,32 +63,32 @@ class Version:
         return f"models:/{self.model_name}/{self.number}"
 
 
-def candidate(model_name: str, number: int | None) -> Version:
+def candidate_version(model_name: str, number: int | None) -> Version:
     """A version by its number, or the newest.
 
     Raises:
         UserError: If there is none.
     """
-    found = named(model_name, CANDIDATE) if number is None else _version(model_name, number)
+    found = version_at_alias(model_name, CANDIDATE) if number is None else _version(model_name, number)
     if found is None:
         raise UserError(f"model_name={model_name}: no version is called {CANDIDATE}; give one with version=N")
     return found
 
 
-def named(model_name: str, alias: str) -> Version | None:
+def version_at_alias(model_name: str, alias: str) -> Version | None:
     """The version that an alias is on; None where it is on none.
 
     Raises:
         UserError: If there is no such model.
     """
-    with translated(f"model_name={model_name}"):
-        number = patiently(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
+    with wrap_store_errors(f"model_name={model_name}"):
+        number = retry(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
     return None if number is None else _version(model_name, int(number))
 
 
 def _version(model_name: str, number: int) -> Version:
-    with translated(f"model_name={model_name}, version={number}"):
-        return Version.of(patiently(lambda: MlflowClient().get_model_version(model_name, str(number))))
+    with wrap_store_errors(f"model_name={model_name}, version={number}"):
+        return Version.of(retry(lambda: MlflowClient().get_model_version(model_name, str(number))))
 
 
 def all_versions(model_name: str) -> list[Version]:
@@ -98,7 +98,7 @@ def all_versions(model_name: str) -> list[Version]:
         UserError: If there is no such model.
     """
     client, found, token = MlflowClient(), [], None
-    with translated(f"model_name={model_name}"):
+    with wrap_store_errors(f"model_name={model_name}"):
         client.get_registered_model(model_name)
         while True:
             page = client.search_model_versions(f"name = '{model_name}'", page_token=token)
@@ -114,9 +114,9 @@ def tag_version(version: Version, tags: Mapping[str, str], *, description: str =
         UserError: If the registry refuses it.
     """
     client, number = MlflowClient(), str(version.number)
-    with translated(version.uri):
+    with wrap_store_errors(version.uri):
         for name, value in tags.items():
-            patiently(partial(client.set_model_version_tag, version.model_name, number, name, value))
+            retry(partial(client.set_model_version_tag, version.model_name, number, name, value))
         if description:
             before = client.get_model_version(version.model_name, number).description or ""
             client.update_model_version(version.model_name, number, f"{description}\n\n{before}")
@@ -139,8 +139,8 @@ def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, 
         ChampionChangedError: If it is another one by now.
     """
     name, client = to.model_name, MlflowClient()
-    with translated(to.uri), FileLock(_lock_file(name)):
-        before = named(name, CHAMPION)
+    with wrap_store_errors(to.uri), FileLock(_lock_file(name)):
+        before = version_at_alias(name, CHAMPION)
         if (before and before.number) != (found and found.number):
             raise ChampionChangedError(
                 f"{name}: version {before.number if before else 'none'} is the champion by now, "
@@ -148,9 +148,9 @@ def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, 
             )
         tag_version(to, evidence, description=description)
         if before and before.number != to.number:
-            patiently(lambda: client.set_registered_model_alias(name, PREVIOUS, str(before.number)))
-        patiently(lambda: client.set_registered_model_alias(name, CHAMPION, str(to.number)))
-        after = named(name, CHAMPION)
+            retry(lambda: client.set_registered_model_alias(name, PREVIOUS, str(before.number)))
+        retry(lambda: client.set_registered_model_alias(name, CHAMPION, str(to.number)))
+        after = version_at_alias(name, CHAMPION)
         if after is None or after.number != to.number:
             raise ChampionChangedError(f"{name}: somebody else has moved the champion at the same time: decide again")
 
@@ -169,7 +169,7 @@ def make_registered_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def name_candidate(client: MlflowClient, name: str, version: int) -> None:
+def set_candidate(client: MlflowClient, name: str, version: int) -> None:
     """Let the alias be on the newest version, whoever else registers at the same time."""
     current = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
     if current < version:
@@ -182,5 +182,5 @@ def registered_models() -> list[str]:
     Raises:
         UserError: If the registry does not say.
     """
-    with translated("model registry"):
+    with wrap_store_errors("model registry"):
         return [str(model.name) for model in MlflowClient().search_registered_models(max_results=1000)]

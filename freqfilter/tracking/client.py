@@ -56,7 +56,7 @@ def open_store() -> str:
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
     if uri.startswith("http"):
-        see_that_it_answers(uri)
+        check_reachable(uri)
     path = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     try:
         if path:
@@ -71,20 +71,20 @@ def open_store() -> str:
     return without_credentials(uri)
 
 
-def see_that_it_answers(uri: str) -> None:
+def check_reachable(uri: str) -> None:
     """Ask a server for anything at all; MLflow itself would wait for minutes.
 
     Raises:
         UserError: If it does not answer.
     """
-    if not answers(uri):
+    if not is_reachable(uri):
         raise UserError(
             f"tracking store {uri} does not answer: start it, or train with --tracking offline and deliver later with "
             "`python -m freqfilter sync`"
         )
 
 
-def answers(uri: str) -> bool:
+def is_reachable(uri: str) -> bool:
     """Whether an MLflow server answers at this address."""
     try:
         urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
@@ -97,7 +97,7 @@ def answers(uri: str) -> bool:
 
 
 @contextmanager
-def translated(subject: str) -> Iterator[None]:
+def wrap_store_errors(subject: str) -> Iterator[None]:
     """A block in which what MLflow refuses becomes a user's error about ``subject``.
 
     What is missing may stand in another store: without ``MLFLOW_TRACKING_URI`` each folder has its own.
@@ -110,7 +110,7 @@ def translated(subject: str) -> Iterator[None]:
         raise UserError(f"{subject}: {one_line(error, most=300)}{where}") from error
 
 
-def patiently(ask: Callable[[], Answer]) -> Answer:
+def retry(ask: Callable[[], Answer]) -> Answer:
     """The store's answer, also where it is busy, locked or away for a while.
 
     Args:
@@ -130,7 +130,7 @@ def patiently(ask: Callable[[], Answer]) -> Answer:
 
 
 @contextmanager
-def environment(**values: str) -> Iterator[None]:
+def temporary_env(**values: str) -> Iterator[None]:
     """A block in which environment variables have these values; afterwards they are as before."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -145,7 +145,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 @contextmanager
-def scratch(folder: Path) -> Iterator[None]:
+def temporary_dir(folder: Path) -> Iterator[None]:
     """A block whose temporary files are in a folder of ours, which is cleared also after a process that was killed."""
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:

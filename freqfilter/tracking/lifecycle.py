@@ -18,15 +18,15 @@ from freqfilter.atomic_io import writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import TrainingError, one_line, without_credentials
 from freqfilter.process import Interrupted, launched_by_mlflow, launcher, running, shutdown
-from freqfilter.tracking.client import STORE_ERRORS, translated
+from freqfilter.tracking.client import STORE_ERRORS, wrap_store_errors
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import RunOwner, set_status_after
 from freqfilter.tracking.queries import experiment_id
-from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, Opened, Run, check_board
-from freqfilter.tracking.ui_views import introduce
-from freqfilter.training.device import memory_errors
+from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard
+from freqfilter.tracking.ui_views import create_saved_views
+from freqfilter.training.device import wrap_memory_errors
 
-LAST_WORDS_TIMEOUT_S = 10.0  # of a run that was stopped or failed
+FAILURE_TIMEOUT_S = 10.0  # of a run that was stopped or failed
 ENDED_BECAUSE = "ended_because"
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
 
@@ -60,9 +60,9 @@ def open_run(
         if tracking.tracking == "offline":
             run = _open_offline(tracking, name=name, resumed=resumed)
         else:
-            with translated("no run can be opened"):
+            with wrap_store_errors("no run can be opened"):
                 run = _open_online(tracking, name=name, nested=parent is not None, resumed=resumed, ending=ending)
-        with memory_errors():
+        with wrap_memory_errors():
             yield run
         run.close("FINISHED" if run.online else None, DELIVERY_TIMEOUT_S)
         ending.end("FINISHED")
@@ -77,9 +77,9 @@ def open_run(
         if run:
             # The store, or the disk, may be what failed: that must not hide the error.
             with suppress(Exception):
-                run.log_tags(_reasons(error))
+                run.log_tags(_failure_tags(error))
             with suppress(Exception):
-                run.close(status, LAST_WORDS_TIMEOUT_S)
+                run.close(status, FAILURE_TIMEOUT_S)
         ending.end(status)
         raise
     if run.online:
@@ -102,7 +102,7 @@ class _Ending:
         if self.run_id is None:
             return
         if status == "FINISHED":
-            with delivering(f"the end of run {self.run_id}"):
+            with wrap_delivery_errors(f"the end of run {self.run_id}"):
                 mlflow.end_run(status)
         else:
             with suppress(*STORE_ERRORS):
@@ -123,7 +123,7 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
     run_id = ending.run_id = active.info.run_id
     client = MlflowClient()
     experiment = client.get_experiment(active.info.experiment_id)
-    introduce(client, experiment)
+    create_saved_views(client, experiment)
     if GENERATED_NAME.fullmatch(active.info.run_name):
         client.set_tag(run_id, MLFLOW_RUN_NAME, name)
     else:
@@ -136,7 +136,7 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
         known |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
     run = Run(
         run_id,
-        Opened(experiment.name, str(experiment.experiment_id), name, data.params, data.tags, frozenset(known)),
+        OpenRun(experiment.name, str(experiment.experiment_id), name, data.params, data.tags, frozenset(known)),
         tracking=tracking,
     )
     if resumed:
@@ -145,7 +145,7 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
 
 
 def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -> Run:
-    run = Run(resumed or uuid.uuid4().hex, Opened(tracking.experiment, "", name), tracking=tracking)
+    run = Run(resumed or uuid.uuid4().hex, OpenRun(tracking.experiment, "", name), tracking=tracking)
     if resumed:
         run.remove_tag(ENDED_BECAUSE)
     else:
@@ -155,7 +155,7 @@ def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -
 
 
 @contextmanager
-def delivering(what: str) -> Iterator[None]:
+def wrap_delivery_errors(what: str) -> Iterator[None]:
     """A block that tells the store of ``what``, and finds that it is gone.
 
     Raises:
@@ -174,11 +174,11 @@ def check_folders(tracking: TrackingParams) -> None:
         UserError: If not.
     """
     if tracking.tensorboard_dir:
-        check_board(Path(tracking.tensorboard_dir))
+        check_tensorboard(Path(tracking.tensorboard_dir))
     writable_folder(Path(tracking.run_dir))
 
 
-def _reasons(error: BaseException) -> dict[str, str]:
+def _failure_tags(error: BaseException) -> dict[str, str]:
     reasons = {ENDED_BECAUSE: without_credentials(f"{type(error).__name__}: {error}")[:5000]}
     if isinstance(error, TrainingError):
         reasons[f"{DIAGNOSIS}.{error.diagnosis}"] = str(error)

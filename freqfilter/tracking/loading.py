@@ -17,7 +17,7 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from numpy.typing import NDArray
 
 from freqfilter.errors import UserError, one_line
-from freqfilter.tracking.client import environment, translated
+from freqfilter.tracking.client import temporary_env, wrap_store_errors
 
 if TYPE_CHECKING:
     from freqfilter.models.filter import Filter
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 SCHEMA = 2  # of facts.json; a change that old readers cannot follow raises it
 GOLDEN = "artifacts/golden.npz"  # among a version's files
 MODEL_DIGEST = "model_sha256"  # the tag of a logged model, and of a version
-SAFE = {
+NO_PICKLE_ENV = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
 }
-DAMAGED = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
+LOAD_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -50,7 +50,7 @@ def load_run(run_id: str) -> Filter:
     Raises:
         UserError: If there is no such run, or it has logged no model.
     """
-    with translated(f"run_id={run_id}"):
+    with wrap_store_errors(f"run_id={run_id}"):
         run = MlflowClient().get_run(run_id)
     if not (models := run.outputs.model_outputs if run.outputs else []):
         raise UserError(f"run_id={run_id}: the run has logged no model; its status is {run.info.status}")
@@ -96,7 +96,7 @@ def load_files(uri: str, files: Path) -> Filter:
     """
     from freqfilter.models.filter import Filter
 
-    with translated(uri), environment(**SAFE):
+    with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
         # Before its code runs, which may need what this environment has not.
         schema = (mlflow.models.Model.load(str(files)).metadata or {}).get("schema")
         if not isinstance(schema, int):
@@ -106,7 +106,7 @@ def load_files(uri: str, files: Path) -> Filter:
         try:
             loaded = mlflow.pyfunc.load_model(str(files))
             model = loaded.unwrap_python_model()
-        except DAMAGED as error:
+        except LOAD_ERRORS as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{uri}: its files are damaged or incomplete ({reason})") from error
         golden = _golden(files / GOLDEN)
@@ -138,7 +138,7 @@ def checked_files(uri: str, folder: Path) -> Path:
     Raises:
         UserError: If there is no such model, or its files are not those that were registered.
     """
-    with translated(uri), environment(**SAFE):
+    with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
         digest = _recorded_digest(uri)
         files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     if digest not in (None, files_digest(files)):
@@ -171,7 +171,7 @@ def _recorded_digest(uri: str) -> str | None:
     return tags.get(MODEL_DIGEST)
 
 
-def training_run(found: Filter) -> str:
+def training_run_id(found: Filter) -> str:
     """The run that trained a filter; empty where the store does not know."""
     if found.model_id is None:
         return ""

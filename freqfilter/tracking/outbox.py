@@ -19,11 +19,11 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from freqfilter.atomic_io import cannot_be_written, sync_folder, writable_folder
+from freqfilter.atomic_io import sync_folder, writable_folder, write_error
 from freqfilter.errors import UserError, one_line
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries at a store that does not answer
-READ_AT_ONCE = 1000  # lines
+READ_CHUNK = 1000  # lines
 METRICS = "metrics"
 
 Message = dict[str, Any]
@@ -82,7 +82,7 @@ class Outbox:
             except OSError as error:
                 with suppress(OSError):
                     os.ftruncate(self._file.fileno(), end)
-                raise cannot_be_written(self.path, error) from error
+                raise write_error(self.path, error) from error
         self._wake.set()
 
     def waiting(self) -> list[Message]:
@@ -166,7 +166,7 @@ class Outbox:
     def _unsent(self) -> list[bytes]:
         with self.path.open("rb") as file:
             file.seek(self._sent_bytes)
-            lines = [line for line, _ in zip(file, range(READ_AT_ONCE), strict=False)]
+            lines = [line for line, _ in zip(file, range(READ_CHUNK), strict=False)]
         return [line for line in lines if line.endswith(b"\n")]  # the last one may still be being written
 
 
@@ -181,7 +181,7 @@ def messages(path: Path) -> Iterator[Message]:
             yield from (_read(line, path) for line in file if line.endswith(b"\n"))
 
 
-def known_metrics(path: Path) -> set[tuple[str, int]]:
+def logged_points(path: Path) -> set[tuple[str, int]]:
     """Names and steps of the metrics in a file.
 
     Raises:
@@ -229,7 +229,7 @@ def _read_number(path: Path) -> int:
         return 0
 
 
-METRICS_AT_ONCE = 1000  # MLflow's own limit for a batch
+METRICS_CHUNK = 1000  # MLflow's own limit for a batch
 
 
 def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
@@ -246,8 +246,8 @@ def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
         match message["kind"]:
             case "metrics":
                 points = [point for batch in messages for point in _points(batch)]
-                for first in range(0, len(points), METRICS_AT_ONCE):
-                    client.log_batch(run_id, metrics=points[first : first + METRICS_AT_ONCE])
+                for first in range(0, len(points), METRICS_CHUNK):
+                    client.log_batch(run_id, metrics=points[first : first + METRICS_CHUNK])
             case "params":
                 client.log_batch(run_id, params=[Param(*item) for item in message["values"].items()])
             case "tags":
@@ -266,7 +266,7 @@ def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
     return send
 
 
-def described(dataset: Dataset) -> dict[str, Any]:
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     """A data set as a message holds it."""
     return {name: value for name, value in dataset.to_dict().items() if name in DatasetEntity._properties()}
 

@@ -14,9 +14,9 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import freqfilter
-from freqfilter.training.device import Compute
+from freqfilter.training.device import Device
 
-LARGEST_PATCH = 5_000_000  # bytes; of a larger one the digest alone is kept
+MAX_PATCH_BYTES = 5_000_000  # bytes; of a larger one the digest alone is kept
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def source() -> Source:
         return Source(commit, b"")
 
 
-def machine_tags(compute: Compute) -> dict[str, str]:
+def machine_tags(compute: Device) -> dict[str, str]:
     """Device, processor, threads and versions: what the bits of a result depend on."""
     packages = ("torch", "numpy", "mlflow")
     return {

@@ -21,15 +21,15 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
 import freqfilter
-from freqfilter.atomic_io import cannot_be_written
+from freqfilter.atomic_io import write_error
 from freqfilter.config import Params, TrackingParams, restore
-from freqfilter.config.load import parse, read_sections
+from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
 from freqfilter.process import launched_run
 from freqfilter.tracked_names import AUDIT_MSE, EPOCH_SECONDS, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import environment, patiently, translated
-from freqfilter.tracking.loading import RUN_ID, SAFE
+from freqfilter.tracking.client import retry, temporary_env, wrap_store_errors
+from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunOwner
 
@@ -77,7 +77,7 @@ def stored_run(run_id: str) -> RunRecord:
     Raises:
         UserError: If it has none.
     """
-    with translated(f"run {run_id}"):
+    with wrap_store_errors(f"run {run_id}"):
         return _record(MlflowClient().get_run(run_id))
 
 
@@ -89,7 +89,7 @@ def stored_runs(*, experiment: str | None = None, having: str = "") -> Iterator[
         having: MLflow's filter of runs.
     """
     client = MlflowClient()
-    with translated("the store's runs"):
+    with wrap_store_errors("the store's runs"):
         ids = [found.experiment_id for found in client.search_experiments() if experiment in (None, found.name)]
         token = None
         while ids:
@@ -109,13 +109,13 @@ def _record(run: MlflowRun) -> RunRecord:
     return RunRecord(info.run_id, info.experiment_id, info.run_name, info.status, info.start_time, run.data.tags)
 
 
-def kept_folders(run_dir: Path) -> list[Path]:
+def run_folders(run_dir: Path) -> list[Path]:
     """Folders of runs that have left something, the newest first."""
     outboxes = sorted(run_dir.glob(f"*/{OUTBOX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return [path.parent for path in outboxes]
 
 
-def kept_run(folder: Path) -> RunRecord:
+def folder_run(folder: Path) -> RunRecord:
     """A run as its folder says.
 
     Raises:
@@ -140,7 +140,7 @@ def kept_run(folder: Path) -> RunRecord:
 
 def download(run_id: str, artifact: str, folder: Path) -> None:
     """Copy a folder of a run's artifacts into ``folder``; nothing where the run has none of that name."""
-    with environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), translated(f"the files of run {run_id}"):
+    with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"the files of run {run_id}"):
         if MlflowClient().list_artifacts(run_id, artifact):
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
 
@@ -151,8 +151,8 @@ def upload(run_id: str, file: Path, folder: str) -> str:
     Raises:
         UserError: If the store does not take it.
     """
-    with environment(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), translated(f"the files of run {run_id}"):
-        patiently(lambda: MlflowClient().log_artifact(run_id, str(file), folder))
+    with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"the files of run {run_id}"):
+        retry(lambda: MlflowClient().log_artifact(run_id, str(file), folder))
     return f"runs:/{run_id}/{folder}/{file.name}"
 
 
@@ -162,11 +162,11 @@ def end_run(run_id: str, status: str) -> None:
     Raises:
         UserError: If the store does not take it.
     """
-    with translated(f"run {run_id}"):
+    with wrap_store_errors(f"run {run_id}"):
         MlflowClient().set_terminated(run_id, status)
 
 
-def adopt(kept: RunRecord) -> RunRecord:
+def upload_run(kept: RunRecord) -> RunRecord:
     """Make a run of the store for one that was offline, and give its folder the name of that.
 
     Args:
@@ -178,7 +178,7 @@ def adopt(kept: RunRecord) -> RunRecord:
     if kept.folder is None or kept.meant_for is None:
         raise ValueError(f"run {kept.run_id} has a store already")
     client = MlflowClient()
-    with translated(f"run {kept.run_id}"):
+    with wrap_store_errors(f"run {kept.run_id}"):
         meant_for = experiment_id(client, kept.meant_for)
         # It may have been interrupted between the two.
         made = client.search_runs([meant_for], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
@@ -196,7 +196,7 @@ def adopt(kept: RunRecord) -> RunRecord:
     try:
         kept.folder.rename(folder)
     except OSError as error:
-        raise cannot_be_written(folder, error) from error
+        raise write_error(folder, error) from error
     return replace(kept, run_id=run.info.run_id, folder=folder, meant_for=None)
 
 
@@ -209,8 +209,8 @@ def experiment_id(client: MlflowClient, name: str) -> str:
     return str(client.get_experiment_by_name(name).experiment_id)
 
 
-NEWEST = 10  # where nobody names any
-MOST = 30  # more are no table that anybody would read
+DEFAULT_N_RUNS = 10  # where nobody names any
+MAX_RUNS = 30  # more are no table that anybody would read
 CURVES = {VAL_MSE, AUDIT_MSE, EPOCH_SECONDS}  # a request for each, so that no others are asked for
 TRAININGS = "tags.workflow = 'train'"
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
@@ -261,28 +261,28 @@ def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
         UserError: If something that is named is not there or no training, or there are too many.
     """
     client = MlflowClient()
-    with translated("the store's runs"):
+    with wrap_store_errors("the store's runs"):
         if words is not None and not words.strip():
             raise UserError("runs is empty: name runs, or leave it out for the newest")
         if words is None:
-            found = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, most=NEWEST)
+            found = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, most=DEFAULT_N_RUNS)
         elif FILTER.match(words.strip()):
-            found = _search(client, f"{TRAININGS} AND {words}", tracking, most=MOST + 1)
+            found = _search(client, f"{TRAININGS} AND {words}", tracking, most=MAX_RUNS + 1)
         else:
-            found = [run for word in listed(words) for run in _named(client, word, tracking)]
+            found = [run for word in split_list(words) for run in _named(client, word, tracking)]
         every = {run.info.run_id: run for run in found}
-        if len(every) > MOST:
-            raise UserError(f"runs={words}: more than {MOST} trainings; name fewer")
+        if len(every) > MAX_RUNS:
+            raise UserError(f"runs={words}: more than {MAX_RUNS} trainings; name fewer")
         return [_training(client, run) for run in every.values()]
 
 
-def listed(words: str) -> list[str]:
+def split_list(words: str) -> list[str]:
     """The words of a list, in YAML or parted by commas.
 
     >>> listed("default frequencies_hz=[2,5], base"), listed("[1, base]")
     (['default frequencies_hz=[2,5]', 'base'], ['1', 'base'])
     """
-    parts = parse(words) if words.strip().startswith("[") else OUTSIDE_BRACKETS.split(words)
+    parts = parse_yaml(words) if words.strip().startswith("[") else OUTSIDE_BRACKETS.split(words)
     return [str(word).strip() for word in parts if str(word).strip()]
 
 
@@ -304,7 +304,7 @@ def _named(client: MlflowClient, word: str, tracking: TrackingParams) -> list[Ml
     if run.data.tags.get("workflow") == "train":
         return [run]
     having = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}' AND {TRAININGS}"
-    found = client.search_runs([run.info.experiment_id], having, max_results=MOST + 1, order_by=["start_time ASC"])
+    found = client.search_runs([run.info.experiment_id], having, max_results=MAX_RUNS + 1, order_by=["start_time ASC"])
     if not found:
         raise UserError(f"runs: {word} is of `{run.data.tags.get('workflow', 'another program')}`, not a training")
     return list(found)
@@ -315,12 +315,12 @@ def _one(client: MlflowClient, word: str, tracking: TrackingParams) -> MlflowRun
         return client.get_run(word)
     if match := ALIAS.fullmatch(word):
         model_name = match["model"] or tracking.model_name
-        version = aliases.named(model_name, match["alias"])
+        version = aliases.version_at_alias(model_name, match["alias"])
         if version is None:
             raise UserError(f"runs: no version of {model_name} is called {match['alias']}")
         return client.get_run(version.run_id)
     if match := VERSION.fullmatch(word):
-        version = aliases.candidate(match["model"] or tracking.model_name, int(match["number"]))
+        version = aliases.candidate_version(match["model"] or tracking.model_name, int(match["number"]))
         return client.get_run(version.run_id)
     every = [experiment.experiment_id for experiment in client.search_experiments()]
     quoted = word.replace("'", "''")
@@ -353,16 +353,26 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
 
 
 def _params(run_id: str) -> Params:
-    with tempfile.TemporaryDirectory() as folder, translated(f"run {run_id}: params.yaml"), environment(**SAFE):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        wrap_store_errors(f"run {run_id}: params.yaml"),
+        temporary_env(**NO_PICKLE_ENV),
+    ):
         path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="params.yaml", dst_path=folder)
         return restore(read_sections(Path(path)))
 
 
-AT_WORK, ELSEWHERE, DIED, NEVER_BEGUN, NOT_OURS = "at work", "elsewhere", "died", "never begun", "not ours"
+RUNNING_HERE, RUNNING_ELSEWHERE, DIED, NEVER_STARTED, NOT_OWNED = (
+    "at work",
+    "elsewhere",
+    "died",
+    "never begun",
+    "not ours",
+)
 LAUNCHING_S = 3600.0  # what making an environment may take; on a server others may be at it
 
 
-def unended_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
+def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
     """Every run that is RUNNING, and whether somebody works on it.
 
     ``mlflow run`` makes its run before it looks for conda or the program's parameters, and leaves it RUNNING where it
@@ -376,15 +386,15 @@ def unended_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
     for run in stored_runs(having="attributes.status = 'RUNNING'"):
         if run.worker is not None:
             alive = run.worker.is_alive
-            yield run, ELSEWHERE if alive is None else AT_WORK if alive else DIED
+            yield run, RUNNING_ELSEWHERE if alive is None else RUNNING_HERE if alive else DIED
         elif not _launched_from_here(run):
-            yield run, NOT_OURS
+            yield run, NOT_OWNED
         elif any(began <= run.started_ms / 1000 + 1 for began in launchers):
-            yield run, AT_WORK
+            yield run, RUNNING_HERE
         elif on_server and time.time() - run.started_ms / 1000 < LAUNCHING_S:
-            yield run, ELSEWHERE
+            yield run, RUNNING_ELSEWHERE
         else:
-            yield run, NEVER_BEGUN
+            yield run, NEVER_STARTED
 
 
 def _launched_from_here(run: RunRecord) -> bool:

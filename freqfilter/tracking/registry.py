@@ -21,24 +21,24 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from freqfilter.config import Params
-from freqfilter.data.signal_model import stream
+from freqfilter.data.signal_model import random_stream
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
-from freqfilter.tracking.aliases import make_registered_model, name_candidate
-from freqfilter.tracking.client import environment, patiently, scratch, translated
-from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, SAFE, SCHEMA, files_digest
-from freqfilter.tracking.run import on_page
+from freqfilter.tracking.aliases import make_registered_model, set_candidate
+from freqfilter.tracking.client import retry, temporary_dir, temporary_env, wrap_store_errors
+from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, NO_PICKLE_ENV, SCHEMA, files_digest
+from freqfilter.tracking.run import pad_table_columns
 from freqfilter.training.checkpoint import write_weights
 
 CODE = Path(__file__).with_name("pyfunc_model.py")  # for MLflow to run; imported here, it would register itself
 PROGRAM = "data"  # the folder of the exported program among a version's files
 TOLERANCE = 1e-6
-PROOF_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
+CHECKED_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
 
 
 @dataclass(frozen=True)
-class Trained:
+class ModelPackage:
     """A trained network, and what goes with it into the registry.
 
     Attributes:
@@ -59,7 +59,7 @@ class Trained:
     card: str = ""
 
 
-def keep_model(run_id: str, trained: Trained, *, folder: Path) -> str:
+def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> str:
     """Log a trained network as the model of the active run, unless the run has logged it before it was interrupted.
 
     Args:
@@ -77,13 +77,13 @@ def keep_model(run_id: str, trained: Trained, *, folder: Path) -> str:
 
     def ask() -> str:
         if (model_id := _logged_model(run_id)) is not None:
-            _note_digest(model_id)
-            _prove(f"models:/{model_id}", trained)
+            _record_digest(model_id)
+            _check_logged_model(f"models:/{model_id}", trained)
             return model_id
         return log_model(trained, program)
 
-    with scratch(folder):
-        return patiently(ask)
+    with temporary_dir(folder):
+        return retry(ask)
 
 
 class _Flavors:
@@ -114,12 +114,12 @@ def _signature(n_features: int) -> ModelSignature:
     return signature
 
 
-def log_model(trained: Trained, program: ExportedProgram) -> str:
+def log_model(trained: ModelPackage, program: ExportedProgram) -> str:
     """Log a trained network and its exported program as a model of the active run, and prove that they load and agree.
 
-    See ``keep_model``.
+    See ``log_and_check_model``.
     """
-    with tempfile.TemporaryDirectory() as folder, environment(**SAFE):
+    with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV):
         weights, facts, card = (Path(folder) / name for name in ("weights.pt", "facts.json", "model_card.md"))
         golden = Path(folder) / Path(GOLDEN).name
         write_weights(weights, trained.module.state_dict())
@@ -138,14 +138,14 @@ def log_model(trained: Trained, program: ExportedProgram) -> str:
             artifacts={name: str(path) for name, path in artifacts.items()},
             signature=_signature(trained.golden.shape[2]),
             input_example=trained.golden[:2],
-            pip_requirements=[f"{name}=={_public(installed_version(name))}" for name in ("mlflow", "torch")],
+            pip_requirements=[f"{name}=={_public_version(installed_version(name))}" for name in ("mlflow", "torch")],
             metadata={"schema": SCHEMA},
             params=trained.params.canonical(),
             step=trained.step,
         )
     model_id = str(info.model_id)
-    _note_digest(model_id)
-    _prove(info.model_uri, trained)
+    _record_digest(model_id)
+    _check_logged_model(info.model_uri, trained)
     return model_id
 
 
@@ -181,23 +181,25 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         for version in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
             if (version.name, version.source) == (name, uri):
                 return int(version.version)
-        made = client.create_model_version(name, uri, tags=noted, description=on_page(description), model_id=model_id)
+        made = client.create_model_version(
+            name, uri, tags=noted, description=pad_table_columns(description), model_id=model_id
+        )
         return int(made.version)
 
-    with translated(f"model_name={name}"):
-        version = patiently(ask)
-        patiently(lambda: name_candidate(client, name, version))
+    with wrap_store_errors(f"model_name={name}"):
+        version = retry(ask)
+        retry(lambda: set_candidate(client, name, version))
     return version
 
 
-def _note_digest(model_id: str) -> None:
+def _record_digest(model_id: str) -> None:
     """Note in the store what the model's files are, as they have arrived."""
-    with tempfile.TemporaryDirectory() as folder, environment(**SAFE):
+    with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV):
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
         MlflowClient().set_logged_model_tags(model_id, {MODEL_DIGEST: files_digest(Path(files))})
 
 
-def _facts(trained: Trained) -> dict[str, Any]:
+def _facts(trained: ModelPackage) -> dict[str, Any]:
     params = trained.params
     return {
         "schema": SCHEMA,
@@ -211,12 +213,12 @@ def _facts(trained: Trained) -> dict[str, Any]:
     }
 
 
-def _prove(uri: str, trained: Trained) -> None:
+def _check_logged_model(uri: str, trained: ModelPackage) -> None:
     """Load both flavors of the model as its users will, and compare on inputs that it has not seen."""
-    with environment(**SAFE):
+    with temporary_env(**NO_PICKLE_ENV):
         loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
-    random = stream(0, "proof")
-    for n_windows, n_samples in PROOF_SHAPES:
+    random = random_stream(0, "proof")
+    for n_windows, n_samples in CHECKED_SHAPES:
         inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         with torch.inference_mode():
@@ -229,6 +231,6 @@ def _prove(uri: str, trained: Trained) -> None:
                 raise RuntimeError(f"{uri}, {flavor}, does not give its module's estimates for inputs {inputs.shape}")
 
 
-def _public(version: str) -> str:
+def _public_version(version: str) -> str:
     """A version without the label of a local build, which no index has."""
     return version.partition("+")[0]

@@ -10,15 +10,15 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
-from freqfilter.tracking.aliases import DECISION, make_registered_model, name_candidate
-from freqfilter.tracking.client import environment, see_that_it_answers, translated
-from freqfilter.tracking.loading import SAFE, files_digest
+from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate
+from freqfilter.tracking.client import check_reachable, temporary_env, wrap_store_errors
+from freqfilter.tracking.loading import NO_PICKLE_ENV, files_digest
 from freqfilter.tracking.queries import experiment_id
 
 MODEL = "model"  # the folder of its files, among the artifacts of the run that keeps them
 
 
-class Elsewhere:
+class RemoteRegistry:
     """Another store, with its registry.
 
     Args:
@@ -30,9 +30,9 @@ class Elsewhere:
 
     def __init__(self, uri: str) -> None:
         if uri.startswith("http"):
-            see_that_it_answers(uri)
+            check_reachable(uri)
         self._uri = uri
-        with translated(uri):
+        with wrap_store_errors(uri):
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def register(self, name: str, files: Path, evidence: Path, tags: Mapping[str, str], *, experiment: str) -> int:
@@ -52,7 +52,7 @@ class Elsewhere:
             UserError: If the store refuses it.
         """
         client = self._client
-        with translated(f"{self._uri}: {name}"), environment(**SAFE):
+        with wrap_store_errors(f"{self._uri}: {name}"), temporary_env(**NO_PICKLE_ENV):
             kept_in = experiment_id(client, experiment)
             run = client.create_run(kept_in, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
             run_id = run.info.run_id
@@ -63,12 +63,16 @@ class Elsewhere:
             make_registered_model(client, name)
             source = f"{run.info.artifact_uri}/{MODEL}"
             version = client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
-            name_candidate(client, name, int(version.version))
+            set_candidate(client, name, int(version.version))
         return int(version.version)
 
     def digest(self, name: str, number: int) -> str:
         """SHA-256 of a version's files, as they come back."""
-        with translated(f"{self._uri}: {name}"), environment(**SAFE), tempfile.TemporaryDirectory() as folder:
+        with (
+            wrap_store_errors(f"{self._uri}: {name}"),
+            temporary_env(**NO_PICKLE_ENV),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             run_id = self._client.get_model_version(name, str(number)).run_id
             files = mlflow.artifacts.download_artifacts(
                 run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=self._uri
@@ -77,7 +81,7 @@ class Elsewhere:
 
     def remove(self, name: str, number: int) -> None:
         """Take a version back, with the run that keeps its files."""
-        with translated(f"{self._uri}: {name}"):
+        with wrap_store_errors(f"{self._uri}: {name}"):
             run_id = self._client.get_model_version(name, str(number)).run_id
             self._client.delete_model_version(name, str(number))
             self._client.delete_run(run_id)

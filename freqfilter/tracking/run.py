@@ -19,21 +19,21 @@ from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
 
-from freqfilter.atomic_io import replacing, writable_folder
+from freqfilter.atomic_io import atomic_write, writable_folder
 from freqfilter.config import TrackingParams
-from freqfilter.data.windows import WindowSet
-from freqfilter.errors import UserError, how_to_install
+from freqfilter.data.windows import WindowDataset
+from freqfilter.errors import UserError, install_hint
 from freqfilter.tracked_names import OUTBOX, SYSTEM, TEST_MSE
-from freqfilter.tracking.outbox import METRICS, Outbox, described, known_metrics, now_ms, sender
-from freqfilter.tracking.provenance import LARGEST_PATCH, Source
+from freqfilter.tracking.outbox import METRICS, Outbox, describe_dataset, logged_points, now_ms, sender
+from freqfilter.tracking.provenance import MAX_PATCH_BYTES, Source
 
 DELIVERY_TIMEOUT_S = 60.0
-WIDEST_PICTURE = 640  # pixels; the UI's own 256 cannot be read
+MAX_PICTURE_WIDTH = 640  # pixels; the UI's own 256 cannot be read
 DIAGNOSIS = "diagnosis"  # what the tags of a diagnosis begin with
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenRun:
     """What the store says of a run that has just been opened.
 
     Attributes:
@@ -67,7 +67,7 @@ class Run:
         tags: Its tags.
     """
 
-    def __init__(self, run_id: str, opened: Opened, *, tracking: TrackingParams) -> None:
+    def __init__(self, run_id: str, opened: OpenRun, *, tracking: TrackingParams) -> None:
         self.run_id = run_id
         self.experiment = opened.experiment
         self.experiment_id = opened.experiment_id
@@ -75,7 +75,7 @@ class Run:
         self.folder = writable_folder(Path(tracking.run_dir) / run_id)
         self.tags = dict(opened.tags)
         self._params = opened.params
-        self._known = opened.known | known_metrics(self.folder / OUTBOX)
+        self._known = opened.known | logged_points(self.folder / OUTBOX)
         self._system_step = max((step for name, step in self._known if name.startswith(SYSTEM)), default=0)
         self._board: TensorBoard | None = None
         if tracking.tensorboard_dir:
@@ -108,7 +108,7 @@ class Run:
 
     def describe(self, markdown: str) -> None:
         """Set the description that the run's page shows."""
-        self.log_tags({MLFLOW_RUN_NOTE: on_page(markdown)})
+        self.log_tags({MLFLOW_RUN_NOTE: pad_table_columns(markdown)})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, model_id: str | None = None) -> None:
         """Log the metrics of an epoch, but for those that a run which goes on has logged before it was interrupted.
@@ -134,11 +134,11 @@ class Run:
         if self._board:
             self._board.log_metrics(values, step=self._system_step)
 
-    def log_data(self, windows: WindowSet, *, name: str, context: str) -> None:
+    def log_data(self, windows: WindowDataset, *, name: str, context: str) -> None:
         """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""
         features, targets = (tensor.numpy() for tensor in windows.content())
         dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:12])
-        self._outbox.append("data", dataset=described(dataset), context=context)
+        self._outbox.append("data", dataset=describe_dataset(dataset), context=context)
 
     def log_file(self, path: Path) -> None:
         """Log a file of the run's folder under the name that it has there."""
@@ -159,20 +159,20 @@ class Run:
 
     def log_bytes(self, content: bytes, artifact: str) -> None:
         """Log bytes as a file."""
-        with replacing(self.folder / artifact) as file:
+        with atomic_write(self.folder / artifact) as file:
             file.write(content)
         self.log_file(self.folder / artifact)
 
     def log_arrays(self, artifact: str, **arrays: ArrayLike) -> None:
         """Log arrays as a ``.npz`` file."""
-        with replacing(self.folder / artifact) as file:
+        with atomic_write(self.folder / artifact) as file:
             np.savez(file, allow_pickle=False, **arrays)
         self.log_file(self.folder / artifact)
 
     def log_figure(self, figure: Figure, artifact: str, *, dpi: int = 120) -> None:
         """Log a figure as a picture of ``dpi`` dots an inch."""
-        _lay_out(figure, dpi)
-        with replacing(self.folder / artifact) as file:
+        _apply_layout(figure, dpi)
+        with atomic_write(self.folder / artifact) as file:
             figure.savefig(file, format="png", dpi=dpi)
         self.log_file(self.folder / artifact)
 
@@ -186,14 +186,14 @@ class Run:
         name = _picture(key)
         self.log_bytes(rendered.getvalue(), f"{name}.png")
         small = io.BytesIO()
-        compress_image_size(PIL.Image.open(rendered), WIDEST_PICTURE).save(small, format="webp")
+        compress_image_size(PIL.Image.open(rendered), MAX_PICTURE_WIDTH).save(small, format="webp")
         self.log_bytes(small.getvalue(), f"{name}+compressed.webp")
         self.log_tags({MLFLOW_LOGGED_IMAGES: "True"})
 
     def log_source(self, source: Source) -> None:
         """Tag the run with the state of its code, and keep the uncommitted patch where it is not too large."""
         self.log_tags(source.tags)
-        if 0 < len(source.patch) <= LARGEST_PATCH:
+        if 0 < len(source.patch) <= MAX_PATCH_BYTES:
             self.log_bytes(source.patch, "source/uncommitted.patch")
 
     def close(self, status: str | None, timeout_s: float) -> None:
@@ -213,7 +213,7 @@ def diagnoses(tags: Mapping[str, str]) -> dict[str, str]:
     return {name.removeprefix(prefix): line for name, line in tags.items() if name.startswith(prefix)}
 
 
-def on_page(markdown: str) -> str:
+def pad_table_columns(markdown: str) -> str:
     """Markdown with room between the columns of its tables, which MLflow's pages leave none.
 
     >>> on_page("| filter | MSE |")
@@ -222,12 +222,12 @@ def on_page(markdown: str) -> str:
     return markdown.replace(" | ", " | &nbsp;&nbsp;")
 
 
-def picture_address(run_id: str, key: str) -> str:
+def picture_url(run_id: str, key: str) -> str:
     """Where MLflow's UI shows a picture that was logged, for a text on one of its pages."""
     return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"
 
 
-def _lay_out(figure: Figure, dpi: int) -> None:
+def _apply_layout(figure: Figure, dpi: int) -> None:
     """Give all that is in a figure its place; matplotlib would go through it twice, and again for each picture."""
     if engine := figure.get_layout_engine():
         figure.set_dpi(dpi)
@@ -239,10 +239,10 @@ def _picture(key: str) -> str:
     return f"images/{key}+step+0+timestamp+0+{uuid.UUID(int=0)}"
 
 
-JUDGED_BY = ("best/val_mse", "best/audit_mse", TEST_MSE)  # the columns of its table of parameters
+HPARAM_METRICS = ("best/val_mse", "best/audit_mse", TEST_MSE)  # the columns of its table of parameters
 
 
-def check_board(tensorboard_dir: Path) -> None:
+def check_tensorboard(tensorboard_dir: Path) -> None:
     """See that TensorBoard is there and the folder takes files, before there is a run.
 
     Raises:
@@ -250,7 +250,7 @@ def check_board(tensorboard_dir: Path) -> None:
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
-            f"tensorboard_dir={tensorboard_dir}: TensorBoard is not installed; {how_to_install('tensorboard')}"
+            f"tensorboard_dir={tensorboard_dir}: TensorBoard is not installed; {install_hint('tensorboard')}"
         )
     try:
         writable_folder(tensorboard_dir)
@@ -277,7 +277,7 @@ class TensorBoard:
         """Write the parameters, for TensorBoard's table of them."""
         from torch.utils.tensorboard.summary import hparams
 
-        experiment, start, end = hparams(dict(params), dict.fromkeys(JUDGED_BY, 0.0))  # type: ignore[no-untyped-call]
+        experiment, start, end = hparams(dict(params), dict.fromkeys(HPARAM_METRICS, 0.0))  # type: ignore[no-untyped-call]
         for summary in (experiment, start, end):
             self._writer.file_writer.add_summary(summary)  # type: ignore[attr-defined]
         self._writer.flush()

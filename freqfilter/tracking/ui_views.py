@@ -162,12 +162,12 @@ VIEWS = (
 )
 
 
-def run_address(experiment_id: str, run_id: str) -> str:
+def run_url(experiment_id: str, run_id: str) -> str:
     """Address of a run's page on MLflow's own pages."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
 
 
-def view_address(experiment_id: str, key: str) -> str:
+def view_url(experiment_id: str, key: str) -> str:
     """Address of a view on MLflow's own pages."""
     mode = "&compareRunsMode=CHART" if next(view for view in VIEWS if view.key == key).sections else ""
     return f"#/experiments/{experiment_id}/runs?{MODEL_TRAINING}&viewStateShareKey={key}{mode}"
@@ -186,7 +186,7 @@ two pages: losses beside the limit, scores, pictures and the parameters that dif
 MADE = "views"  # the tag of an experiment that has them, so that a view which somebody has changed stays as it is
 
 
-def introduce(client: MlflowClient, experiment: Experiment) -> None:
+def create_saved_views(client: MlflowClient, experiment: Experiment) -> None:
     """Give an experiment its views and a description, unless it has them.
 
     Many runs may do so at once, and the store may refuse a tag that another is just making: what is for the eye alone
@@ -196,7 +196,7 @@ def introduce(client: MlflowClient, experiment: Experiment) -> None:
     if MADE in tags:
         return
     given = dict(view.tag() for view in VIEWS) | dict([KIND])
-    addresses = {view.key: view_address(experiment_id, view.key) for view in VIEWS}
+    addresses = {view.key: view_url(experiment_id, view.key) for view in VIEWS}
     given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(**addresses)}
     with suppress(MlflowException):
         for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
@@ -231,13 +231,13 @@ class RunRef:
         Args:
             server: Address of MLflow's UI, such as ``http://127.0.0.1:5000``.
         """
-        return f"{server.rstrip('/')}/{run_address(self.experiment_id, self.run_id)}"
+        return f"{server.rstrip('/')}/{run_url(self.experiment_id, self.run_id)}"
 
     def view(self, server: str, key: str) -> str:
         """Address of a saved view of the run's experiment."""
-        return f"{server.rstrip('/')}/{view_address(self.experiment_id, key)}"
+        return f"{server.rstrip('/')}/{view_url(self.experiment_id, key)}"
 
 
-def way_on(run_id: str) -> str:
+def resume_command(run_id: str) -> str:
     """The command that resumes a run."""
     return f"python -m freqfilter resume {run_id}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freqfilter.atomic_io import replacing
+from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
 from freqfilter.training.state import Progress, TrainingState
@@ -22,13 +22,13 @@ from freqfilter.training.state import Progress, TrainingState
 SCHEMA = 5  # of checkpoint files; a change that old readers cannot follow raises it
 OLDEST_SCHEMA = 4  # that is still read
 NAME = re.compile(r"epoch_(\d+)(?:_batch_(\d+))?\.pt")
-UNREADABLE = (
+READ_ERRORS = (
     RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Stated:
+class TrainingSpec:
     """What a training was asked to do.
 
     Attributes:
@@ -51,7 +51,7 @@ class Checkpoint:
         state: For ``TrainingState.load_state_dict``.
     """
 
-    stated: Stated
+    stated: TrainingSpec
     state: dict[str, Any]
 
     @property
@@ -70,7 +70,7 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     _write(path, {name: tensor.detach().cpu() for name, tensor in weights.items()})
 
 
-def write_checkpoint(path: Path, state: TrainingState, stated: Stated) -> None:
+def write_checkpoint(path: Path, state: TrainingState, stated: TrainingSpec) -> None:
     """Write all that is needed to go on; see ``Checkpoint``.
 
     Raises:
@@ -96,7 +96,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if zipfile.ZipFile(io.BytesIO(whole)).testzip() is not None:
             raise damaged
         content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
-    except UNREADABLE:
+    except READ_ERRORS:
         raise damaged from None
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
         raise UserError(f"{path}: not a checkpoint of freqfilter")
@@ -110,7 +110,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     kinds = {"params": dict, "recipe": str, "data": dict, "state": dict}
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise damaged
-    return Checkpoint(Stated(restore(content["params"]), content["recipe"], content["data"]), content["state"])
+    return Checkpoint(TrainingSpec(restore(content["params"]), content["recipe"], content["data"]), content["state"])
 
 
 class Checkpoints:
@@ -160,5 +160,5 @@ class Checkpoints:
 def _write(path: Path, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(buffer.getbuffer())

@@ -26,7 +26,7 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def memory_errors() -> Iterator[None]:
+def wrap_memory_errors() -> Iterator[None]:
     """A block in which running out of memory, on any device, becomes a user's error."""
     try:
         yield
@@ -44,7 +44,7 @@ def memory_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Compute:
+class Device:
     """A device and the precision of the forward pass on it.
 
     Attributes:

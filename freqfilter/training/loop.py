@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 from freqfilter.config import TrainingParams
-from freqfilter.data.signal_model import stream
-from freqfilter.data.windows import Lesson, WindowSet, batches, block_means
+from freqfilter.data.signal_model import random_stream
+from freqfilter.data.windows import TrainingBatch, WindowDataset, batches, block_means
 from freqfilter.errors import TrainingError
 from freqfilter.models.network import estimate
 from freqfilter.training.optim import LOSSES, mse, warmup_and_cosine
 from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
 
-SCORED_AT_ONCE = 4096  # windows of validation that are cut at once
-CHECKED_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
+VALIDATION_CHUNK = 4096  # windows of validation that are cut at once
+CHECK_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
 
 
 def train(
     state: TrainingState,
     *,
-    training_windows: Callable[[int], WindowSet],
-    validation: WindowSet,
-    audit: WindowSet | None = None,
+    training_windows: Callable[[int], WindowDataset],
+    validation: WindowDataset,
+    audit: WindowDataset | None = None,
     audit_every: int = 1,
     params: TrainingParams,
 ) -> Generator[StepReport | EpochReport]:
@@ -66,9 +66,9 @@ def train(
 
 def _epoch(
     state: TrainingState,
-    windows: WindowSet,
-    validation: WindowSet,
-    audit: WindowSet | None,
+    windows: WindowDataset,
+    validation: WindowDataset,
+    audit: WindowDataset | None,
     params: TrainingParams,
 ) -> Iterator[StepReport | EpochReport]:
     progress, device = state.progress, state.compute.device
@@ -86,7 +86,7 @@ def _epoch(
             lesson = windows.lesson(order[first : first + params.batch_size])
             state.sums += training_step(state, lesson, params)
         progress.batch += 1
-        if progress.batch % CHECKED_EVERY == 0 or progress.batch == n_batches:
+        if progress.batch % CHECK_EVERY == 0 or progress.batch == n_batches:
             _check(state, n_batches, params)
         progress.seconds = time.monotonic() - started
         if progress.batch < n_batches:  # the last step is part of the epoch's report
@@ -96,7 +96,7 @@ def _epoch(
         progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
     )
     if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
-        report = _judge(state, report, validation, params)
+        report = _validate(state, report, validation, params)
     report = replace(report, seconds=time.monotonic() - started)
     if audit is not None:
         report = replace(report, audit_mse=validate(state, audit, params).mse)
@@ -107,10 +107,10 @@ def _epoch(
 
 def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
     """The order in which an epoch takes its windows, (n_windows,) of int64."""
-    return torch.from_numpy(stream(seed, "order", epoch).permutation(n_windows))
+    return torch.from_numpy(random_stream(seed, "order", epoch).permutation(n_windows))
 
 
-def training_step(state: TrainingState, lesson: Lesson, params: TrainingParams) -> Tensor:
+def training_step(state: TrainingState, lesson: TrainingBatch, params: TrainingParams) -> Tensor:
     """One step of the optimizer: what it adds to the epoch's sums, (4,).
 
     The loss in the sums is that against the clean component, whatever the step moves towards.
@@ -144,10 +144,10 @@ def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None
     state.keep_good(tried=finite)
     if finite < state.progress.batch:
         where = f"epoch {state.progress.epoch}, batch {finite + 1} of {n_batches}"
-        raise _diverged("training", where, params)
+        raise _divergence_error("training", where, params)
 
 
-def _diverged(name: str, where: str, params: TrainingParams) -> TrainingError:
+def _divergence_error(name: str, where: str, params: TrainingParams) -> TrainingError:
     clip, rate = params.gradient_clip_norm, params.learning_rate
     return TrainingError(
         "loss_not_finite",
@@ -156,12 +156,14 @@ def _diverged(name: str, where: str, params: TrainingParams) -> TrainingError:
     )
 
 
-def _judge(state: TrainingState, report: EpochReport, validation: WindowSet, params: TrainingParams) -> EpochReport:
+def _validate(
+    state: TrainingState, report: EpochReport, validation: WindowDataset, params: TrainingParams
+) -> EpochReport:
     """Validate, keep the best weights, and let scheduler and early stopping see the result."""
     progress = state.progress
     judged = validate(state, validation, params)
     if not math.isfinite(judged.loss):
-        raise _diverged("validation", f"epoch {progress.epoch}", params)
+        raise _divergence_error("validation", f"epoch {progress.epoch}", params)
     improved = judged.loss < progress.best_loss
     if improved:
         progress.best_loss, progress.best_epoch = judged.loss, progress.epoch
@@ -190,12 +192,12 @@ class Validation:
     blocks: tuple[float, ...]
 
 
-def validate(state: TrainingState, windows: WindowSet, params: TrainingParams) -> Validation:
+def validate(state: TrainingState, windows: WindowDataset, params: TrainingParams) -> Validation:
     """Judge the network on windows."""
     windows = windows.to(state.compute.device)
     state.network.eval()
     losses, errors = [], []
-    for inputs, targets in batches(windows, SCORED_AT_ONCE, state.compute.device):
+    for inputs, targets in batches(windows, VALIDATION_CHUNK, state.compute.device):
         estimates = estimate(state.network, inputs)
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from freqfilter.config import TrainingParams
-from freqfilter.data.windows import Lesson, WindowSet
+from freqfilter.data.windows import TrainingBatch, WindowDataset
 from freqfilter.training.loop import epoch_order, training_step
 from freqfilter.training.state import TrainingState
 
 SMOOTHING = 0.9  # weight of the past in the mean that smooths the loss
-SETTLED = 10  # steps until the smoothed loss is a mean over as many as it will ever be
+N_SETTLING_STEPS = 10  # steps until the smoothed loss is a mean over as many as it will ever be
 # What falls less has not been learnt but drawn: standard deviations of the smoothed loss, and share of the loss.
-LEAST_FALL, LEAST_SHARE = 6.0, 0.01
+MIN_FALL, MIN_SHARE = 6.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Point:
 
 def range_test(
     state: TrainingState,
-    training_windows: Callable[[int], WindowSet],
+    training_windows: Callable[[int], WindowDataset],
     params: TrainingParams,
     *,
     lowest: float,
@@ -70,7 +70,7 @@ def range_test(
         state.load_state_dict(before)
 
 
-def smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Exponentially weighted mean of the losses so far, (n_steps,), unbiased from the first one on.
 
     >>> smoothed(np.array([2.0, 2.0, 2.0])).round(12).tolist()
@@ -83,20 +83,22 @@ def smoothed(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(means)
 
 
-def suggestion(points: list[Point]) -> float | None:
+def suggest_learning_rate(points: list[Point]) -> float | None:
     """The rate at which the smoothed loss falls most steeply, against the logarithm of the rate.
 
     Returns:
         A learning rate; None where the loss does not fall.
     """
     raw = np.array([point.loss for point in points])
-    losses = smoothed(raw)
-    settled = min(SETTLED, len(losses) // 2)  # a mean over few steps says little, and its ups and downs even less
+    losses = smooth(raw)
+    settled = min(
+        N_SETTLING_STEPS, len(losses) // 2
+    )  # a mean over few steps says little, and its ups and downs even less
     lowest = settled + int(losses[settled:].argmin()) if points else 0
     falling = losses[settled : lowest + 1]
     if len(falling) < 2:
         return None
-    least = max(LEAST_FALL * _spread(raw[: lowest + 1]), LEAST_SHARE * abs(float(falling.max())))
+    least = max(MIN_FALL * _spread(raw[: lowest + 1]), MIN_SHARE * abs(float(falling.max())))
     if falling.max() - falling[-1] < least:
         return None
     return points[settled + int(np.diff(falling).argmin())].learning_rate
@@ -109,8 +111,8 @@ def _spread(raw: NDArray[np.float64]) -> float:
 
 
 def _batches(
-    state: TrainingState, training_windows: Callable[[int], WindowSet], params: TrainingParams
-) -> Iterator[Lesson]:
+    state: TrainingState, training_windows: Callable[[int], WindowDataset], params: TrainingParams
+) -> Iterator[TrainingBatch]:
     """The batches of training, epoch after epoch without end."""
     device, epoch = state.compute.device, 0
     while True:

@@ -39,7 +39,7 @@ class Float32Muon(torch.optim.Muon):
             return super().step(closure)  # type: ignore[no-untyped-call]
 
 
-def optimizers(network: nn.Module, params: TrainingParams, *, dtype: torch.dtype) -> list[Optimizer]:
+def create_optimizers(network: nn.Module, params: TrainingParams, *, dtype: torch.dtype) -> list[Optimizer]:
     """The optimizers of a network's parameters, each of which belongs to exactly one.
 
     Muon is made for matrices between hidden features: it takes a step that moves all their directions equally far,

@@ -16,8 +16,8 @@ from torch import Tensor
 from freqfilter.config import ModelParams, TrainingParams
 from freqfilter.data.signal_model import torch_seed
 from freqfilter.models.network import FrequencyFilterLSTM
-from freqfilter.training.device import Compute
-from freqfilter.training.optim import optimizers
+from freqfilter.training.device import Device
+from freqfilter.training.optim import create_optimizers
 from freqfilter.training.reports import EpochReport
 
 
@@ -43,7 +43,7 @@ class Progress:
 class TrainingState:
     """Network, optimizers, scheduler, scaler, random streams, best weights, counters and history."""
 
-    def __init__(self, *, n_components: int, model: ModelParams, training: TrainingParams, compute: Compute) -> None:
+    def __init__(self, *, n_components: int, model: ModelParams, training: TrainingParams, compute: Device) -> None:
         self.compute = compute
         cuda_devices = [compute.device] if compute.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda_devices):
@@ -52,7 +52,7 @@ class TrainingState:
             torch.manual_seed(torch_seed(training.seed, "dropout"))
             self._randomness = _read_generators(compute)
         self.network.to(compute.device)
-        self.optimizers = optimizers(self.network, training, dtype=compute.dtype or torch.float32)
+        self.optimizers = create_optimizers(self.network, training, dtype=compute.dtype or torch.float32)
         self._plateau = (
             torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self.optimizers[0],
@@ -190,7 +190,7 @@ class TrainingState:
         return renamed
 
 
-def _read_generators(compute: Compute) -> dict[str, Tensor]:
+def _read_generators(compute: Device) -> dict[str, Tensor]:
     generators = {"cpu": torch.get_rng_state()}
     if compute.device.type == "cuda":
         generators["cuda"] = torch.cuda.get_rng_state(compute.device)

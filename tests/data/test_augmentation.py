@@ -14,7 +14,7 @@ from torch import Tensor
 from freqfilter.config import Params, resolve
 from freqfilter.data import npz
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import StoredWindows, WindowSet
+from freqfilter.data.windows import TensorWindows, WindowDataset
 from freqfilter.errors import UserError
 from tests.conftest import SMALL
 
@@ -34,7 +34,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
     return SMALL | {"data_file": str(tmp_path / "mine.npz")}
 
 
-def everything(windows: WindowSet) -> tuple[Tensor, Tensor]:
+def everything(windows: WindowDataset) -> tuple[Tensor, Tensor]:
     return windows.batch(torch.arange(len(windows)))
 
 
@@ -127,8 +127,8 @@ def test_the_windows_of_a_file_are_not_copied_for_an_epoch(tmp_path: Path) -> No
     npz.write(tmp_path / "mine.npz", parts)
     splits = Splits.from_params(resolve(SMALL | BOTH | {"data_file": str(tmp_path / "mine.npz")}))
     of_epoch, train = splits.epoch(1), splits.train
-    assert isinstance(of_epoch, StoredWindows)
-    assert isinstance(train, StoredWindows)
+    assert isinstance(of_epoch, TensorWindows)
+    assert isinstance(train, TensorWindows)
     assert of_epoch.inputs is train.inputs
     assert of_epoch.targets is train.targets
     assert replace(of_epoch, noise=None, gain=None).digest() == train.digest()

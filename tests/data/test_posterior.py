@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from freqfilter.config import resolve
 from freqfilter.data import posterior as limits
-from freqfilter.data.posterior import Limit, LimitExtractor, posterior_mean
+from freqfilter.data.posterior import MMSEEstimator, WindowMMSE, posterior_mean
 from freqfilter.data.signal_model import SignalModel
 from freqfilter.data.splits import Splits
 
@@ -64,7 +64,7 @@ def by_brute_force(stated: SignalModel, window: list[float], *, two_sided: bool)
 def test_it_is_what_a_program_of_plain_loops_finds(frequencies_hz: str) -> None:
     stated = model(frequencies_hz=frequencies_hz)
     _, mixtures = windows_of(stated, 6, n_windows=5)
-    found = Limit.from_model(stated, n_samples=6).posterior(mixtures)
+    found = MMSEEstimator.from_model(stated, n_samples=6).posterior(mixtures)
     for number, window in enumerate(mixtures.tolist()):
         for two_sided, estimates in ((False, found.causal), (True, found.two_sided)):
             expected = by_brute_force(stated, window, two_sided=two_sided)
@@ -74,7 +74,7 @@ def test_it_is_what_a_program_of_plain_loops_finds(frequencies_hz: str) -> None:
 def test_a_case_that_is_solved_by_hand() -> None:
     """Two starts with values 0 and 1, seen as 0.5: both are as likely, so that the answer is halfway, ± a half."""
     components = torch.tensor([[0.0, 1.0]])
-    found = Limit(components, noise_std=0.3, n_samples=1).posterior(torch.tensor([[0.5], [0.8]]))
+    found = MMSEEstimator(components, noise_std=0.3, n_samples=1).posterior(torch.tensor([[0.5], [0.8]]))
     assert found.causal[0].item() == pytest.approx(0.5)
     assert found.causal_variance[0].item() == pytest.approx(0.25)
     odds = math.exp((0.8**2 - 0.2**2) / (2 * 0.3**2))  # of 1 against 0, seen 0.8
@@ -91,7 +91,7 @@ def test_a_case_that_is_solved_by_hand() -> None:
 def test_laws_of_the_posterior(noise_std: float, n_samples: int, seed: int) -> None:
     stated = model(noise_std=str(noise_std))
     _, mixtures = windows_of(stated, n_samples, seed=seed, n_windows=20)
-    found = Limit.from_model(stated, n_samples=n_samples).posterior(mixtures)
+    found = MMSEEstimator.from_model(stated, n_samples=n_samples).posterior(mixtures)
     for name in ("causal", "two_sided"):
         mean, variance = getattr(found, name), getattr(found, f"{name}_variance")
         assert mean.shape == variance.shape == (20, 2, n_samples)
@@ -106,7 +106,7 @@ def test_laws_of_the_posterior(noise_std: float, n_samples: int, seed: int) -> N
 def test_permuting_the_components_permutes_the_answer() -> None:
     straight, crossed = model(), model(frequencies_hz="[7.5, 3]", phases_deg="[90, 0]")
     _, mixtures = windows_of(straight, 8)
-    one, other = (Limit.from_model(m, n_samples=8).posterior(mixtures).causal for m in (straight, crossed))
+    one, other = (MMSEEstimator.from_model(m, n_samples=8).posterior(mixtures).causal for m in (straight, crossed))
     torch.testing.assert_close(one, other.flip(1), atol=1e-5, rtol=0)
 
 
@@ -115,7 +115,7 @@ def test_nothing_beats_it_but_who_knows_the_start() -> None:
     stated, n_samples = model(), 8
     starts, mixtures = windows_of(stated, n_samples, n_windows=4000)
     targets = targets_of(stated, starts, n_samples)
-    found = Limit.from_model(stated, n_samples=n_samples).posterior(mixtures)
+    found = MMSEEstimator.from_model(stated, n_samples=n_samples).posterior(mixtures)
 
     def below(rival: torch.Tensor, best: torch.Tensor) -> float:
         """By how many standard errors the rival's squared error is smaller."""
@@ -123,7 +123,7 @@ def test_nothing_beats_it_but_who_knows_the_start() -> None:
         return float(difference.mean() / (difference.std() / math.sqrt(len(difference))))
 
     louder, quieter = (
-        Limit.from_model(model(noise_std=sigma), n_samples=n_samples).posterior(mixtures).causal
+        MMSEEstimator.from_model(model(noise_std=sigma), n_samples=n_samples).posterior(mixtures).causal
         for sigma in ("0.5", "0.15")
     )
     linear = torch.linalg.lstsq(mixtures, targets.flatten(1)).solution  # fitted to these very windows, whole
@@ -139,7 +139,7 @@ def test_its_variance_is_its_expected_squared_error() -> None:
     stated, n_samples = model(), 8
     starts, mixtures = windows_of(stated, n_samples, n_windows=8000)
     targets = targets_of(stated, starts, n_samples)
-    found = Limit.from_model(stated, n_samples=n_samples).posterior(mixtures)
+    found = MMSEEstimator.from_model(stated, n_samples=n_samples).posterior(mixtures)
     for name in ("causal", "two_sided"):
         excess = (getattr(found, name) - targets).square() - getattr(found, f"{name}_variance")
         of_windows = excess.mean(dim=(1, 2))
@@ -157,11 +157,11 @@ def test_more_samples_never_hurt_and_the_whole_window_is_worth_most() -> None:
     remaining = []
     for seen in (1, 2, 5, 10, 20):
         # The target is the last sample; what is seen are the samples up to it.
-        shifted = Limit(components[:, 20 - seen :], stated.noise_std, seen)
+        shifted = MMSEEstimator(components[:, 20 - seen :], stated.noise_std, seen)
         remaining.append(float(shifted.posterior(mixtures[:, 20 - seen :]).causal_variance[..., -1].mean()))
     assert remaining == sorted(remaining, reverse=True)
     assert remaining[-1] < 0.6 * remaining[0]
-    whole = Limit.from_model(stated, n_samples=20).posterior(mixtures)
+    whole = MMSEEstimator.from_model(stated, n_samples=20).posterior(mixtures)
     assert (whole.two_sided_variance.mean(dim=(0, 1)) <= whole.causal_variance.mean(dim=(0, 1)) + 1e-6).all()
 
 
@@ -169,7 +169,7 @@ def test_without_noise_nothing_remains_once_the_window_tells_the_start() -> None
     for noise_std in ("0.001", "0"):
         stated = model(noise_std=noise_std)
         starts, mixtures = windows_of(stated, 6)
-        found = Limit.from_model(stated, n_samples=6).posterior(mixtures)
+        found = MMSEEstimator.from_model(stated, n_samples=6).posterior(mixtures)
         error = (found.two_sided - targets_of(stated, starts, 6)).square()
         assert float(error.mean()) < 1e-4
 
@@ -177,7 +177,7 @@ def test_without_noise_nothing_remains_once_the_window_tells_the_start() -> None
 def test_where_noise_drowns_everything_the_variance_over_the_starts_remains() -> None:
     stated = model(noise_std="1000")
     _, mixtures = windows_of(stated, 6)
-    found = Limit.from_model(stated, n_samples=6).posterior(mixtures)
+    found = MMSEEstimator.from_model(stated, n_samples=6).posterior(mixtures)
     components = torch.from_numpy(stated.clean()).float()
     over_starts = components.unfold(1, 55, 1)  # (n_components, n_samples, n_starts)
     torch.testing.assert_close(
@@ -204,21 +204,21 @@ def test_the_published_figures_are_found_on_all_test_windows() -> None:
 def test_as_an_extractor_it_answers_the_selected_component() -> None:
     params = resolve({"n_samples": "100", "duration_s": "1", "window_length": "7", "frequencies_hz": "[3, 8]"})
     windows = Splits.from_params(params).test
-    limit = Limit.from_model(SignalModel.from_params(params.signals), n_samples=7)
+    limit = MMSEEstimator.from_model(SignalModel.from_params(params.signals), n_samples=7)
     inputs, _ = windows.batch(torch.randperm(len(windows), generator=torch.Generator().manual_seed(1))[:50])
     posterior = limit.posterior(inputs[..., 0])
     for two_sided, expected in ((False, posterior.causal), (True, posterior.two_sided)):
-        found = LimitExtractor(limit, two_sided=two_sided)(inputs)
+        found = WindowMMSE(limit, two_sided=two_sided)(inputs)
         selected = inputs[:, 0, 1:].argmax(dim=1)
         torch.testing.assert_close(found[..., 0], expected[torch.arange(50), selected])
     with pytest.raises(ValueError, match="windows of 6 samples"):
-        LimitExtractor(limit)(inputs[:, :6])
+        WindowMMSE(limit)(inputs[:, :6])
 
 
 def test_windows_are_answered_alike_however_many_are_asked_together() -> None:
     stated = model()
     _, mixtures = windows_of(stated, 8)
-    limit = Limit.from_model(stated, n_samples=8)
+    limit = MMSEEstimator.from_model(stated, n_samples=8)
     apart = torch.cat([limit.posterior(mixtures[i : i + 1]).causal for i in range(20)])
     torch.testing.assert_close(limit.posterior(mixtures).causal[:20], apart, atol=1e-6, rtol=0)
 
@@ -227,7 +227,7 @@ def test_windows_are_answered_alike_however_many_are_asked_together() -> None:
 def test_over_all_starts_the_mean_of_candidates_is_the_limit(in_blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     stated = model()
     _, mixtures = windows_of(stated, 8)
-    limit = Limit.from_model(stated, n_samples=8)
+    limit = MMSEEstimator.from_model(stated, n_samples=8)
     candidates = limit.components.unfold(1, 8, 1)
     posterior = limit.posterior(mixtures)
     if in_blocks:  # as on a CUDA device

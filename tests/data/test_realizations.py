@@ -10,16 +10,9 @@ import torch
 
 from freqfilter.config import resolve
 from freqfilter.data import signal_model, splits
-from freqfilter.data.signal_model import (
-    SignalModel,
-    beginning_windows,
-    realization,
-    realization_at,
-    realization_windows,
-    some_windows,
-)
+from freqfilter.data.signal_model import SignalModel, first_windows, noise_realization, noise_realization_at, realization_windows, evenly_spaced_windows
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import WindowSet
+from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
 
 CHOSEN = {"windows_per_epoch": "300", "validation_windows": "200", "test_windows": "120", "audit_windows": "80"}
@@ -31,7 +24,7 @@ def nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "MOST_HELD", 1000)
 
 
-def everything(windows: WindowSet) -> tuple[torch.Tensor, torch.Tensor]:
+def everything(windows: WindowDataset) -> tuple[torch.Tensor, torch.Tensor]:
     return windows.batch(torch.arange(len(windows)))
 
 
@@ -57,7 +50,7 @@ def test_a_signal_that_is_not_held_gives_the_same_windows(monkeypatch: pytest.Mo
 
 def test_several_realizations_are_cut_at_the_same_starts(nothing_is_held: None) -> None:
     model = SignalModel.from_params(resolve().signals)
-    found = some_windows(model, 50, 240, 5, 6)
+    found = evenly_spaced_windows(model, 50, 240, 5, 6)
     assert len(found) == 240
     _, start, of_realization = found.places(torch.arange(240))
     whole = realization_windows(model, 50, 5, 6)
@@ -77,18 +70,18 @@ def test_what_training_moves_towards_has_the_errors_of_the_limit(nothing_is_held
 
 
 def test_noise_at_some_samples_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signal_model, "DRAWN_AT_ONCE", 101)
+    monkeypatch.setattr(signal_model, "DRAW_CHUNK", 101)
     samples = np.array([[0, 100, 101], [999, 500, 202]])
-    np.testing.assert_array_equal(realization_at(7, samples), realization(7, 1000)[samples])
+    np.testing.assert_array_equal(noise_realization_at(7, samples), noise_realization(7, 1000)[samples])
 
 
 def test_the_beginning_of_a_realization_is_its_beginning() -> None:
     model = SignalModel.from_params(resolve().signals)
-    whole, beginning = realization_windows(model, 50, 2), beginning_windows(model, 50, 300, 2)
+    whole, beginning = realization_windows(model, 50, 2), first_windows(model, 50, 300, 2)
     assert beginning.n_starts == 251
     for expected, found in zip(whole.batch(torch.arange(251 * 4)), everything(beginning), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
-    assert beginning_windows(model, 50, 10**6, 2).n_starts == whole.n_starts
+    assert first_windows(model, 50, 10**6, 2).n_starts == whole.n_starts
 
 
 @pytest.mark.parametrize("name", ["windows_per_epoch", "validation_windows", "test_windows"])

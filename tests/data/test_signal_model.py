@@ -7,14 +7,14 @@ from scipy import stats
 from sklearn.model_selection import train_test_split
 
 from freqfilter.config import Params, resolve
-from freqfilter.data.signal_model import SignalModel, realization, stream, torch_seed
+from freqfilter.data.signal_model import SignalModel, noise_realization, random_stream, torch_seed
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import CutWindows, WindowSet, spread
+from freqfilter.data.windows import SlidingWindows, WindowDataset, evenly_spaced
 from freqfilter.evaluation.baselines import Mean, Random, TargetMoments, zero
 from tests.conftest import SMALL
 
 
-def everything(windows: WindowSet) -> tuple[np.ndarray, np.ndarray]:
+def everything(windows: WindowDataset) -> tuple[np.ndarray, np.ndarray]:
     inputs, targets = windows.batch(torch.arange(len(windows)))
     return inputs.numpy(), targets.numpy()
 
@@ -113,8 +113,8 @@ def test_an_epoch_of_a_stated_number_of_windows_draws_them_evenly_from_all(noise
     splits = Splits.from_params(params)
     drawn, again, n_windows = splits.epoch(1), splits.epoch(2), len(splits.train)
     assert len(drawn) == splits.n_epoch == 150_000
-    assert isinstance(drawn, CutWindows)
-    assert isinstance(again, CutWindows)
+    assert isinstance(drawn, SlidingWindows)
+    assert isinstance(again, SlidingWindows)
     assert drawn.chosen is not None
     assert again.chosen is not None
     counts = torch.bincount(drawn.chosen, minlength=n_windows)
@@ -129,8 +129,8 @@ def test_drawn_windows_are_those_of_training_alone_where_a_split_holds_some_out(
     params = resolve(SMALL | {"windows_per_epoch": "5000"}, recipe="original")
     splits = Splits.from_params(params)
     drawn, held_out = splits.epoch(1), splits.validation
-    assert isinstance(drawn, CutWindows)
-    assert isinstance(held_out, CutWindows)
+    assert isinstance(drawn, SlidingWindows)
+    assert isinstance(held_out, SlidingWindows)
     assert drawn.chosen is not None
     assert held_out.chosen is not None
     assert not set(drawn.chosen.tolist()) & set(held_out.chosen.tolist())
@@ -147,21 +147,21 @@ def test_independent_validation_shares_no_noise_with_anything() -> None:
 
 
 def test_streams_differ_by_name_index_and_seed() -> None:
-    draws = {float(stream(*key).random()) for key in [(1, "a"), (1, "b"), (2, "a"), (1, "a", 0), (1, "a", 1)]}
+    draws = {float(random_stream(*key).random()) for key in [(1, "a"), (1, "b"), (2, "a"), (1, "a", 0), (1, "a", 1)]}
     assert len(draws) == 5
     assert torch_seed(1, "a") != torch_seed(1, "b")
 
 
 def test_noise_is_standard_normal() -> None:
-    noise = realization(5, 100_000)
+    noise = noise_realization(5, 100_000)
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
 
 
 def test_a_spread_of_windows_covers_the_signal_evenly_with_all_selectors() -> None:
     windows = Splits.from_params(resolve()).test
-    assert isinstance(windows, CutWindows)
-    some = spread(windows, 4000)
+    assert isinstance(windows, SlidingWindows)
+    some = evenly_spaced(windows, 4000)
     assert some.chosen is not None
     assert len(some) == 4000
     assert len(set(some.chosen.tolist())) == 4000
@@ -169,7 +169,7 @@ def test_a_spread_of_windows_covers_the_signal_evenly_with_all_selectors() -> No
     assert (starts == starts[:, :1]).all()
     assert (int(starts[0, 0]), int(starts[-1, 0])) == (0, windows.n_starts - 1)
     assert set(torch.diff(starts[:, 0]).tolist()) <= {9, 10}
-    assert len(spread(windows, 10**9)) == len(windows)
+    assert len(evenly_spaced(windows, 10**9)) == len(windows)
 
 
 def test_the_sample_rate_counts_the_end_point() -> None:

@@ -8,10 +8,10 @@ import torch
 from scipy import signal
 
 from freqfilter.config import resolve
-from freqfilter.data.posterior import Limit, LimitExtractor
+from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, realization_windows
-from freqfilter.data.windows import CutWindows
-from freqfilter.evaluation.baselines import LinearExtractor, band_pass, least_squares, linear_mmse
+from freqfilter.data.windows import SlidingWindows
+from freqfilter.evaluation.baselines import LinearEstimator, band_pass, least_squares, linear_mmse
 from freqfilter.evaluation.metrics import score
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def model(**overrides: str) -> SignalModel:
     return SignalModel.from_params(resolve(SMALL | {"window_length": "2"} | overrides).signals)
 
 
-def mse(extractor: object, windows: CutWindows, stated: SignalModel) -> float:
+def mse(extractor: object, windows: SlidingWindows, stated: SignalModel) -> float:
     frequencies_hz = [component.frequency_hz for component in stated.components]
     table = score(extractor, windows, frequencies_hz=frequencies_hz, device=CPU)  # type: ignore[arg-type]
     return float(table.loc["all", "mse"])
@@ -56,8 +56,8 @@ def test_linear_mmse_is_the_linear_estimate_with_the_least_error(causal: bool) -
 def test_the_order_of_errors_is_that_of_what_each_may_use() -> None:
     stated, n_samples = model(), 20
     windows = realization_windows(stated, n_samples, *range(10))
-    limit = Limit.from_model(stated, n_samples=n_samples)
-    two_sided, causal = (mse(LimitExtractor(limit, two_sided=both), windows, stated) for both in (True, False))
+    limit = MMSEEstimator.from_model(stated, n_samples=n_samples)
+    two_sided, causal = (mse(WindowMMSE(limit, two_sided=both), windows, stated) for both in (True, False))
     wiener, wiener_causal = (
         mse(linear_mmse(stated, n_samples=n_samples, causal=only), windows, stated) for only in (False, True)
     )
@@ -107,7 +107,7 @@ def test_a_linear_extractor_is_the_filter_that_it_was_made_of() -> None:
     window = np.random.default_rng(1).normal(size=(3, 30))
     response = signal.sosfilt(sections, np.eye(30), axis=1)[None]
     inputs = torch.from_numpy(np.stack([window, np.ones_like(window)], axis=2))
-    found = LinearExtractor.from_filter(response)(inputs)
+    found = LinearEstimator.from_filter(response)(inputs)
     np.testing.assert_allclose(found[..., 0], signal.sosfilt(sections, window, axis=1), atol=1e-12)
 
 

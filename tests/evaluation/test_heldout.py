@@ -10,10 +10,10 @@ import torch
 from scipy import stats
 
 from freqfilter.config import Params, resolve
-from freqfilter.data.posterior import Limit, LimitExtractor
+from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.errors import UserError
-from freqfilter.evaluation.heldout import beside_limit, fresh_seeds, score_realizations, summarize
+from freqfilter.evaluation.heldout import fresh_seeds, score_realizations, score_with_limit, summarize
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import MODEL, compare
 from freqfilter.pipelines.run_metrics import fresh_metrics
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def scored(network: torch.nn.Module, params: Params, noise_seeds: Sequence[int]) -> dict[int, pd.DataFrame]:
-    return dict(score_realizations(beside_limit({MODEL: network}, params), params, noise_seeds, device=CPU))
+    return dict(score_realizations(score_with_limit({MODEL: network}, params), params, noise_seeds, device=CPU))
 
 
 class LimitNetwork(torch.nn.Module):
@@ -32,7 +32,7 @@ class LimitNetwork(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         model = SignalModel.from_params(resolve(SMALL).signals)
-        self.extractor = LimitExtractor(Limit.from_model(model, n_samples=20))
+        self.extractor = WindowMMSE(MMSEEstimator.from_model(model, n_samples=20))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         estimates: torch.Tensor = self.extractor(inputs)

@@ -12,27 +12,27 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from freqfilter.config import resolve
-from freqfilter.data.posterior import Limit
+from freqfilter.data.posterior import MMSEEstimator
 from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import StoredWindows, WindowSet
-from freqfilter.evaluation.limits import KnownLimit
-from freqfilter.evaluation.monitor import SplitAudit, audit_split, leak
+from freqfilter.data.windows import TensorWindows, WindowDataset
+from freqfilter.evaluation.limits import ValidationLimit
+from freqfilter.evaluation.monitor import SampleOverlap, leak, measure_overlap
 from freqfilter.training.reports import EpochReport
 from tests.conftest import SEED, SMALL, Typed, all_runs, artifacts, many, options
 
 
-def stored(windows: WindowSet) -> StoredWindows:
-    return StoredWindows(*windows.batch(torch.arange(len(windows))))
+def stored(windows: WindowDataset) -> TensorWindows:
+    return TensorWindows(*windows.batch(torch.arange(len(windows))))
 
 
-def audit(**overrides: str) -> tuple[SplitAudit, SplitAudit]:
+def audit(**overrides: str) -> tuple[SampleOverlap, SampleOverlap]:
     """The audit of a split, and that of the same windows as a file would hold them."""
     splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"} | overrides))
     train, validation = splits.train, splits.validation
     return (
-        audit_split(train, validation, fresh_noise=False),
-        audit_split(stored(train), stored(validation), fresh_noise=False),
+        measure_overlap(train, validation, fresh_noise=False),
+        measure_overlap(stored(train), stored(validation), fresh_noise=False),
     )
 
 
@@ -53,7 +53,7 @@ def test_a_random_split_shares_nearly_every_sample() -> None:
 def test_blocks_with_a_gap_share_nothing_and_use_all_the_rest(window_length: str) -> None:
     params = resolve(SMALL | {"noise": "fixed", "split": "blocked", "window_length": window_length})
     splits = Splits.from_params(params)
-    of_views = audit_split(splits.train, splits.validation, fresh_noise=False)
+    of_views = measure_overlap(splits.train, splits.validation, fresh_noise=False)
     assert of_views.n_shared == 0
     n_starts = 400 - int(window_length) + 1
     n_validation = math.ceil(0.1 * n_starts)
@@ -63,8 +63,8 @@ def test_blocks_with_a_gap_share_nothing_and_use_all_the_rest(window_length: str
 
 def test_fresh_noise_is_shared_with_nobody() -> None:
     splits = Splits.from_params(resolve(SMALL))
-    by_rule = audit_split(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
-    by_content = audit_split(stored(splits.epoch(1)), splits.validation, fresh_noise=False)
+    by_rule = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
+    by_content = measure_overlap(stored(splits.epoch(1)), splits.validation, fresh_noise=False)
     assert by_rule == by_content
     assert by_rule.n_shared == 0
 
@@ -73,7 +73,7 @@ def test_a_single_shared_window_is_counted_sample_by_sample() -> None:
     splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"}))
     train, validation = stored(splits.train), stored(splits.validation)
     train.inputs[7] = validation.inputs[40]
-    assert audit_split(train, validation, fresh_noise=False).n_shared == 19
+    assert measure_overlap(train, validation, fresh_noise=False).n_shared == 19
 
 
 def report(blocks: np.ndarray) -> EpochReport:
@@ -82,7 +82,7 @@ def report(blocks: np.ndarray) -> EpochReport:
 
 def test_the_alarm_needs_more_than_chance() -> None:
     limit = np.full(9, 0.2)
-    known = KnownLimit(0.2, tuple(limit))
+    known = ValidationLimit(0.2, tuple(limit))
     scatter = np.linspace(-1, 1, 9) * 0.01
     found = leak(report(limit - 0.1 + scatter), known, n_validations=50)
     assert found
@@ -97,7 +97,7 @@ def test_the_alarm_needs_more_than_chance() -> None:
 def test_without_a_limit_or_blocks_there_is_no_alarm() -> None:
     blocks = np.full(9, 0.01)
     assert leak(report(blocks), None, n_validations=1) is None
-    assert leak(report(blocks[:3]), KnownLimit(0.2, (0.2, 0.3, 0.25)), n_validations=1) is None
+    assert leak(report(blocks[:3]), ValidationLimit(0.2, (0.2, 0.3, 0.25)), n_validations=1) is None
 
 
 def test_the_alarm_asks_for_more_the_more_often_it_looks() -> None:
@@ -105,7 +105,7 @@ def test_the_alarm_asks_for_more_the_more_often_it_looks() -> None:
     differences = np.linspace(-1, 1, 9)
     at_once = stats.t.ppf(1e-3, 8)
     differences = differences / (differences.std(ddof=1) / 3) + 1.1 * at_once
-    known = KnownLimit(0.2, tuple(limit))
+    known = ValidationLimit(0.2, tuple(limit))
     found = report(limit + 0.01 * differences)
     assert leak(found, known, n_validations=1)
     assert leak(found, known, n_validations=1000) is None
@@ -121,7 +121,7 @@ def test_honest_runs_are_hardly_ever_accused() -> None:
     stated = SignalModel.from_params(
         resolve({"n_samples": "1000", "duration_s": "10", "window_length": "8", "noise_std": "0.3"}).signals
     )
-    limit = Limit.from_model(stated, n_samples=8)
+    limit = MMSEEstimator.from_model(stated, n_samples=8)
     targets = limit.components.unfold(1, 8, 1).transpose(0, 1)
     accused = 0
     for run in range(HONEST_RUNS):
@@ -131,9 +131,9 @@ def test_honest_runs_are_hardly_ever_accused() -> None:
         blocks = windows.blocks(torch.arange(0, len(windows), 4))
         of_limit = _block_errors(best, targets, blocks)
         # Errors of a filter: too cautious, too bold, and on its own way, ever less of each.
-        bold = Limit(limit.components, 0.2, 8).posterior(mixtures).causal
+        bold = MMSEEstimator(limit.components, 0.2, 8).posterior(mixtures).causal
         wobble = torch.randn(best.shape, generator=torch.Generator().manual_seed(run))
-        known = KnownLimit(float(of_limit.mean()), tuple(of_limit))
+        known = ValidationLimit(float(of_limit.mean()), tuple(of_limit))
         for epoch in range(1, 31):
             estimate = best + (0.3 * (bold - best) + 0.1 * wobble - 0.2 * best) / epoch
             found = leak(report(_block_errors(estimate, targets, blocks)), known, n_validations=30)

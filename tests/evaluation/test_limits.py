@@ -68,7 +68,7 @@ def test_a_longer_window_and_the_whole_window_never_hurt() -> None:
 @pytest.mark.parametrize("noise_std", ["0.1", "0.3", "1"])
 def test_thinning_out_the_starts_is_bounded_by_what_is_stated(noise_std: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = limits.compute_expected_limit(model(noise_std=noise_std), window_length=10, work=5e7)
-    monkeypatch.setattr(limits, "MOST_STARTS", 100)
+    monkeypatch.setattr(limits, "MAX_STARTS", 100)
     thinned = limits.compute_expected_limit(model(noise_std=noise_std), window_length=10, work=5e7)
     assert thinned.start_step == 3
     for side in ("causal", "two_sided"):
@@ -172,12 +172,12 @@ def test_one_block_tells_no_interval() -> None:
 
 def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
     from freqfilter.data.splits import Splits
-    from freqfilter.evaluation.baselines import references
+    from freqfilter.evaluation.baselines import baseline_estimators
     from freqfilter.evaluation.metrics import compare
 
     params = resolve(SMALL | {"bidirectional": "true"})
     splits = Splits.from_params(params)
-    known = references(params, splits)
+    known = baseline_estimators(params, splits)
     assert list(known)[:2] == ["limit", "limit_causal"]
     table = compare(known, splits.test, frequencies_hz=params.signals.frequencies_hz, device=torch.device("cpu")).table
     model_ = SignalModel.from_params(params.signals)

@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from freqfilter.config import resolve
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import StoredWindows
+from freqfilter.data.windows import TensorWindows
 from freqfilter.evaluation.baselines import zero
 from freqfilter.evaluation.metrics import compare, frequency_name, score
 from freqfilter.plots.training import training_loss
@@ -16,14 +16,14 @@ from freqfilter.training.reports import EpochReport
 CPU = torch.device("cpu")
 
 
-def noisy_windows(n_windows: int = 3000) -> tuple[StoredWindows, np.ndarray]:
+def noisy_windows(n_windows: int = 3000) -> tuple[TensorWindows, np.ndarray]:
     random = np.random.default_rng(1)
     component = random.integers(3, size=n_windows)
     inputs = np.zeros((n_windows, 7, 4), dtype=np.float32)
     inputs[..., 0] = random.normal(size=(n_windows, 7))
     inputs[np.arange(n_windows), :, 1 + component] = 1
     targets = (inputs[..., :1] * 0.5 + random.normal(0.3, 1, (n_windows, 7, 1))).astype(np.float32)
-    return StoredWindows(torch.from_numpy(inputs), torch.from_numpy(targets)), component
+    return TensorWindows(torch.from_numpy(inputs), torch.from_numpy(targets)), component
 
 
 def test_scores_are_those_of_scikit_learn_and_scipy() -> None:
@@ -58,7 +58,7 @@ def test_the_truth_scores_perfectly() -> None:
 
 
 def test_a_component_that_does_not_occur_has_no_row() -> None:
-    windows = StoredWindows(torch.tensor([[[1.0, 1, 0]]]), torch.tensor([[[2.0]]]))
+    windows = TensorWindows(torch.tensor([[[1.0, 1, 0]]]), torch.tensor([[[2.0]]]))
     table = compare({"zero": zero}, windows, frequencies_hz=[4, 8], device=CPU).table
     assert list(table.index) == [("zero", "all"), ("zero", "4hz")]
     assert table["mse"].tolist() == [4, 4]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from freqfilter.config import Params, resolve
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import StoredWindows
+from freqfilter.data.windows import TensorWindows
 from freqfilter.evaluation import monitor
-from freqfilter.evaluation.monitor import Diagnosis, of_settings, slow_epoch, unmoved_weights
+from freqfilter.evaluation.monitor import Monitor, check_settings, frozen_weights, slow_epoch
 from freqfilter.training.loop import train
 from freqfilter.training.reports import EpochReport
 from tests.conftest import COARSEST, SMALL, fresh_state
@@ -35,7 +35,7 @@ def findings(params: Params, splits: Splits | None = None, *, audit_every: int =
     """What is said of a training run, by name."""
     splits = splits or Splits.from_params(params)
     state = fresh_state(params)
-    watched, found = Diagnosis.of(state, splits, params), list(of_settings(params))
+    watched, found = Monitor.of(state, splits, params), list(check_settings(params))
     steps = train(
         state,
         training_windows=splits.epoch,
@@ -92,7 +92,7 @@ def test_weights_that_do_not_move_are_noticed(overrides: dict[str, str], remedy:
 
 def test_steps_that_the_gradient_scaler_skips_are_noticed() -> None:
     report = EpochReport(1, train_loss=1.0, gradient_norm=0.0, learning_rate=2e-3, seconds=1.0)
-    found = unmoved_weights(report, 0.0, small(precision="fp16"))
+    found = frozen_weights(report, 0.0, small(precision="fp16"))
     assert found
     assert found.line.endswith("try precision=fp32 (now fp16)")
 
@@ -155,7 +155,7 @@ def test_a_data_file_is_not_advised_to_draw_fresh_noise() -> None:
     assert line.endswith("try dropout=0.3 (now 0) or weight_decay=0.0001 (now 0) or hidden_size=32 (now 64)")
 
 
-class Slow(StoredWindows):
+class Slow(TensorWindows):
     """Windows that take their time."""
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,6 +199,6 @@ def test_a_slow_epoch_names_what_to_change(
 
 
 def test_a_setting_that_repeats_nothing_is_noticed() -> None:
-    (found,) = of_settings(small(deterministic="false"))
+    (found,) = check_settings(small(deterministic="false"))
     assert found.line.startswith("deterministic=false")
     assert found.line.endswith("deterministic=true makes them equal")

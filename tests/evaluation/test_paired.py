@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from freqfilter.evaluation.significance import FALSE_PROMOTIONS, INDIFFERENCE, LOOKS, Verdict, paired_test
+from freqfilter.evaluation.significance import (
+    FALSE_PROMOTION_RATE,
+    INDIFFERENCE,
+    INTERIM_ANALYSES,
+    Verdict,
+    paired_test,
+)
 from tests.conftest import SEED, many
 
 # Measured by `python -m benchmarks.gate`, on 200 realizations.
@@ -21,7 +27,7 @@ DECISIONS = many(400, 4000)
 
 def decide(candidate: np.ndarray, champion: np.ndarray, *, margin: float = 0.0) -> tuple[Verdict, int]:
     """The gate's own sequence of looks."""
-    for look in LOOKS:
+    for look in INTERIM_ANALYSES:
         test = paired_test(candidate[:look], champion[:look], margin=margin)
         if test.verdict != Verdict.OPEN:
             return test.verdict, look
@@ -29,7 +35,7 @@ def decide(candidate: np.ndarray, champion: np.ndarray, *, margin: float = 0.0) 
 
 
 def drawn(chance: np.random.Generator) -> np.ndarray:
-    return chance.integers(len(ERRORS), size=LOOKS[-1])
+    return chance.integers(len(ERRORS), size=INTERIM_ANALYSES[-1])
 
 
 def rate(verdicts: list[Verdict], wanted: Verdict) -> float:
@@ -53,8 +59,8 @@ def test_an_equal_candidate_is_hardly_ever_promoted() -> None:
         swapped = chance.random(len(here)) < 0.5
         one, other = GOOD[here], WORSE[here]
         verdicts.append(decide(np.where(swapped, one, other), np.where(swapped, other, one))[0])
-    by_chance = 3 * (FALSE_PROMOTIONS * (1 - FALSE_PROMOTIONS) / DECISIONS) ** 0.5
-    assert rate(verdicts, Verdict.BETTER) <= FALSE_PROMOTIONS + by_chance
+    by_chance = 3 * (FALSE_PROMOTION_RATE * (1 - FALSE_PROMOTION_RATE) / DECISIONS) ** 0.5
+    assert rate(verdicts, Verdict.BETTER) <= FALSE_PROMOTION_RATE + by_chance
 
 
 @pytest.mark.soak
@@ -64,7 +70,7 @@ def test_half_the_excess_is_hardly_ever_missed_and_cheap_to_see() -> None:
         here = drawn(chance)
         found.append(decide(GOOD[here], WORSE[here] + SHIFT))
     assert rate([verdict for verdict, _ in found], Verdict.BETTER) >= 0.8
-    assert np.mean([looks for _, looks in found]) < LOOKS[1]
+    assert np.mean([looks for _, looks in found]) < INTERIM_ANALYSES[1]
 
 
 @pytest.mark.soak
@@ -79,7 +85,7 @@ def test_a_worse_candidate_is_never_promoted_and_passes_a_margin_that_allows_it(
 
 
 def test_the_very_same_errors_are_equal_at_the_first_look() -> None:
-    assert decide(GOOD, GOOD) == (Verdict.EQUAL, LOOKS[0])
+    assert decide(GOOD, GOOD) == (Verdict.EQUAL, INTERIM_ANALYSES[0])
     assert decide(GOOD * (1 + INDIFFERENCE / 3), GOOD)[0] != Verdict.BETTER
 
 
@@ -88,7 +94,7 @@ def test_the_chance_is_counted_over_all_signs() -> None:
     assert paired_test(champion - [0.1, 0.2, 0.3, 0.4], champion).p_value == 1 / 16
     assert paired_test(champion - [0.1, 0.2, 0.3, -0.05], champion).p_value == 2 / 16
     assert paired_test(champion + np.array([0.1, 0.2, 0.3, 0.4]), champion).p_value == 1
-    many_of_them = np.ones(LOOKS[-1])
+    many_of_them = np.ones(INTERIM_ANALYSES[-1])
     assert paired_test(many_of_them - 0.1, many_of_them).p_value < 1e-4
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from freqfilter.evaluation.significance import CHANCE, difference, holm, standings
+from freqfilter.evaluation.significance import (
+    SIGNIFICANCE_LEVEL,
+    holm_correction,
+    paired_difference,
+    pairwise_comparisons,
+)
 from tests.conftest import SEED, many
 
 
@@ -23,12 +28,12 @@ def test_a_filter_one_percent_worse_is_seen_through_noise_that_both_share() -> N
     rng = np.random.default_rng(SEED)
     shared = 0.2 + 0.02 * rng.standard_normal(12)
     worse = shared * (1.01 + 0.001 * rng.standard_normal(12))
-    found = standings(errors_of(first=shared, worse=worse, limit=0.98 * shared), ["first", "worse"])
+    found = pairwise_comparisons(errors_of(first=shared, worse=worse, limit=0.98 * shared), ["first", "worse"])
     assert found["first"].difference is None
     assert found["first"].fresh.ratio_interval == pytest.approx((1 / 0.98, 1 / 0.98))
     assert found["worse"].against == "first"
     assert found["worse"].words.startswith("worse by 1.0")
-    turned = standings(errors_of(first=worse, better=shared), ["first", "better"])
+    turned = pairwise_comparisons(errors_of(first=worse, better=shared), ["first", "better"])
     assert turned["better"].words.startswith("better by")
     assert turned["better"].fresh.ratio_interval is None
 
@@ -39,11 +44,14 @@ def test_of_equal_filters_none_is_called_different_more_often_than_stated() -> N
     rng = np.random.default_rng(SEED)
     tried = many(400, 20_000)
     champion, step = np.full(12, 0.2), 0.001 * (1 + np.arange(12))
-    called = sum(difference(champion + step * rng.choice([-1, 1], 12), champion).p_value < CHANCE for _ in range(tried))
-    assert called / tried < CHANCE + 3 * (CHANCE / tried) ** 0.5
+    called = sum(
+        paired_difference(champion + step * rng.choice([-1, 1], 12), champion).p_value < SIGNIFICANCE_LEVEL
+        for _ in range(tried)
+    )
+    assert called / tried < SIGNIFICANCE_LEVEL + 3 * (SIGNIFICANCE_LEVEL / tried) ** 0.5
 
 
 def test_many_comparisons_are_judged_more_strictly() -> None:
-    assert holm([0.02]) == [0.02]
-    assert holm([0.02, 0.03, 0.9]) == pytest.approx([0.06, 0.06, 0.9])
-    assert max(holm([0.5] * 4)) == 1
+    assert holm_correction([0.02]) == [0.02]
+    assert holm_correction([0.02, 0.03, 0.9]) == pytest.approx([0.06, 0.06, 0.9])
+    assert max(holm_correction([0.5] * 4)) == 1

@@ -8,7 +8,7 @@ import torch
 
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
-from freqfilter.models.filter import AT_ONCE, Filter
+from freqfilter.models.filter import CHUNK_SIZE, Filter
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
 from tests.conftest import SMALL
 
@@ -35,7 +35,7 @@ def signal(n_samples: int) -> np.ndarray:
     return np.random.default_rng(n_samples).standard_normal(n_samples).astype(np.float32)
 
 
-@pytest.mark.parametrize("n_samples", [1, 2, LENGTH - 1, LENGTH, LENGTH + 1, 57, AT_ONCE + LENGTH + 3])
+@pytest.mark.parametrize("n_samples", [1, 2, LENGTH - 1, LENGTH, LENGTH + 1, 57, CHUNK_SIZE + LENGTH + 3])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_signal_of_any_length_gives_an_estimate_for_each_sample(n_samples: int, bidirectional: bool) -> None:
     mixture = signal(n_samples)

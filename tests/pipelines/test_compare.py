@@ -10,8 +10,8 @@ import pytest
 
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
-from freqfilter.pipelines.compare import Compared, names_of, remarks
-from freqfilter.tracking.queries import Training, listed, trainings
+from freqfilter.pipelines.compare import ComparedTraining, distinct_names, remarks
+from freqfilter.tracking.queries import Training, split_list, trainings
 from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options, say
 
 pytestmark = pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_training_is_named_by_id_name_version_alias_filter_or_what_it_belongs_
     )
 
 
-def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **given: str) -> Compared:
+def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **given: str) -> ComparedTraining:
     """A training that nobody has made."""
     training = Training(
         run_id="0" * 32,
@@ -109,7 +109,7 @@ def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **g
         test_digest=test_digest,
         has_model=False,
     )
-    return Compared(name, training, None)
+    return ComparedTraining(name, training, None)
 
 
 def test_what_cannot_be_held_against_the_first_is_said_of_each() -> None:
@@ -138,10 +138,10 @@ def test_what_cannot_be_held_against_the_first_is_said_of_each() -> None:
 
 def test_names_are_short_and_all_different_though_they_have_lists_in_them() -> None:
     names = ["default epochs=6 frequencies_hz=[2,5,9]", "default epochs=6 cell=gru frequencies_hz=[2,5,9]", "original"]
-    assert names_of([compared(name).training for name in names[:2]]) == ["default", "default cell=gru"]
-    assert names_of([compared(names[0]).training] * 2) == ["default 000000"] * 2
-    assert listed(", ".join(names)) == names
-    assert listed(json.dumps(names)) == names
+    assert distinct_names([compared(name).training for name in names[:2]]) == ["default", "default cell=gru"]
+    assert distinct_names([compared(names[0]).training] * 2) == ["default 000000"] * 2
+    assert split_list(", ".join(names)) == names
+    assert split_list(json.dumps(names)) == names
 
 
 REFUSED = {

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from freqfilter.config import Params, resolve
-from freqfilter.data.posterior import Limit
+from freqfilter.data.posterior import MMSEEstimator
 from freqfilter.data.signal_model import SignalModel
 from freqfilter.data.splits import Splits
 from freqfilter.evaluation.baselines import zero
 from freqfilter.evaluation.metrics import compare
 from freqfilter.plots import catalog, data, evaluation
-from freqfilter.plots.evaluation import WindowEstimates, stretch, window_estimates
+from freqfilter.plots.evaluation import WindowEstimates, segment_estimates, window_estimates
 from freqfilter.plots.limit import decision, posterior
 from freqfilter.plots.training import Curves, comparison, learning_rate_range, side_by_side, training_loss
 from freqfilter.training.reports import EpochReport
@@ -34,14 +34,14 @@ def half(inputs: Tensor) -> Tensor:
 
 def data_figures(params: Params) -> dict[str, Figure]:
     windows = Splits.from_params(params).test
-    return dict(catalog.of_data(params.signals, windows))  # type: ignore[arg-type]
+    return dict(catalog.data_figures(params.signals, windows))  # type: ignore[arg-type]
 
 
 def evaluation_figures(params: Params) -> dict[str, Figure]:
     splits, frequencies_hz = Splits.from_params(params), params.signals.frequencies_hz
     compared = compare({"model": half, "zero": zero}, splits.test, frequencies_hz=frequencies_hz, device=CPU)
     return dict(
-        catalog.of_evaluation(
+        catalog.evaluation_figures(
             half,
             splits.test,
             splits.beginning,
@@ -98,7 +98,7 @@ def test_a_spectrum_has_its_peaks_at_the_components_with_a_quarter_of_their_ampl
 def test_a_stretch_is_the_clean_signal_and_the_answers_to_its_windows() -> None:
     params = resolve(SMALL)
     windows = Splits.from_params(params).test
-    found = stretch(
+    found = segment_estimates(
         half,
         windows,  # type: ignore[arg-type]
         frequencies_hz=params.signals.frequencies_hz,
@@ -229,7 +229,7 @@ def test_a_posterior_is_drawn_with_its_doubt_for_each_component(overrides: dict[
     params = resolve(SMALL | overrides)
     windows, frequencies_hz = Splits.from_params(params).test, params.signals.frequencies_hz
     inputs, targets = windows.batch(torch.arange(windows.n_components))
-    limit = Limit.from_model(SignalModel.from_params(params.signals), n_samples=windows.n_samples)
+    limit = MMSEEstimator.from_model(SignalModel.from_params(params.signals), n_samples=windows.n_samples)
     known = limit.posterior(inputs[:1, :, 0])
     mean, variance = known.causal[0].numpy(), known.causal_variance[0].numpy()
     figure = posterior(inputs[0, :, 0].numpy(), targets[..., 0].numpy(), mean, variance, frequencies_hz=frequencies_hz)

@@ -28,8 +28,8 @@ def register(module: FrequencyFilterLSTM, params: Params, *, diagnoses: str = ""
     """A version of any network at all."""
     golden, _ = Splits.from_params(params).test.batch(torch.arange(0, 40, 5))
     with open_run(params.tracking, name="made") as run:
-        trained = registry.Trained(module.eval(), params, golden=golden.numpy(), step=1)
-        model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
+        trained = registry.ModelPackage(module.eval(), params, golden=golden.numpy(), step=1)
+        model_id = registry.log_and_check_model(run.run_id, trained, folder=run.folder)
         return registry.register(model_id, NAME, tags={"diagnoses": diagnoses}, description="made for a test")
 
 

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 import freqfilter
 from freqfilter.config import resolve
-from freqfilter.pipelines.sandbox import Witness
+from freqfilter.pipelines.sandbox import ModelWorker
 from tests.conftest import Program, Typed, all_runs, artifacts, call, download, options, say
 from tests.promotion.making import (
     BOUNDS,
@@ -147,14 +147,14 @@ def test_the_end_of_a_models_process_is_no_verdict(
 ) -> None:
     """As a system short of memory ends it, whether it is the champion's or the candidate's."""
     registry_with(1)
-    ask = Witness.ask
+    ask = ModelWorker.ask
 
-    def killed(self: Witness, noise_seeds: list[int] | None) -> None:
+    def killed(self: ModelWorker, noise_seeds: list[int] | None) -> None:
         if self._uri == version(number).uri:
             self._process.kill()
         ask(self, noise_seeds)
 
-    monkeypatch.setattr(Witness, "ask", killed)
+    monkeypatch.setattr(ModelWorker, "ask", killed)
     code, line = typed("promote", "--version", "2", *BOUNDS)
     assert (code, line.count("\n")) == (2, 1)
     assert "ended by SIGKILL from outside" in line
@@ -250,7 +250,7 @@ def test_a_copy_that_does_not_arrive_as_it_was_is_taken_back(
 ) -> None:
     other = registry / "other.db"
     other.write_bytes(empty_store.read_bytes())
-    monkeypatch.setattr("freqfilter.tracking.remote_registry.Elsewhere.digest", lambda *_: "another")
+    monkeypatch.setattr("freqfilter.tracking.remote_registry.RemoteRegistry.digest", lambda *_: "another")
     code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
     assert code == 2
     assert "did not arrive as they were" in line

@@ -38,12 +38,12 @@ def main() -> None:
     announce("start", "begin")
     from freqfilter.cli.main import main as run_command_line
     from freqfilter.pipelines import train
-    from freqfilter.pipelines.setup import Keeper
+    from freqfilter.pipelines.setup import CheckpointWriter
     from freqfilter.tracking import lifecycle, run
     from freqfilter.training import loop
 
     loop._epoch = during_epochs(loop._epoch)
-    Keeper.write = during("checkpoint", Keeper.write)  # type: ignore[method-assign]
+    CheckpointWriter.write = during("checkpoint", CheckpointWriter.write)  # type: ignore[method-assign]
     make_sender = run.sender
     run.sender = lambda *args: during("logging", make_sender(*args))
     train.judge = during("evaluation", train.judge)

@@ -28,8 +28,8 @@ def version(folder: Path) -> int:
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
     with open_run(tracking, name="a name") as run:
         golden = np.zeros((2, 20, 5), dtype=np.float32)
-        trained = registry.Trained(network(n_components=4).eval(), resolve(SMALL), golden=golden, step=1)
-        model_id = registry.keep_model(run.run_id, trained, folder=run.folder)
+        trained = registry.ModelPackage(network(n_components=4).eval(), resolve(SMALL), golden=golden, step=1)
+        model_id = registry.log_and_check_model(run.run_id, trained, folder=run.folder)
         return registry.register(model_id, "frequency-filter", tags={}, description="words")
 
 
@@ -123,7 +123,7 @@ def test_to_register_and_to_log_again_gives_the_same_version_and_model(version: 
     module = freqfilter.load("frequency-filter", version=version).module
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
     with open_run(tracking, name="a name", resumed=run_id) as run:
-        trained = registry.Trained(module, resolve(SMALL), golden=golden, step=1)
-        assert registry.keep_model(run.run_id, trained, folder=run.folder) == model_id
+        trained = registry.ModelPackage(module, resolve(SMALL), golden=golden, step=1)
+        assert registry.log_and_check_model(run.run_id, trained, folder=run.folder) == model_id
         assert registry.register(model_id, "frequency-filter", tags={}, description="words") == version
         assert registry.register(model_id, "another-name", tags={}, description="words") == 1

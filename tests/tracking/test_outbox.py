@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from freqfilter.errors import UserError
-from freqfilter.tracking.outbox import Message, Outbox, UndeliveredError, known_metrics, messages, now_ms, sender
+from freqfilter.tracking.outbox import Message, Outbox, UndeliveredError, logged_points, messages, now_ms, sender
 from tests.conftest import many
 
 
@@ -54,7 +54,7 @@ def test_all_kinds_arrive_also_where_they_are_sent_twice(folder: Path) -> None:
     source = {"source_type": "code", "source": "{}", "schema": "{}", "profile": "{}"}
     for _ in range(2):
         outbox = opened(folder, run_id)
-        if not known_metrics(outbox.path):
+        if not logged_points(outbox.path):
             outbox.append("params", values={"p": "1"})
             outbox.append("tags", values={"t": "1", "gone": "1"})
             outbox.append("no_tag", name="gone")

@@ -24,7 +24,7 @@ from freqfilter.config import TrackingParams, resolve, restore
 from freqfilter.errors import UserError
 from freqfilter.models.export import exported_program, onnx_model
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
-from freqfilter.plots.style import dress, new_figure
+from freqfilter.plots.style import label_axes, new_figure
 from freqfilter.process import Interrupted
 from freqfilter.tracking import loading, provenance, registry
 from freqfilter.tracking.client import open_store
@@ -153,7 +153,7 @@ def test_a_figure_that_is_laid_out_once_looks_as_matplotlib_draws_it(
         made = new_figure(5, 3)
         for axes in made.subplots(1, 2):
             axes.plot([0, 1], [1e5, 3e5])
-            dress(axes, xlabel="time", ylabel="a label that takes room", title="title")
+            label_axes(axes, xlabel="time", ylabel="a label that takes room", title="title")
         return made
 
     def ink(picture: Path | io.BytesIO) -> NDArray[np.bool_]:
@@ -187,7 +187,7 @@ def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> i
     with open_run(kept_in(folder), name="a name"):
         example = np.zeros((2, 20, 5), dtype=np.float32)
         model_id = registry.log_model(
-            registry.Trained(module, params, golden=example, step=1), exported_program(module)
+            registry.ModelPackage(module, params, golden=example, step=1), exported_program(module)
         )
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
 
@@ -260,7 +260,7 @@ def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
         with mlflow.start_run(experiment_id=mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")):
             example = np.zeros((2, 20, 5), dtype=np.float32)
             model_id = registry.log_model(
-                registry.Trained(module, resolve(SMALL), golden=example, step=1), exported_program(module)
+                registry.ModelPackage(module, resolve(SMALL), golden=example, step=1), exported_program(module)
             )
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
     return files, module

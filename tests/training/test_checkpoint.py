@@ -17,7 +17,7 @@ from freqfilter.training.checkpoint import (
     OLDEST_SCHEMA,
     SCHEMA,
     Checkpoints,
-    Stated,
+    TrainingSpec,
     read_checkpoint,
     write_checkpoint,
     write_weights,
@@ -29,8 +29,8 @@ from tests.malicious import Malicious
 from tests.training.test_loop import EVERYTHING_RANDOM, figures, run, same_weights, small
 
 
-def stated(params: Params) -> Stated:
-    return Stated(params, "default", {"train": "0123"})
+def stated(params: Params) -> TrainingSpec:
+    return TrainingSpec(params, "default", {"train": "0123"})
 
 
 # Steps so small that no epoch counts as better, so that the scheduler acts on every processor.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from freqfilter.config import Params, resolve
-from freqfilter.data.signal_model import stream
+from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import Lesson, StoredWindows
+from freqfilter.data.windows import TensorWindows, TrainingBatch
 from freqfilter.errors import TrainingError, UserError
-from freqfilter.training.device import Compute
+from freqfilter.training.device import Device
 from freqfilter.training.loop import train, training_step, validate
 from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
@@ -132,8 +132,8 @@ def test_each_epoch_takes_every_window_once_in_a_new_order() -> None:
     """Neighbouring windows, which share all samples but one, are therefore seldom in one batch."""
     params, taken = small(epochs="2", batch_size="16"), list[Tensor]()
 
-    class Recorded(StoredWindows):
-        def lesson(self, positions: Tensor) -> Lesson:
+    class Recorded(TensorWindows):
+        def lesson(self, positions: Tensor) -> TrainingBatch:
             taken.append(positions.cpu())
             return super().lesson(positions)
 
@@ -176,7 +176,7 @@ def test_it_learns_what_is_easy() -> None:
 
 def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:
     """The leak in small: fixed noise is fitted far below what new noise allows."""
-    windows = StoredWindows(torch.randn(8, 10, 5), torch.randn(8, 10, 1))
+    windows = TensorWindows(torch.randn(8, 10, 5), torch.randn(8, 10, 1))
     params = small(epochs="300", batch_size="8", learning_rate="0.02", validate_every="300", hidden_size="32")
     state = fresh_state(params)
     for _ in train(state, training_windows=lambda _: windows, validation=windows, params=params.training):
@@ -191,8 +191,8 @@ def test_a_loss_that_is_not_finite_ends_training_names_its_batch_and_leaves_weig
     params = small(batch_size="16", epochs="1", dropout="0.3")  # 96 steps
     state, splits = fresh_state(params), Splits.from_params(params)
     fresh = splits.epoch(1)
-    windows = StoredWindows(*fresh.batch(torch.arange(len(fresh))))
-    order = stream(params.training.seed, "order", 1).permutation(len(windows))
+    windows = TensorWindows(*fresh.batch(torch.arange(len(fresh))))
+    order = random_stream(params.training.seed, "order", 1).permutation(len(windows))
     windows.inputs[order[(broken - 1) * 16]] = math.nan
     with pytest.raises(TrainingError, match=f"not finite in epoch 1, batch {broken} of 96.*learning_rate=0.0002"):
         for _ in train(state, training_windows=lambda _: windows, validation=splits.validation, params=params.training):
@@ -274,7 +274,7 @@ def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean
         targets = state.network(inputs)
         loss = float((targets - clean).square().mean())
     before = copy.deepcopy(state.network.state_dict())
-    reported = training_step(state, Lesson(inputs, targets, clean), params.training)
+    reported = training_step(state, TrainingBatch(inputs, targets, clean), params.training)
     assert float(reported[0]) == pytest.approx(loss)
     for name, weight in state.network.state_dict().items():
         torch.testing.assert_close(weight, before[name], atol=1e-4, rtol=0)
@@ -283,9 +283,9 @@ def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean
 def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda: PyTorch finds no CUDA device"):
-            Compute.open(small(device="cuda").training)
+            Device.open(small(device="cuda").training)
     try:
-        compute = Compute.open(small(precision="fp16", device="cpu").training)
+        compute = Device.open(small(precision="fp16", device="cpu").training)
     except UserError as error:
         assert "use fp32" in str(error)
     else:
@@ -299,7 +299,7 @@ def test_auto_is_bf16_on_a_processor_made_for_it_whose_libraries_can(
     processor: bool, refused: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("freqfilter.training.device._made_for_bf16", lambda: processor)
-    monkeypatch.setattr(Compute, "_refusal", lambda compute: refused if compute.dtype else None)
-    compute = Compute.open(small(precision="auto", device="cpu").training)
+    monkeypatch.setattr(Device, "_refusal", lambda compute: refused if compute.dtype else None)
+    compute = Device.open(small(precision="auto", device="cpu").training)
     assert compute.precision == precision
     assert compute.describe().endswith(precision)

@@ -11,7 +11,7 @@ import torch
 from freqfilter.config import Params, resolve
 from freqfilter.data.splits import Splits
 from freqfilter.training.loop import train
-from freqfilter.training.lr_finder import Point, range_test, suggestion
+from freqfilter.training.lr_finder import Point, range_test, suggest_learning_rate
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 from tests.conftest import SMALL, fresh_state
@@ -85,23 +85,23 @@ def curve(loss: Callable[[float], float]) -> list[Point]:
 
 
 def test_the_suggestion_lies_where_the_loss_falls_most_steeply() -> None:
-    found = suggestion(curve(lambda x: 1 - 1 / (1 + math.exp(-8 * (x + 3))) + (1e3 if x > -1 else 0)))
+    found = suggest_learning_rate(curve(lambda x: 1 - 1 / (1 + math.exp(-8 * (x + 3))) + (1e3 if x > -1 else 0)))
     assert found is not None
     assert -3.1 < math.log10(found) < -2.5  # the mean over the past lags behind
 
 
 @pytest.mark.parametrize("loss", [lambda x: 1.0, lambda x: 1 + 10**x, lambda x: 1 + 0.001 * math.sin(40 * x)])
 def test_there_is_no_suggestion_where_nothing_falls(loss: Callable[[float], float]) -> None:
-    assert suggestion(curve(loss)) is None
+    assert suggest_learning_rate(curve(loss)) is None
 
 
 def test_there_is_no_suggestion_for_no_steps() -> None:
-    assert suggestion([]) is None
+    assert suggest_learning_rate([]) is None
 
 
 def test_the_suggested_rate_learns_more_than_one_far_below() -> None:
     params = resolve(EASY)
-    found = suggestion(points(fresh_state(params), params))
+    found = suggest_learning_rate(points(fresh_state(params), params))
     assert found is not None
     splits = Splits.from_params(params)
 

@@ -8,7 +8,7 @@ import torch
 from freqfilter.config import resolve
 from freqfilter.data.splits import Splits
 from freqfilter.training.loop import train
-from freqfilter.training.optim import optimizers, warmup_and_cosine
+from freqfilter.training.optim import create_optimizers, warmup_and_cosine
 from tests.conftest import SMALL, fresh_state
 
 
@@ -17,7 +17,7 @@ from tests.conftest import SMALL, fresh_state
 def test_every_parameter_has_exactly_one_optimizer(optimizer: str, model: dict[str, str]) -> None:
     params = resolve(SMALL | model | {"optimizer": optimizer})
     network = fresh_state(params).network
-    every = optimizers(network, params.training, dtype=torch.float32)
+    every = create_optimizers(network, params.training, dtype=torch.float32)
     held = [id(p) for optimizer in every for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in network.parameters())
 
@@ -25,7 +25,7 @@ def test_every_parameter_has_exactly_one_optimizer(optimizer: str, model: dict[s
 def test_muon_has_the_matrices_between_hidden_features() -> None:
     params = resolve(SMALL | {"optimizer": "muon", "bidirectional": "true"})
     network = fresh_state(params).network
-    _, muon = optimizers(network, params.training, dtype=torch.float32)
+    _, muon = create_optimizers(network, params.training, dtype=torch.float32)
     names = {id(p): name for name, p in network.named_parameters()}
     assert {names[id(p)].removeprefix("lstm.") for p in muon.param_groups[0]["params"]} == {
         "weight_hh_l0", "weight_hh_l0_reverse", "weight_hh_l1", "weight_hh_l1_reverse",
@@ -57,7 +57,7 @@ def test_muon_moves_by_the_orthogonal_part_of_the_gradient(dtype: torch.dtype, d
     """As its authors' five Newton-Schulz steps find it, here in double precision."""
     params = resolve(SMALL | {"optimizer": "muon", "hidden_size": "32", "learning_rate": "1", "weight_decay": "0"})
     network = fresh_state(params).network
-    _, muon = optimizers(network, params.training, dtype=dtype)
+    _, muon = create_optimizers(network, params.training, dtype=dtype)
     hidden = network.recurrent.weight_hh_l0
     before = hidden.detach().clone()
     hidden.grad = torch.randn_like(hidden)
