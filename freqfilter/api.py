@@ -165,11 +165,11 @@ def compare(
 def promote(
     version: int | None = None,
     *,
-    most_over_limit: float = Bounds.most_over_limit,
-    most_over_limit_per_frequency: float = Bounds.most_over_limit_per_frequency,
+    max_mse_ratio: float = Bounds.max_mse_ratio,
+    max_mse_ratio_per_frequency: float = Bounds.max_mse_ratio_per_frequency,
     margin: float = Bounds.margin,
-    most_milliseconds: float = Bounds.most_milliseconds,
-    most_megabytes: float = Bounds.most_megabytes,
+    max_latency_ms: float = Bounds.max_latency_ms,
+    max_size_mb: float = Bounds.max_size_mb,
     noise_seed: int | None = None,
     force: str | None = None,
     progress: bool = True,
@@ -179,11 +179,11 @@ def promote(
 
     Args:
         version: Version of the registered model; None: the newest.
-        most_over_limit: Largest ratio of its mean squared error to the limit.
-        most_over_limit_per_frequency: The same for each component.
+        max_mse_ratio: Largest ratio of its mean squared error to the limit.
+        max_mse_ratio_per_frequency: The same for each component.
         margin: Share of the champion's error by which it may be worse; 0: it has to be better.
-        most_milliseconds: Largest latency for one window, milliseconds.
-        most_megabytes: Largest size of its files, MB.
+        max_latency_ms: Largest latency for one window, milliseconds.
+        max_size_mb: Largest size of its files, MB.
         noise_seed: Seed of the first noise realization; None: derived from both models' digests.
         force: A reason to promote it whatever the checks say.
         progress: Print how far it is.
@@ -197,9 +197,9 @@ def promote(
     """
     from freqfilter.pipelines.promote import promote as run_promote
 
-    bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
+    bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
     with _job(progress):
-        return run_promote(_tracking(tracking), number=version, bounds=bounds, noise_seed=noise_seed, force=force)
+        return run_promote(_tracking(tracking), version=version, bounds=bounds, noise_seed=noise_seed, force=force)
 
 
 def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> RollbackResult:
@@ -216,7 +216,7 @@ def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> Rol
     from freqfilter.pipelines.promote import rollback as run_rollback
 
     with _job(progress=False):
-        return run_rollback(_tracking(tracking), number=version, reason=reason)
+        return run_rollback(_tracking(tracking), version=version, reason=reason)
 
 
 def history(**tracking: Any) -> pd.DataFrame:

@@ -33,7 +33,7 @@ from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.pipelines import sandbox
 from freqfilter.plots import data, evaluation
 from freqfilter.progress import ProgressHandler
-from freqfilter.training.device import Device
+from freqfilter.training.device import Accelerator
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 from tests import zygote
@@ -109,7 +109,7 @@ SMALL = {
 def _coarsest_precision() -> str:
     """Fewer bits than float32, where this processor can be made to train in them."""
     try:
-        Device.open(resolve({"precision": "bf16", "threads": "1"}).training)
+        Accelerator.open(resolve({"precision": "bf16", "threads": "1"}).training)
     except UserError:
         return "fp32"
     return "bf16"
@@ -129,7 +129,7 @@ def fresh_state(params: Params) -> TrainingState:
         n_components=len(params.signals.frequencies_hz),
         model=params.model,
         training=params.training,
-        compute=Device.open(params.training),
+        accelerator=Accelerator.open(params.training),
     )
 
 
@@ -179,9 +179,15 @@ def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
         if isinstance(report, EpochReport):
             signal.raise_signal(number)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ProgressHandler, "show", interrupt)
-        yield
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ProgressHandler, "show", interrupt)
+            yield
+    finally:  # a program that was interrupted ignores signals until its process ends
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wait_for_line(

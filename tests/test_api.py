@@ -65,7 +65,7 @@ def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> Non
     assert decided.checks.loc["loads", "passed"]
     assert decided.figure().axes
     undone = freqfilter.rollback(reason="it is only a test")
-    assert (undone.before.number, undone.after.number) == (2, 1)
+    assert (undone.before.version, undone.after.version) == (2, 1)
     assert freqfilter.load("frequency-filter", alias="champion").facts["network"]["cell"] == "lstm"
     assert freqfilter.history()["event"].tolist() == ["registered", "registered", "PROMOTED", "PROMOTED", "ROLLED BACK"]
 

@@ -263,7 +263,7 @@ def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pyt
     # What a page leaves open is small here.
     monkeypatch.setattr(api, "resolve", lambda given, **rest: resolve(SMALLEST | given, **rest))
     monkeypatch.setattr(
-        api, "one_at_a_time", lambda values, given, **rest: ablation_variants(values, SMALLEST | given, **rest)
+        api, "ablation_variants", lambda values, given, **rest: ablation_variants(values, SMALLEST | given, **rest)
     )
     code = code.replace("128", SMALLEST["hidden_size"])  # the width of the original's network
     x = np.zeros((2, 20, 5), dtype=np.float32)

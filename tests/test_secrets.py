@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from freqfilter.pipelines import deploy
+from freqfilter.pipelines import serve
 from tests import zygote
 from tests.conftest import ROOT, SMALL, Program, Server, all_runs, options
 
@@ -68,4 +68,4 @@ def test_telemetry_is_off_in_every_process_unless_the_user_turns_it_on(folder: P
         assert done.stdout.strip() == expected
     makefile = (ROOT / "Makefile").read_text()
     assert "export MLFLOW_DISABLE_TELEMETRY ?= true" in makefile
-    assert deploy.HOST == "127.0.0.1"  # of `make serve` and `make ui`
+    assert serve.HOST == "127.0.0.1"  # of `make serve` and `make ui`

@@ -11,7 +11,7 @@ from benchmarks.measure import Row, in_turns, say, side
 from benchmarks.reference import Training
 from freqfilter.config import Params, resolve
 from freqfilter.data.splits import Splits
-from freqfilter.training.device import Device
+from freqfilter.training.device import Accelerator
 from freqfilter.training.loop import epoch_order, train, training_step
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
@@ -26,9 +26,11 @@ STEPS_COMPARED = 50
 
 def begin(params: Params) -> tuple[TrainingState, Splits]:
     """A training as it begins, without a tracker."""
-    compute = Device.open(params.training)
+    accelerator = Accelerator.open(params.training)
     n_components = len(params.signals.frequencies_hz)
-    state = TrainingState(n_components=n_components, model=params.model, training=params.training, compute=compute)
+    state = TrainingState(
+        n_components=n_components, model=params.model, training=params.training, accelerator=accelerator
+    )
     return state, Splits.from_params(params)
 
 
@@ -36,7 +38,7 @@ def show_equal() -> float:
     """The largest relative difference of the losses of both sides, over the first steps of the same training."""
     params = resolve(QUIET | {"dropout": "0"}, recipe="original")
     state, splits = begin(params)
-    windows = splits.epoch(1).to(state.compute.device)
+    windows = splits.epoch(1).to(state.accelerator.device)
     reference = Training.begin(seed=0)
     reference.model.lstm.dropout = 0.0
     reference.model.dropout.p = 0.0
@@ -45,7 +47,7 @@ def show_equal() -> float:
     reference.model.train()
     largest = 0.0
     for positions in epoch_order(42, 1, len(windows)).split(params.training.batch_size)[:STEPS_COMPARED]:
-        lesson = windows.lesson(positions.to(state.compute.device))
+        lesson = windows.training_batch(positions.to(state.accelerator.device))
         ours = float(training_step(state, lesson, params.training)[0])
         theirs = reference.step(lesson.inputs, lesson.targets)
         largest = max(largest, abs(ours / theirs - 1))

@@ -34,7 +34,7 @@ def costs(name: str, value: int) -> dict[str, float]:
     for step in range(WARM + STEPS):
         if step == WARM:
             started = time.perf_counter()
-        training_step(state, windows.lesson(torch.arange(n_windows) + step * n_windows), params.training)
+        training_step(state, windows.training_batch(torch.arange(n_windows) + step * n_windows), params.training)
     step_ms = 1e3 * (time.perf_counter() - started) / STEPS
     inputs, _ = windows.batch(torch.arange(ASKED))
     module, batch = state.network.eval(), {"batch_size": value} if name == "batch_size" else {}

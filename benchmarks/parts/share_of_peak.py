@@ -43,9 +43,9 @@ def step_seconds(precision: str, batch_size: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {piece: [] for piece in PIECES}
     for step in range(WARM + STEPS):
         times = [time.perf_counter()]
-        inputs, _, aims = windows.lesson(torch.arange(batch_size) + step * batch_size)
+        inputs, _, aims = windows.training_batch(torch.arange(batch_size) + step * batch_size)
         times.append(time.perf_counter())
-        with state.compute.autocast():
+        with state.accelerator.autocast():
             estimates = network(inputs)
         loss = LOSSES[params.training.loss](estimates.float(), aims).mean()
         times.append(time.perf_counter())

@@ -16,24 +16,22 @@ if TYPE_CHECKING:
 
 REFUSAL = 1  # the exit code of a refusal; an error has another
 
-version_option = click.option(
-    "--version", "number", type=click.IntRange(min=1), metavar="N", help="version of model_name"
-)
+version_option = click.option("--version", type=click.IntRange(min=1), metavar="N", help="version of model_name")
 
 
 @command(sections=("tracking",))
 @version_option
 @click.option(
-    "--most_over_limit",
+    "--max_mse_ratio",
     type=float,
-    default=Bounds.most_over_limit,
+    default=Bounds.max_mse_ratio,
     show_default=True,
     help="largest ratio of its MSE to the limit",
 )
 @click.option(
-    "--most_over_limit_per_frequency",
+    "--max_mse_ratio_per_frequency",
     type=float,
-    default=Bounds.most_over_limit_per_frequency,
+    default=Bounds.max_mse_ratio_per_frequency,
     show_default=True,
     help="the same for each component",
 )
@@ -45,16 +43,16 @@ version_option = click.option(
     help="share of the champion's MSE by which it may be worse, for example if it is faster; 0: it must be better",
 )
 @click.option(
-    "--most_milliseconds",
+    "--max_latency_ms",
     type=float,
-    default=Bounds.most_milliseconds,
+    default=Bounds.max_latency_ms,
     show_default=True,
     help="largest latency for one window on one thread, milliseconds",
 )
 @click.option(
-    "--most_megabytes",
+    "--max_size_mb",
     type=float,
-    default=Bounds.most_megabytes,
+    default=Bounds.max_size_mb,
     show_default=True,
     help="largest size of its files, MB",
 )
@@ -66,12 +64,12 @@ version_option = click.option(
 @click.option("--force", metavar="REASON", help="promote it whatever the checks say; the reason is recorded")
 def promote(
     request: Request,
-    number: int | None,
-    most_over_limit: float,
-    most_over_limit_per_frequency: float,
+    version: int | None,
+    max_mse_ratio: float,
+    max_mse_ratio_per_frequency: float,
     margin: float,
-    most_milliseconds: float,
-    most_megabytes: float,
+    max_latency_ms: float,
+    max_size_mb: float,
     noise_seed: int | None,
     force: str | None,
 ) -> None:
@@ -84,11 +82,11 @@ def promote(
     from freqfilter.pipelines.promote import Outcome
     from freqfilter.pipelines.promote import promote as run_promote
 
-    bounds = Bounds(most_over_limit, most_over_limit_per_frequency, margin, most_milliseconds, most_megabytes)
-    decision = run_promote(tracking, number=number, bounds=bounds, noise_seed=noise_seed, force=force)
-    for rung in decision.evidence.rungs:
-        click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[rung.passed]:8} {rung.name}: {rung.words}")
-    click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.number}")
+    bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
+    decision = run_promote(tracking, version=version, bounds=bounds, noise_seed=noise_seed, force=force)
+    for rung in decision.report.checks:
+        click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[rung.passed]:8} {rung.name}: {rung.summary}")
+    click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.version}")
     click.echo(f"{decision.reason}\nrun {decision.run.run_id}, decision/report.md among its artifacts")
     click.echo("\n".join(run_links(decision.run, "decisions")))
     if decision.outcome == Outcome.REFUSED:
@@ -102,7 +100,7 @@ def promote(
 @command(sections=("tracking",), view="decisions")
 @version_option
 @click.option("--reason", default="not stated", show_default=True, help="the reason, which is recorded")
-def rollback(request: Request, number: int | None, reason: str) -> RunRef:
+def rollback(request: Request, version: int | None, reason: str) -> RunRef:
     """Make the previous champion the champion again.
 
     With --version it is that version.
@@ -110,9 +108,9 @@ def rollback(request: Request, number: int | None, reason: str) -> RunRef:
     tracking = request.tracking
     from freqfilter.pipelines.promote import rollback as run_rollback
 
-    done = run_rollback(tracking, number=number, reason=reason)
+    done = run_rollback(tracking, version=version, reason=reason)
     click.echo(
-        f"champion of {tracking.model_name}: version {done.before.number} before, version {done.after.number} now"
+        f"champion of {tracking.model_name}: version {done.before.version} before, version {done.after.version} now"
     )
     click.echo(f"run {done.run.run_id}")
     return done.run
@@ -142,26 +140,26 @@ def history(request: Request, form: str | None) -> None:
 @version_option
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
 @click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
-def copy(request: Request, number: int | None, to: str, to_name: str | None) -> None:
+def copy(request: Request, version: int | None, to: str, to_name: str | None) -> None:
     """Copy a version to another model registry."""
     tracking = request.tracking
     from freqfilter.pipelines.deploy import copy_version
 
-    copied = copy_version(tracking, number=number, to=to, to_name=to_name)
-    click.echo(f"{copied.model_name} version {copied.number} at {copied.tracking_uri}")
+    copied = copy_version(tracking, version=version, to=to, to_name=to_name)
+    click.echo(f"{copied.model_name} version {copied.version} at {copied.tracking_uri}")
 
 
 @command(sections=("tracking",), paths=("output",))
 @version_option
 @click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="the file to write")
-def export(request: Request, number: int | None, output: str) -> None:
+def export(request: Request, version: int | None, output: str) -> None:
     """Write a version as an ONNX file."""
     tracking, path = request.tracking, request.path(output)
     from freqfilter.pipelines.deploy import export as run_export
 
-    done = run_export(tracking, number=number, output=path)
+    done = run_export(tracking, version=version, output=path)
     click.echo(
-        f"written: {path}, {done.version.model_name} version {done.version.number}; its estimates differ from the "
+        f"written: {path}, {done.version.model_name} version {done.version.version}; its estimates differ from the "
         f"version's by {done.largest_difference:.0e} at most"
     )
 
@@ -169,9 +167,9 @@ def export(request: Request, number: int | None, output: str) -> None:
 @command(sections=("tracking",))
 @version_option
 @click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="port of the server")
-def serve(request: Request, number: int | None, port: int) -> None:
+def serve(request: Request, version: int | None, port: int) -> None:
     """Serve a version, by default the champion, over HTTP."""
     tracking = request.tracking
     from freqfilter.pipelines.serve import serve as run_serve
 
-    sys.exit(run_serve(tracking, number=number, port=port))
+    sys.exit(run_serve(tracking, version=version, port=port))

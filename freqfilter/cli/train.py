@@ -159,5 +159,5 @@ def _resume(request: Request, run_id: str, *, force: bool) -> None:
     run = newest_unfinished(params) if run_id == "auto" else find_run(run_id, run_dir)
     found = load_resume_point(run, run_dir, abandoned=force)
     check_unchanged(found, request.overrides, recipe=request.recipe, folder=request.folder)
-    stated = found.checkpoint.stated
+    stated = found.checkpoint.spec
     _train_one(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)

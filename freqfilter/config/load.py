@@ -269,7 +269,7 @@ class _TextLoader(yaml.BaseLoader):
 def parse_yaml(text: str) -> Any:
     """The value that YAML text states, its scalars as text and ``null``, ``~`` and nothing as None.
 
-    >>> parse("[1e-3, no, null]")
+    >>> parse_yaml("[1e-3, no, null]")
     ['1e-3', 'no', None]
 
     Raises:

@@ -306,12 +306,12 @@ class Params(_Section):
                     )
                 taken[seed] = purpose
 
-    def kept(self, **where: str) -> Self:
+    def with_tracking(self, **where: str) -> Self:
         """The same parameters, with others for where the run is kept."""
         tracking = self.tracking.model_copy(update=where)
         return self.model_copy(update={"tracking": tracking})
 
-    def starting_from(self, uri: str) -> Self:
+    def with_start_from(self, uri: str) -> Self:
         """The same parameters with the origin of the weights named for good, not by an alias that moves on."""
         training = self.training.model_copy(update={"start_from": uri})
         return self.model_copy(update={"training": training})
@@ -359,15 +359,15 @@ class Bounds:
     """The acceptance criteria that a user can set.
 
     Attributes:
-        most_over_limit: Largest ratio of the candidate's mean squared error to the limit, all components together.
-        most_over_limit_per_frequency: The same for each component.
+        max_mse_ratio: Largest ratio of the candidate's mean squared error to the limit, all components together.
+        max_mse_ratio_per_frequency: The same for each component.
         margin: Share of the champion's mean squared error by which the candidate may be worse; 0: it has to be better.
-        most_milliseconds: Largest latency for one window of the training length on one thread, milliseconds.
-        most_megabytes: Largest size of the version's files, MB.
+        max_latency_ms: Largest latency for one window of the training length on one thread, milliseconds.
+        max_size_mb: Largest size of the version's files, MB.
     """
 
-    most_over_limit: float = 1.05
-    most_over_limit_per_frequency: float = 1.10
+    max_mse_ratio: float = 1.05
+    max_mse_ratio_per_frequency: float = 1.10
     margin: float = 0.0
-    most_milliseconds: float = 50.0
-    most_megabytes: float = 20.0
+    max_latency_ms: float = 50.0
+    max_size_mb: float = 20.0

@@ -189,7 +189,7 @@ class WindowMMSE:
         self._two_sided = two_sided
         self._asked: list[tuple[Tensor, Posterior, Tensor]] = []
 
-    def other_side(self) -> Self:
+    def other_view(self) -> Self:
         """The limit with the other view of the window; what one has computed, the other has not to."""
         other = type(self)(self._limit, two_sided=not self._two_sided)
         other._asked = self._asked

@@ -37,7 +37,7 @@ class Component:
 def segment_samples(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
     """The samples of the stretches at ``starts``, one after another, (n_starts · n_samples,).
 
-    >>> stretches(np.array([3, 8]), 2).tolist()
+    >>> segment_samples(np.array([3, 8]), 2).tolist()
     [3, 4, 8, 9]
     """
     return (starts[:, None] + np.arange(n_samples)).ravel()
@@ -87,7 +87,7 @@ def noise_realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
     NumPy's legacy generator, as the original script has it: scaled by the standard deviation these are the
     numbers of ``RandomState(noise_seed).normal(0, noise_std, n_samples)`` to the bit.
 
-    >>> bool((0.1 * realization(1, 5) == np.random.RandomState(1).normal(0, 0.1, 5)).all())
+    >>> bool((0.1 * noise_realization(1, 5) == np.random.RandomState(1).normal(0, 0.1, 5)).all())
     True
     """
     return np.random.RandomState(noise_seed).standard_normal(n_samples)
@@ -96,7 +96,7 @@ def noise_realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
 def noise_realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
     """The noise of a realization at some of its samples alone, however long it is, in the shape of ``samples``.
 
-    >>> bool((realization_at(1, np.array([4, 0])) == realization(1, 5)[[4, 0]]).all())
+    >>> bool((noise_realization_at(1, np.array([4, 0])) == noise_realization(1, 5)[[4, 0]]).all())
     True
     """
     random = np.random.RandomState(noise_seed)

@@ -45,7 +45,7 @@ class Splits:
         fresh_noise: Whether those of an epoch have noise of their own, drawn anew.
         validation: What chooses the best epoch.
         test: Touched once, at the end.
-        beginning: All windows of the beginning of the test realization; None where nobody knows it.
+        first_windows: All windows of the beginning of the test realization; None where nobody knows it.
         audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
     """
 
@@ -55,7 +55,7 @@ class Splits:
     fresh_noise: bool
     validation: WindowDataset
     test: WindowDataset
-    beginning: SlidingWindows | None
+    first_windows: SlidingWindows | None
     audit: SlidingWindows | None
 
     @classmethod
@@ -110,7 +110,7 @@ class Splits:
                     f"validation_fraction={data.validation_fraction:g} of {len(train)} windows leaves no training: "
                     "lower it, or raise n_samples"
                 )
-            train, validation = train.choose(kept), train.choose(held_out)
+            train, validation = train.subset(kept), train.subset(held_out)
         else:
             validation = evenly_spaced_windows(
                 model, length, data.validation_windows, *params.realizations()["validation_noise_seed"]
@@ -140,7 +140,7 @@ class Splits:
             fresh_noise=fresh_noise,
             validation=validation,
             test=evenly_spaced_windows(model, length, data.test_windows, data.test_noise_seed),
-            beginning=first_windows(model, length, FIRST_SAMPLES, data.test_noise_seed),
+            first_windows=first_windows(model, length, FIRST_SAMPLES, data.test_noise_seed),
             audit=audit,
         )
 
@@ -153,7 +153,7 @@ def _epoch_windows(train: Windows, params: Params) -> tuple[Callable[[int], Wind
         if n_epoch is None:
             return _augment(train, params, epoch)
         numbers = random_stream(params.training.seed, "windows", epoch).integers(len(train), size=n_epoch)
-        return _augment(train.choose(torch.from_numpy(numbers)), params, epoch)
+        return _augment(train.subset(torch.from_numpy(numbers)), params, epoch)
 
     return draw, len(train) if n_epoch is None else n_epoch
 
@@ -180,7 +180,7 @@ def _draw_segments(model: SignalModel, train: SlidingWindows, params: Params, ep
     numbers = random_stream(params.training.seed, "windows", epoch).integers(n_windows, size=n_epoch)
     held = segment_windows(model, length, numbers // n_components)
     chosen = torch.from_numpy(np.arange(len(numbers)) * n_components + numbers % n_components)
-    return replace(held, chosen=chosen, posterior_mean=train.posterior_mean)
+    return replace(held, indices=chosen, posterior_mean=train.posterior_mean)
 
 
 def _refuse_all_windows(params: Params) -> None:

@@ -51,15 +51,15 @@ class WindowDataset(Protocol):
         """Inputs and targets of the windows at ``positions``, (n_windows,) of int64."""
         ...
 
-    def choose(self, positions: Tensor) -> Self:
+    def subset(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat."""
         ...
 
-    def lesson(self, positions: Tensor) -> TrainingBatch:
+    def training_batch(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions`` with what a training step moves towards."""
         ...
 
-    def blocks(self, positions: Tensor) -> Tensor | None:
+    def block_ids(self, positions: Tensor) -> Tensor | None:
         """The block of neighbours that each of the windows at ``positions`` is of, (n_windows,); None: unknown."""
         ...
 
@@ -67,7 +67,7 @@ class WindowDataset(Protocol):
         """The same windows on another device."""
         ...
 
-    def content(self) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor]:
         """What stands in memory: signals and clean components, or windows and targets."""
         ...
 
@@ -86,7 +86,7 @@ class SlidingWindows:
         mixtures: (n_realizations, signal length).
         components: The clean components, (n_components, signal length).
         n_samples: Length of a window.
-        chosen: Numbers of the windows that belong to the set, (n_windows,); None: all.
+        indices: Numbers of the windows that belong to the set, (n_windows,); None: all.
         noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
         gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
             None: none. Posterior means take no account of it.
@@ -100,7 +100,7 @@ class SlidingWindows:
     mixtures: Tensor
     components: Tensor
     n_samples: int
-    chosen: Tensor | None = None
+    indices: Tensor | None = None
     noise: Tensor | None = None
     gain: Tensor | None = None
     block_starts: int = 1
@@ -118,33 +118,33 @@ class SlidingWindows:
         return (self.mixtures.shape[1] - self.n_samples) // self.stride + 1
 
     def __len__(self) -> int:
-        if self.chosen is not None:
-            return len(self.chosen)
+        if self.indices is not None:
+            return len(self.indices)
         return len(self.mixtures) * self.n_starts * self.n_components
 
-    def choose(self, positions: Tensor) -> Self:
+    def subset(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat."""
-        chosen = positions if self.chosen is None else self.chosen[positions]
-        return replace(self, chosen=chosen, noise=_at(self.noise, positions), gain=_at(self.gain, positions))
+        indices = positions if self.indices is None else self.indices[positions]
+        return replace(self, indices=indices, noise=_at(self.noise, positions), gain=_at(self.gain, positions))
 
-    def blocks(self, positions: Tensor) -> Tensor:
+    def block_ids(self, positions: Tensor) -> Tensor:
         """The block of at least ``block_starts`` neighbouring starts that each window is of, (n_windows,).
 
         The blocks of a realization are equally large.
         """
-        _, start, realization = self.places(positions)
+        _, start, realization = self.decode(positions)
         of_realization = max(1, self.n_starts // self.block_starts)
         return realization * of_realization + start * of_realization // self.n_starts
 
-    def places(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def decode(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selector, start and realization of each window, (n_windows,)."""
-        numbers = positions if self.chosen is None else self.chosen[positions]
+        numbers = positions if self.indices is None else self.indices[positions]
         start = numbers // self.n_components % self.n_starts
         return numbers % self.n_components, start, numbers // (self.n_components * self.n_starts)
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
-        selector, start, realization = self.places(positions)
+        selector, start, realization = self.decode(positions)
         samples = self._samples(start)
         mixture, clean = self.mixtures[realization[:, None], samples], self.components[selector[:, None], samples]
         mixture, clean = _augment(mixture, clean, _at(self.gain, positions), _at(self.noise, positions))
@@ -152,7 +152,7 @@ class SlidingWindows:
         inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
         return inputs, clean[..., None]
 
-    def lesson(self, positions: Tensor) -> TrainingBatch:
+    def training_batch(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions`` with their clean component or its posterior means as targets.
 
         A mean is taken over the stretches at the starts of these windows and at others drawn at random from a full
@@ -164,7 +164,7 @@ class SlidingWindows:
         inputs, clean = self.batch(positions)
         if self.posterior_mean is None:
             return TrainingBatch(inputs, clean, clean)
-        selector, start, _ = self.places(positions)
+        selector, start, _ = self.decode(positions)
         means = [
             self._means(*some)
             for some in zip(
@@ -189,16 +189,16 @@ class SlidingWindows:
 
     def to(self, device: torch.device) -> Self:
         """The same windows on another device."""
-        held = {name: getattr(self, name) for name in ("mixtures", "components", "chosen", "noise", "gain")}
+        held = {name: getattr(self, name) for name in ("mixtures", "components", "indices", "noise", "gain")}
         return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
 
-    def content(self) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor]:
         """The mixtures and the clean components."""
         return self.mixtures, self.components
 
     def digest(self) -> str:
         """SHA-256 of mixtures, components, window length, choice, noise and gain."""
-        held = (self.mixtures, self.components, torch.tensor(self.n_samples), self.chosen, self.noise, self.gain)
+        held = (self.mixtures, self.components, torch.tensor(self.n_samples), self.indices, self.noise, self.gain)
         return _digest(*held)
 
 
@@ -239,17 +239,17 @@ class TensorWindows:
         mixture, clean = _augment(inputs[..., 0], targets[..., 0], gain, noise)
         return torch.cat([mixture[..., None], inputs[..., 1:]], dim=-1), clean[..., None]
 
-    def lesson(self, positions: Tensor) -> TrainingBatch:
+    def training_batch(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions``; nobody knows more of them than their targets."""
         inputs, targets = self.batch(positions)
         return TrainingBatch(inputs, targets, targets)
 
-    def choose(self, positions: Tensor) -> Self:
+    def subset(self, positions: Tensor) -> Self:
         """The set of the windows at ``positions``, which may repeat; a copy."""
         noise, gain = _at(self.noise, positions), _at(self.gain, positions)
         return replace(self, inputs=self.inputs[positions], targets=self.targets[positions], noise=noise, gain=gain)
 
-    def blocks(self, positions: Tensor) -> None:
+    def block_ids(self, positions: Tensor) -> None:
         """Nobody knows which windows of a file are neighbours."""
 
     def to(self, device: torch.device) -> Self:
@@ -257,7 +257,7 @@ class TensorWindows:
         held = {name: getattr(self, name) for name in ("inputs", "targets", "noise", "gain")}
         return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
 
-    def content(self) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets."""
         return self.inputs, self.targets
 
@@ -272,18 +272,18 @@ def batches(windows: WindowDataset, batch_size: int, device: torch.device) -> It
         yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))
 
 
-def block_means(values: Tensor, blocks: Tensor) -> list[float]:
+def block_means(values: Tensor, block_ids: Tensor) -> list[float]:
     """Means of values over the blocks that occur, in order of their numbers.
 
     Args:
         values: (n_windows,).
-        blocks: The block of each, (n_windows,) of int64.
+        block_ids: The block of each, (n_windows,) of int64.
 
     >>> block_means(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 2]))
     [2.0, 8.0]
     """
-    counts = torch.bincount(blocks)
-    sums = torch.bincount(blocks, weights=values.double())
+    counts = torch.bincount(block_ids)
+    sums = torch.bincount(block_ids, weights=values.double())
     return [float(value) for value in sums[counts > 0] / counts[counts > 0]]
 
 
@@ -295,7 +295,7 @@ def evenly_spaced(windows: SlidingWindows, n_windows: int) -> SlidingWindows:
     n_starts = max(1, min(n_windows // windows.n_components, len(windows) // windows.n_components))
     starts = torch.linspace(0, len(windows) // windows.n_components - 1, n_starts, dtype=torch.float64).round()
     numbers = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)
-    return windows.choose(numbers.flatten())
+    return windows.subset(numbers.flatten())
 
 
 def _at(of_windows: Tensor | None, positions: Tensor) -> Tensor | None:

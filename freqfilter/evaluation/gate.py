@@ -23,12 +23,12 @@ class Check:
     Attributes:
         name: Its name.
         passed: Whether it has; None where it does not apply.
-        words: The figures, or why it does not apply.
+        summary: The figures, or why it does not apply.
     """
 
     name: str
     passed: bool | None
-    words: str
+    summary: str
 
 
 def check_baselines(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -> list[Check]:
@@ -62,7 +62,7 @@ def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds
     rungs = []
     for component in errors.columns:
         overall = component == OVERALL
-        most = bounds.most_over_limit if overall else bounds.most_over_limit_per_frequency
+        most = bounds.max_mse_ratio if overall else bounds.max_mse_ratio_per_frequency
         ratio, half = _ratio(errors[component], limit[component])
         name = "near the limit" if overall else f"near the limit, {component}"
         words = f"{ratio:.4f} ± {half:.4f} × the limit, at most {most:g}"
@@ -92,7 +92,7 @@ def check_improvement(test: PairedTest | None, *, same_weights: bool = False) ->
     if test is None:
         return Check("better than the champion", None, "there is none yet")
     wanted = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
-    return Check(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.words)
+    return Check(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.summary)
 
 
 def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Check]:
@@ -100,10 +100,10 @@ def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Ch
     return [
         Check(
             "fast",
-            milliseconds <= bounds.most_milliseconds,
-            f"{milliseconds:.1f} ms for a window, at most {bounds.most_milliseconds:g}",
+            milliseconds <= bounds.max_latency_ms,
+            f"{milliseconds:.1f} ms for a window, at most {bounds.max_latency_ms:g}",
         ),
-        Check("small", megabytes <= bounds.most_megabytes, f"{megabytes:.1f} MB, at most {bounds.most_megabytes:g}"),
+        Check("small", megabytes <= bounds.max_size_mb, f"{megabytes:.1f} MB, at most {bounds.max_size_mb:g}"),
     ]
 
 

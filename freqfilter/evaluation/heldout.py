@@ -89,7 +89,7 @@ def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Ite
     if noise_seeds is None:
         test = Splits.from_params(params).test
         for number, part in enumerate(torch.arange(len(test)).tensor_split(min(N_FILE_PARTS, len(test)))):
-            yield number, test.choose(part)
+            yield number, test.subset(part)
         return
     model = SignalModel.from_params(params.signals)
     for noise_seed in noise_seeds:

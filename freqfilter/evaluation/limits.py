@@ -130,8 +130,8 @@ def compute_window_limit(model: SignalModel, windows: SlidingWindows, *, work: f
     n_starts = len(windows) // windows.n_components
     scored = np.linspace(0, n_starts - 1, min(n_starts, _n_affordable(limit, work))).round().astype(np.int64)
     positions = torch.from_numpy(scored) * windows.n_components
-    of_block = windows.blocks(positions).numpy()
-    _, start, realization = (place.numpy() for place in windows.places(positions))
+    of_block = windows.block_ids(positions).numpy()
+    _, start, realization = (place.numpy() for place in windows.decode(positions))
     causal, two_sided = _Scores(), _Scores()
     for block in np.unique(of_block):
         here = of_block == block
@@ -329,7 +329,7 @@ def limit_estimators(params: Params) -> dict[str, Estimator]:
     if params.data.data_file is not None or model.n_samples - n_samples + 1 > MAX_STARTS:
         return {}
     limit = WindowMMSE(MMSEEstimator.from_model(model, n_samples=n_samples), two_sided=params.model.bidirectional)
-    return {LIMIT: limit, f"{LIMIT}_{other_view(params)}": limit.other_side()}
+    return {LIMIT: limit, f"{LIMIT}_{other_view(params)}": limit.other_view()}
 
 
 def other_view(params: Params) -> str:
@@ -343,7 +343,7 @@ class ValidationLimit:
 
     Attributes:
         mse: Over all of them.
-        blocks: For each block of neighbouring windows.
+        block_ids: For each block of neighbouring windows.
     """
 
     mse: float

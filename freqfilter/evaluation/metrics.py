@@ -86,7 +86,7 @@ def compare(
         inputs, targets = windows.batch(some)
         for name, extractor in extractors.items():
             sums[name].add(inputs, targets, extractor(inputs))
-    blocks = windows.blocks(positions)
+    blocks = windows.block_ids(positions)
     tables = {name: of_extractor.table(frequencies_hz) for name, of_extractor in sums.items()}
     steps = {name: of_extractor.per_step() for name, of_extractor in sums.items()}
     per_block = None

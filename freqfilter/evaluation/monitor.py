@@ -71,13 +71,13 @@ class Monitor:
         cls, state: TrainingState, splits: Splits, params: Params, *, val_limit: ValidationLimit | None = None
     ) -> Self:
         """Measure what a training run will be held against."""
-        device, validation = state.compute.device, splits.validation
+        device, validation = state.accelerator.device, splits.validation
         blind = Mean(TargetMoments.of(validation))
         scores = score(blind, validation, frequencies_hz=params.signals.frequencies_hz, device=device)
         blind_mse = float(scores["mse"][OVERALL])
         return cls(state, params, blind_mse=blind_mse, val_limit=val_limit)
 
-    def examine(self, report: EpochReport) -> list[Finding]:
+    def check(self, report: EpochReport) -> list[Finding]:
         """The findings that are new with this epoch."""
         before, self._weights = self._weights, _flat(self._state)
         change = float((self._weights - before).norm() / before.norm().clamp(min=1e-30))
@@ -89,7 +89,7 @@ class Monitor:
             no_learning(history, self._blind_mse, self._params, ended=ended),
             overfitting(history, self._params),
             leak(report, self._val_limit, n_validations=n_validations),
-            slow_epoch(history, self._params, threads=self._state.compute.threads),
+            slow_epoch(history, self._params, threads=self._state.accelerator.threads),
         ]
         new = [finding for finding in findings if finding and finding.name not in self._said]
         self._said |= {finding.name for finding in new}
@@ -115,7 +115,7 @@ def frozen_weights(report: EpochReport, change: float, params: Params) -> Findin
     else:
         remedy = f"learning_rate=0.01 (now {training.learning_rate:.3g})"
     return Finding(
-        "unmoved_weights", f"the weights moved by {change:.1e} of their length in epoch {report.epoch}: try {remedy}"
+        "frozen_weights", f"the weights moved by {change:.1e} of their length in epoch {report.epoch}: try {remedy}"
     )
 
 
@@ -140,7 +140,7 @@ def no_learning(history: Sequence[EpochReport], blind_mse: float, params: Params
     remedies += [f"hidden_size=256 (now {model.hidden_size})"] if model.hidden_size < 256 else []
     remedies += [f"more epochs (now {training.epochs})"] if ended else []
     return Finding(
-        "learns_nothing",
+        "no_learning",
         f"validation MSE {min(found):.4g} after {len(history)} epoch{'s' if len(history) > 1 else ''} is that of "
         f"predicting zero or a constant "
         f"({blind_mse:.4g}): try {', '.join([*remedies, 'less noise_std'])}",
@@ -165,7 +165,7 @@ def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | Non
     else:
         return None
     return Finding(
-        "overfitting", f"{gap.words()}: it learns its training data by heart; try {_against_overfitting(params)}"
+        "overfitting", f"{gap.summary()}: it learns its training data by heart; try {_against_overfitting(params)}"
     )
 
 
@@ -192,7 +192,7 @@ class _Gap:
             ratios = [high / low if low > 0 else math.inf for _, low, high in lately]
         return len(lately) == TIMES_FAR_ABOVE and min(ratios) > FAR_ABOVE
 
-    def words(self) -> str:
+    def summary(self) -> str:
         epoch, low, high = self.points[-1]
         return f"{self.low_name} {low:.4g} is far below the {self.judge}'s {high:.4g} in epoch {epoch}"
 
@@ -253,7 +253,7 @@ class SampleOverlap:
     n_samples: int
     n_shared: int
 
-    def words(self) -> str:
+    def summary(self) -> str:
         """One line."""
         share = self.n_shared / self.n_samples
         return (
@@ -323,7 +323,7 @@ def _of_realizations(windows: SlidingWindows) -> NDArray[np.int64]:
     """The same for windows that are views: each sample of a realization once, if a window has it."""
     n_realizations, length = windows.mixtures.shape
     covered = np.zeros((n_realizations, length + 1), dtype=np.int64)
-    numbers = torch.arange(len(windows)) if windows.chosen is None else windows.chosen.cpu()
+    numbers = torch.arange(len(windows)) if windows.indices is None else windows.indices.cpu()
     places = torch.unique(numbers // windows.n_components).numpy()
     realization, start = places // windows.n_starts, places % windows.n_starts
     first = windows.stride * start

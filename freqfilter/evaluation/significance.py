@@ -60,7 +60,7 @@ class PairedTest:
     verdict: Verdict
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The figures in words."""
         span = f"{100 * self.low:+.3f} % to {100 * self.high:+.3f} %"
         figures = f"{100 * self.difference:+.3f} % of the champion's error ({span})"
@@ -148,7 +148,7 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
     1979.
 
-    >>> holm([0.01, 0.5, 0.02])
+    >>> holm_correction([0.01, 0.5, 0.02])
     [0.03, 0.5, 0.04]
     """
     raised, highest = list(p_values), 0.0
@@ -188,7 +188,7 @@ class PairwiseComparison:
     difference: Difference | None
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The comparison in words, without the name of the filter."""
         if self.difference is None:
             return "what the others are held against"
@@ -206,7 +206,7 @@ def min_realizations(n_others: int) -> int:
 
     The least p-value of n realizations is that of one sign pattern and its opposite among all 2ⁿ.
 
-    >>> least_realizations(1), least_realizations(9)
+    >>> min_realizations(1), min_realizations(9)
     (6, 9)
     """
     return next(n for n in count(1) if 2 * n_others / 2**n < SIGNIFICANCE_LEVEL)

@@ -126,7 +126,7 @@ def _train_all(
         shutdown.check()
         logger.info(f"\n[{number} of {len(variants)}] {name}")
         try:
-            params = params.kept(experiment=parent.experiment)
+            params = params.with_tracking(experiment=parent.experiment)
             trained[name] = train(params, recipe=recipe, name=name, parent=parent)
         except UndeliveredError:  # the store has gone: so will the others' be
             raise

@@ -41,7 +41,7 @@ from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.queries import Training, trainings
 from freqfilter.tracking.run import diagnoses
 from freqfilter.tracking.ui_views import RunRef
-from freqfilter.training.device import Device, wrap_memory_errors
+from freqfilter.training.device import Accelerator, wrap_memory_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,11 +152,13 @@ def _score(group: Mapping[str, Training], realizations: int) -> dict[str, Pairwi
     if first.data.data_file is not None:
         logger.info(f"{', '.join(scored)}: trained on a data file, from which no fresh realizations can be drawn")
         return {}
-    compute = Device.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
-    networks = {name: loading.load_run(training.run_id).module.to(compute.device) for name, training in scored.items()}
+    accelerator = Accelerator.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
+    networks = {
+        name: loading.load_run(training.run_id).module.to(accelerator.device) for name, training in scored.items()
+    }
     extractors, errors = score_with_limit(networks, first), {}
     noise_seeds = fresh_seeds([training.params for training in scored.values()], realizations)
-    for seed, table in score_realizations(extractors, first, noise_seeds, device=compute.device):
+    for seed, table in score_realizations(extractors, first, noise_seeds, device=accelerator.device):
         shutdown.check()
         errors[seed] = table
         logger.info(f"realization {len(errors)} of {realizations}: {len(scored)} filters scored")
@@ -229,7 +231,9 @@ def remarks(compared: Sequence[ComparedTraining]) -> list[str]:
     for of in compared:
         if of.standing and of.standing.against:
             many = len(of.standing.fresh.of_realizations)
-            lines.append(f"{of.name}, beside {of.standing.against} on {many} fresh realizations: {of.standing.words}.")
+            lines.append(
+                f"{of.name}, beside {of.standing.against} on {many} fresh realizations: {of.standing.summary}."
+            )
     return lines
 
 

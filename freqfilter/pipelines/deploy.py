@@ -44,12 +44,12 @@ class ExportResult:
         largest_difference: Of its estimates from the version's own.
     """
 
-    version: aliases.Version
+    version: aliases.RegisteredVersion
     path: Path
     largest_difference: float
 
 
-def export(tracking: TrackingParams, *, number: int | None, output: Path) -> ExportResult:
+def export(tracking: TrackingParams, *, version: int | None, output: Path) -> ExportResult:
     """Write a version as an ONNX file, whose answers have been seen to be the version's own.
 
     The file is also kept among the artifacts of the run that trained the version, and the version is tagged with where
@@ -57,7 +57,7 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
 
     Args:
         tracking: Where the registry is, and the name of the model.
-        number: The version; None: the newest.
+        version: The version; None: the newest.
         output: The file to write.
 
     Raises:
@@ -67,23 +67,23 @@ def export(tracking: TrackingParams, *, number: int | None, output: Path) -> Exp
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed; {install_hint('onnx')}")
     open_store()
-    version = aliases.candidate_version(tracking.model_name, number)
+    chosen = aliases.candidate_version(tracking.model_name, version)
     if not launched_by_mlflow():
-        content, difference = _exported(version, output)
-        return ExportResult(version, output, difference)
-    with open_run(tracking, name=f"export {version.uri}") as run:
-        run.log_params({"model_name": version.model_name, "version": str(version.number)})
+        content, difference = _exported(chosen, output)
+        return ExportResult(chosen, output, difference)
+    with open_run(tracking, name=f"export {chosen.uri}") as run:
+        run.log_params({"model_name": chosen.model_name, "version": str(chosen.version)})
         run.log_source(provenance.source())
-        run.log_tags({"workflow": "export", "model_uri": version.uri})
-        content, difference = _exported(version, output)
-        run.log_bytes(content, f"{FOLDER}/{_file_name(version)}")
+        run.log_tags({"workflow": "export", "model_uri": chosen.uri})
+        content, difference = _exported(chosen, output)
+        run.log_bytes(content, f"{FOLDER}/{_file_name(chosen)}")
         run.describe(
-            f"`{version.uri}` as an ONNX file; its estimates differ from the version's by {difference:.0e} at most."
+            f"`{chosen.uri}` as an ONNX file; its estimates differ from the version's by {difference:.0e} at most."
         )
-    return ExportResult(version, output, difference)
+    return ExportResult(chosen, output, difference)
 
 
-def _exported(version: aliases.Version, output: Path) -> tuple[bytes, float]:
+def _exported(version: aliases.RegisteredVersion, output: Path) -> tuple[bytes, float]:
     """Write the file, add it to the training run and tag the version; its content and the largest difference."""
     from onnxruntime import InferenceSession
 
@@ -104,11 +104,11 @@ def _exported(version: aliases.Version, output: Path) -> tuple[bytes, float]:
     return content, difference
 
 
-def _file_name(version: aliases.Version) -> str:
-    return f"{version.model_name}_{version.number}.onnx"
+def _file_name(version: aliases.RegisteredVersion) -> str:
+    return f"{version.model_name}_{version.version}.onnx"
 
 
-def _about(version: aliases.Version, found: Filter) -> dict[str, str]:
+def _about(version: aliases.RegisteredVersion, found: Filter) -> dict[str, str]:
     facts = {name: json.dumps(value) for name, value in found.facts.items() if name != "params"}
     return facts | {"version": version.uri, MODEL_DIGEST: version.tags.get(MODEL_DIGEST, "")}
 
@@ -138,11 +138,11 @@ class CopyResult:
     """Where a copy is."""
 
     model_name: str
-    number: int
+    version: int
     tracking_uri: str
 
 
-def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_name: str | None) -> CopyResult:
+def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_name: str | None) -> CopyResult:
     """Copy a version to another tracking server or store, checked on arrival.
 
     A verdict is of the registry in which it was made: the copy is nobody's champion, and says where it was judged and
@@ -150,7 +150,7 @@ def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_na
 
     Args:
         tracking: Where the registry is, and the name of the model.
-        number: The version; None: the newest.
+        version: The version; None: the newest.
         to: Tracking URI of the other one.
         to_name: What the model is called there; None: the same.
 
@@ -158,23 +158,23 @@ def copy_version(tracking: TrackingParams, *, number: int | None, to: str, to_na
         UserError: If there is no such version, its files are not those that were registered, or do not arrive as such.
     """
     here, name = open_store(), to_name or tracking.model_name
-    version = aliases.candidate_version(tracking.model_name, number)
+    chosen = aliases.candidate_version(tracking.model_name, version)
     with tempfile.TemporaryDirectory() as folder:
-        files = checked_files(version.uri, Path(folder) / "model")
-        if decision_run := version.tags.get("decision_run"):
+        files = checked_files(chosen.uri, Path(folder) / "model")
+        if decision_run := chosen.tags.get("decision_run"):
             download(decision_run, aliases.DECISION, Path(folder))
-        origin = f"{without_credentials(here)}: {version.model_name} version {version.number}"
-        tags = {tag: value for tag, value in version.tags.items() if tag not in REGISTRY_LOCAL_TAGS} | {
+        origin = f"{without_credentials(here)}: {chosen.model_name} version {chosen.version}"
+        tags = {tag: value for tag, value in chosen.tags.items() if tag not in REGISTRY_LOCAL_TAGS} | {
             "copied_from": origin
         }
-        if decision := version.tags.get("decision"):
-            against = version.tags.get("decided_against", "none")
-            where = version.tags.get("decided_in", here)
+        if decision := chosen.tags.get("decision"):
+            against = chosen.tags.get("decided_against", "none")
+            where = chosen.tags.get("decided_in", here)
             tags["verdict_elsewhere"] = f"{decision} in {where} against version {against}"
         there = RemoteRegistry(to)
         made = there.register(name, files, Path(folder) / aliases.DECISION, tags, experiment=tracking.experiment)
         arrived = there.digest(name, made)
-        if arrived != version.tags.get(MODEL_DIGEST, arrived):
+        if arrived != chosen.tags.get(MODEL_DIGEST, arrived):
             there.remove(name, made)
             raise UserError(
                 f"{name} version {made} at {without_credentials(to)}: its files did not arrive as they were"

@@ -123,11 +123,11 @@ def _check_runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
         if condition == RUNNING_HERE:
             yield OK, f"run {run.run_id} ({run.name}) is at work"
         elif condition == RUNNING_ELSEWHERE:
-            host = run.worker.host if run.worker else "another machine"
+            host = run.owner.host if run.owner else "another machine"
             yield OK, f"run {run.run_id} ({run.name}) is at work on {host}, which cannot be seen from here"
-        elif condition == DIED and run.worker:
+        elif condition == DIED and run.owner:
             end_run(run.run_id, "KILLED")
-            begun = any((Path(run.worker.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
+            begun = any((Path(run.owner.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
             remedy = f"; to go on: {resume_command(run.run_id)}" if begun else ""
             yield FIXED, f"run {run.run_id} ({run.name}): its process has died: closed as KILLED{remedy}"
         elif condition == NEVER_STARTED:
@@ -142,8 +142,8 @@ def _check_folders(run_dir: Path) -> Iterator[tuple[str, str]]:
         except UserError as error:
             yield PROBLEM, f"{error}; what is whole in it can be saved by hand, the rest has to go"
             continue
-        if run.meant_for is not None:
-            if not (run.worker and run.worker.is_alive):
+        if run.target_experiment is not None:
+            if not (run.owner and run.owner.is_alive):
                 yield OK, f"run {run.run_id} ({run.name}) is offline; to deliver it: python -m freqfilter sync"
             continue
         try:

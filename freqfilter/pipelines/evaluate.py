@@ -34,7 +34,7 @@ from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
-from freqfilter.training.device import Device, wrap_memory_errors
+from freqfilter.training.device import Accelerator, wrap_memory_errors
 
 logger = logging.getLogger(__name__)
 
@@ -87,23 +87,23 @@ def evaluate(
     params = model.params
     noise_seeds = fresh_seeds([params], realizations) if realizations else []
     # The model is judged as its users get it: in float32, on what this machine has.
-    compute = Device.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
+    accelerator = Accelerator.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
     with open_run(tracking, name=f"evaluate {model.uri}") as run:
         run.log_params(chosen | ({"realizations": str(realizations)} if realizations else {}))
         run.log_source(provenance.source())
-        run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(compute))
+        run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(accelerator))
         run.log_data(splits.test, name="test", context="test")
         logger.info(f"scoring {model.uri} on {len(splits.test):,} windows")
-        module = model.module.to(compute.device)
-        compared = score_test_set(module, splits, params, device=compute.device)
+        module = model.module.to(accelerator.device)
+        compared = score_test_set(module, splits, params, device=accelerator.device)
         metrics = score_metrics(compared)
         run.log_metrics(metrics, step=0, model_id=model.model_id)
-        log_evaluation(run, module, splits, compared, signals=params.signals, compute=compute)
+        log_evaluation(run, module, splits, compared, signals=params.signals, accelerator=accelerator)
         verdicts, fresh = [limit_summary(metrics)], None
         logger.info(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
         if noise_seeds:
-            fresh = _score_fresh(module, params, noise_seeds, compute=compute)
+            fresh = _score_fresh(module, params, noise_seeds, accelerator=accelerator)
             run.log_bytes(fresh.of_realizations.to_csv().encode(), "evaluation/fresh_realizations.csv")
             of_fresh = fresh_metrics(fresh)
             run.log_metrics(of_fresh, step=0, model_id=model.model_id)
@@ -115,10 +115,12 @@ def evaluate(
     return EvaluationResult(RunRef.to(run, tracking_uri), model.uri, metrics, compared, fresh)
 
 
-def _score_fresh(network: nn.Module, params: Params, noise_seeds: Sequence[int], *, compute: Device) -> FreshScores:
+def _score_fresh(
+    network: nn.Module, params: Params, noise_seeds: Sequence[int], *, accelerator: Accelerator
+) -> FreshScores:
     found = {}
     extractors = score_with_limit({MODEL: network}, params)
-    for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=compute.device):
+    for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=accelerator.device):
         shutdown.check()
         found[noise_seed], mse = errors, errors[OVERALL]
         beside = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
@@ -127,7 +129,13 @@ def _score_fresh(network: nn.Module, params: Params, noise_seeds: Sequence[int],
 
 
 def log_evaluation(
-    run: Run, network: nn.Module, splits: Splits, compared: Comparison, *, signals: SignalParams, compute: Device
+    run: Run,
+    network: nn.Module,
+    splits: Splits,
+    compared: Comparison,
+    *,
+    signals: SignalParams,
+    accelerator: Accelerator,
 ) -> None:
     """Keep the table of scores and the figures of a test."""
     run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
@@ -136,11 +144,11 @@ def log_evaluation(
     drawn = catalog.evaluation_figures(
         partial(estimate, network),
         splits.test,
-        splits.beginning,
+        splits.first_windows,
         compared,
         frequencies_hz=signals.frequencies_hz,
         sample_rate_hz=signals.sample_rate_hz,
-        device=compute.device,
+        device=accelerator.device,
     )
     for artifact, figure in drawn:
         run.log_figure(figure, artifact)

@@ -58,12 +58,12 @@ def evaluate_best_weights(
 ) -> tuple[Comparison, dict[str, float]]:
     """Score the best weights on the test set, which is touched here alone; the scores, and the run's last metrics."""
     logger.info("scoring the best weights on the test set")
-    compute = state.compute
-    compared = score_test_set(state.network, splits, params, device=compute.device)
+    accelerator = state.accelerator
+    compared = score_test_set(state.network, splits, params, device=accelerator.device)
     audit_mse = None
     if splits.audit:
         audit_mse = validate(state, splits.audit, params.training).mse
-    log_evaluation(run, state.network, splits, compared, signals=params.signals, compute=compute)
+    log_evaluation(run, state.network, splits, compared, signals=params.signals, accelerator=accelerator)
     return compared, best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
 
 

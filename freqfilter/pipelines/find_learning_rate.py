@@ -49,7 +49,7 @@ def find_learning_rate(
         asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
         run.log_params({"recipe": recipe} | asked | params.canonical())
         run.log_source(provenance.source())
-        run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.compute))
+        run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.accelerator))
         log_training_data(run, splits)
         logger.info(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
         steps = range_test(ready.state, splits.epoch, params.training, lowest=lowest, highest=highest, n_steps=n_steps)

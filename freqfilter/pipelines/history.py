@@ -34,7 +34,7 @@ def history(tracking: TrackingParams) -> pd.DataFrame:
         copied = version.tags.get("copied_from")
         why = f"copied from {copied}" if copied else f"recipe {version.tags.get('recipe', 'unknown')}"
         who = users.get(version.run_id, "")
-        rows.append((version.registered_ms, "registered", version.number, "", "", who, why, version.run_id))
+        rows.append((version.registered_ms, "registered", version.version, "", "", who, why, version.run_id))
     for run in stored_runs(having="tags.decision != ''"):
         tags = run.tags
         if tags.get("model_name") != name:

@@ -63,7 +63,7 @@ def run_link(run_id: str) -> str:
 def format_interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:
     """A figure with its 95 % interval, where there is one.
 
-    >>> interval(1.0184, 1.011, 1.03), interval(0.2, None, None), interval(0.2, math.nan, math.nan)
+    >>> format_interval(1.0184, 1.011, 1.03), format_interval(0.2, None, None), format_interval(0.2, math.nan, math.nan)
     ('1.018 (1.011 to 1.030)', '0.200', '0.200')
     """
     known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
@@ -73,7 +73,7 @@ def format_interval(value: float, low: float | None, high: float | None, *, digi
 def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
     """How far a model is from what is possible on its test set, or on other ``data``, in words.
 
-    >>> over_limit({"test/mse_over_limit": 1.0184, "test/mse_over_limit_low": 1.011, "test/mse_over_limit_high": 1.03})
+    >>> limit_summary({"test/mse_over_limit": 1.0184, "test/mse_over_limit_low": 1.011, "test/mse_over_limit_high": 1.03})
     '1.018 × the limit (95 % interval 1.011 to 1.030)'
     """
     ratio = metrics.get(f"{data}/mse_over_limit")
@@ -87,7 +87,7 @@ def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
 def heldout_summary(metrics: Mapping[str, float]) -> str:
     """How good a model is on fresh realizations, in words.
 
-    >>> on_fresh({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
+    >>> heldout_summary({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
     'On 20 fresh realizations: MSE 0.2120, 1.020 × the limit'
     """
     many = f"{metrics['fresh/realizations']:.0f} fresh realizations"
@@ -173,7 +173,8 @@ samples, 1). Trained on windows of {data.window_length} samples.
 
 **Data.** {origin}
 
-**How good it is.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {limit_summary(metrics)}. Beside what it is held against:
+**How good it is.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {limit_summary(metrics)}.
+Beside the baselines:
 
 {scores_table(scores, "github")}
 

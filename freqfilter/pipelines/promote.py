@@ -43,7 +43,7 @@ from freqfilter.tracking.aliases import (
     DECISION,
     PREVIOUS,
     ChampionChangedError,
-    Version,
+    RegisteredVersion,
     move_champion,
     tag_version,
     version_at_alias,
@@ -68,20 +68,22 @@ class GateReport:
     """What a decision rests on.
 
     Attributes:
-        rungs: What the candidate had to pass.
+        checks: What the candidate had to pass.
         errors: Mean squared errors of ``candidate``, ``champion`` and ``limit``, as far as they are known: a row for
             each realization, a column for each component.
         test: The paired comparison with the champion; None where there is none.
         seeds: Words on where the realizations come from.
     """
 
-    rungs: list[Check]
+    checks: list[Check]
     errors: dict[str, pd.DataFrame]
     test: PairedTest | None
     seeds: str
 
 
-def run_checks(candidate: Version, champion: Version | None, bounds: Bounds, *, noise_seed: int | None) -> GateReport:
+def run_checks(
+    candidate: RegisteredVersion, champion: RegisteredVersion | None, bounds: Bounds, *, noise_seed: int | None
+) -> GateReport:
     """Every rung, as far as the candidate can be asked at all.
 
     Args:
@@ -93,13 +95,13 @@ def run_checks(candidate: Version, champion: Version | None, bounds: Bounds, *, 
     Raises:
         UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
     """
-    if champion and champion.number == candidate.number:
+    if champion and champion.version == candidate.version:
         return GateReport([Check("better than the champion", False, "it is the champion")], {}, None, "")
     with ExitStack() as opened:
         ours = opened.enter_context(ModelWorker(candidate.uri))
         theirs = opened.enter_context(ModelWorker(champion.uri)) if champion else None
         try:
-            about, params = ours.about, ours.params
+            about, params = ours.description, ours.params
         except ModelWorkerError as error:
             return GateReport([Check("loads", False, str(error))], {}, None, "")
         rungs = [Check("loads", True, "in a process of its own, with unpickling forbidden"), _check_golden(about)]
@@ -107,7 +109,7 @@ def run_checks(candidate: Version, champion: Version | None, bounds: Bounds, *, 
             words = f"trained for {other[0]}, as the champion was: give it a model_name of its own"
             rungs.append(Check("comparable", False, words))
             theirs = None
-        same = bool(theirs and theirs.about["weights_sha256"] == about["weights_sha256"])
+        same = bool(theirs and theirs.description["weights_sha256"] == about["weights_sha256"])
         seeds, words = _noise_seeds(params, candidate, champion, noise_seed)
         try:
             errors, test = _measure(ours, None if same else theirs, params, seeds, bounds)
@@ -135,7 +137,7 @@ def _check_golden(about: dict[str, float | None]) -> Check:
 
 
 def _noise_seeds(
-    params: Params, candidate: Version, champion: Version | None, noise_seed: int | None
+    params: Params, candidate: RegisteredVersion, champion: RegisteredVersion | None, noise_seed: int | None
 ) -> tuple[list[int] | None, str]:
     """Noise seeds of realizations that neither has seen, and words on them; None for a user's data."""
     if params.data.data_file is not None:
@@ -164,20 +166,20 @@ def _measure(
         part = seeds[first:last] if seeds is not None else None
         asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
         for witness in asked.values():
-            witness.ask(part)
+            witness.request_scores(part)
         scored = dict(score_realizations(held_against, params, part, device=torch.device("cpu")))
         found = {
             side: {n: {str(name): float(errors[name][side]) for name in errors} for n, errors in scored.items()}
             for side in held_against
         }
-        found |= {side: witness.answers(len(scored)) for side, witness in asked.items()}
+        found |= {side: witness.read_scores(len(scored)) for side, witness in asked.items()}
         for side, errors in found.items():
             rows.setdefault(side, {}).update(errors)
         if theirs:
             candidate, champion = (pd.DataFrame(rows[side]).T[OVERALL].to_numpy() for side in asked)
             looks = INTERIM_ANALYSES if seeds is not None else (len(scored),)
             test = paired_test(candidate, champion, margin=bounds.margin, looks=looks)
-        logger.info(f"{len(rows['candidate'])} realizations{f': {test.words}' if test else ''}")
+        logger.info(f"{len(rows['candidate'])} realizations{f': {test.summary}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
             break
     return {side: pd.DataFrame(errors).T for side, errors in rows.items()}, test
@@ -211,20 +213,20 @@ class PromotionResult:
         reason: The reason in words.
         candidate: The version that was examined.
         champion: The champion before; None: there was none.
-        evidence: What the decision rests on.
+        report: What the decision rests on.
     """
 
     run: RunRef
     outcome: Outcome
     reason: str
-    candidate: Version
-    champion: Version | None
-    evidence: GateReport
+    candidate: RegisteredVersion
+    champion: RegisteredVersion | None
+    report: GateReport
 
     @property
     def checks(self) -> pd.DataFrame:
         """A row for each check: whether it passed (None: it does not apply) and its figures in words."""
-        return pd.DataFrame(self.evidence.rungs).set_index("name")
+        return pd.DataFrame(self.report.checks).set_index("name")
 
     def figure(self) -> Figure:
         """Candidate and champion beside the limit, and their difference with its interval.
@@ -232,19 +234,19 @@ class PromotionResult:
         Raises:
             UserError: If the candidate was not measured.
         """
-        if not self.evidence.errors:
-            raise UserError(f"version {self.candidate.number} was not measured: {self.reason}")
-        return decision_figure(self.evidence.errors, self.evidence.test)
+        if not self.report.errors:
+            raise UserError(f"version {self.candidate.version} was not measured: {self.reason}")
+        return decision_figure(self.report.errors, self.report.test)
 
 
 def promote(
-    tracking: TrackingParams, *, number: int | None, bounds: Bounds, noise_seed: int | None, force: str | None
+    tracking: TrackingParams, *, version: int | None, bounds: Bounds, noise_seed: int | None, force: str | None
 ) -> PromotionResult:
     """Hold a version against the champion and against what it has to be, decide, and move the alias if it has won.
 
     Args:
         tracking: Where the registry is, and the name of the model.
-        number: The version; None: the newest.
+        version: The version; None: the newest.
         bounds: What it has to be.
         noise_seed: First of the realizations; None: they follow from what both models are, so that to ask again gives
             the same.
@@ -256,9 +258,9 @@ def promote(
     if force is not None and not force.strip():
         raise UserError("force: a reason is needed")
     tracking_uri, name = open_store(), tracking.model_name
-    candidate = aliases.candidate_version(name, number)
-    with open_run(tracking, name=f"promote {name} version {candidate.number}") as run:
-        asked = {"model_name": name, "version": str(candidate.number)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
+    candidate = aliases.candidate_version(name, version)
+    with open_run(tracking, name=f"promote {name} version {candidate.version}") as run:
+        asked = {"model_name": name, "version": str(candidate.version)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
         run.log_params(asked | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
         run.log_source(provenance.source())
         for _ in range(MAX_ATTEMPTS):
@@ -270,7 +272,7 @@ def promote(
             with shutdown.deferred():
                 noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
-                    if champion is None or champion.number != candidate.number:  # a champion keeps its own evidence
+                    if champion is None or champion.version != candidate.version:  # a champion keeps its own evidence
                         tag_version(candidate, noted, description=words)
                     return decision
                 try:
@@ -283,27 +285,27 @@ def promote(
     raise UserError(f"model_name={name}: the champion has changed {MAX_ATTEMPTS} times while it was decided; ask again")
 
 
-def _decide(evidence: GateReport, champion: Version | None, *, force: str | None) -> tuple[Outcome, str]:
+def _decide(evidence: GateReport, champion: RegisteredVersion | None, *, force: str | None) -> tuple[Outcome, str]:
     """The outcome, and the reason in words."""
-    failed = [rung for rung in evidence.rungs if rung.passed is False]
+    failed = [rung for rung in evidence.checks if rung.passed is False]
     broken = [rung for rung in failed if rung.name in ("loads", "golden predictions", "answers")]
     if force and not broken:
         overruled = f", against: {', '.join(rung.name for rung in failed)}" if failed else ""
         return Outcome.PROMOTED, f"forced: {force}{overruled}"
-    comparison = next((rung for rung in evidence.rungs if rung.name.endswith("than the champion")), None)
+    comparison = next((rung for rung in evidence.checks if rung.name.endswith("than the champion")), None)
     refusals = [rung for rung in failed if rung is not comparison]
     if refusals:
-        return Outcome.REFUSED, "; ".join(f"{rung.name}: {rung.words}" for rung in refusals)
+        return Outcome.REFUSED, "; ".join(f"{rung.name}: {rung.summary}" for rung in refusals)
     if comparison and comparison.passed is False:
-        return Outcome.HELD, f"it is not shown to be {comparison.name}: {comparison.words}"
+        return Outcome.HELD, f"it is not shown to be {comparison.name}: {comparison.summary}"
     if champion is None or comparison is None:
         return Outcome.PROMOTED, "it is the first champion"
-    return Outcome.PROMOTED, f"it is {comparison.name}: {comparison.words}"
+    return Outcome.PROMOTED, f"it is {comparison.name}: {comparison.summary}"
 
 
 def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
     """Keep the report, before anything follows from it; the tags for the version."""
-    evidence, candidate, champion = decision.evidence, decision.candidate, decision.champion
+    evidence, candidate, champion = decision.report, decision.candidate, decision.champion
     report = decision_report(decision)
     run.log_bytes(report.encode(), f"{DECISION}/report.md")
     if evidence.errors:
@@ -311,9 +313,9 @@ def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
         table = pd.concat(evidence.errors, names=["side", "noise_seed"])
         run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
     run.describe(report)
-    against = str(champion.number) if champion else "none"
+    against = str(champion.version) if champion else "none"
     noted = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}
-    run.log_tags({"workflow": "promote", "model_name": candidate.model_name, "version": str(candidate.number)} | noted)
+    run.log_tags({"workflow": "promote", "model_name": candidate.model_name, "version": str(candidate.version)} | noted)
     run.deliver()
     return {
         "decision": str(decision.outcome),
@@ -325,16 +327,16 @@ def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
 
 def decision_report(decision: PromotionResult) -> str:
     """A decision as Markdown: what was decided, each rung with its figures, errors side by side."""
-    candidate, champion, evidence = decision.candidate, decision.champion, decision.evidence
-    title = f"# {decision.outcome}: {candidate.model_name} version {candidate.number}"
-    against = f"the champion, version {champion.number}" if champion else "nothing: there is no champion yet"
+    candidate, champion, evidence = decision.candidate, decision.champion, decision.report
+    title = f"# {decision.outcome}: {candidate.model_name} version {candidate.version}"
+    against = f"the champion, version {champion.version}" if champion else "nothing: there is no champion yet"
     lines = [
         title,
         f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
         f"Held against {against}. Evidence: run `{decision.run.run_id}`"
         f"{f', the candidate was trained by run `{candidate.run_id}`' if candidate.run_id else ''}.",
         tabulate(
-            [[rung.name, MARKS[rung.passed], rung.words] for rung in evidence.rungs],
+            [[rung.name, MARKS[rung.passed], rung.summary] for rung in evidence.checks],
             headers=["rung", "", "figures"],
             tablefmt="github",
         ),
@@ -364,16 +366,16 @@ class RollbackResult:
     """
 
     run: RunRef
-    before: Version
-    after: Version
+    before: RegisteredVersion
+    after: RegisteredVersion
 
 
-def rollback(tracking: TrackingParams, *, number: int | None, reason: str) -> RollbackResult:
+def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> RollbackResult:
     """Make a version the champion again, once it has been loaded and has shown that it is what it was.
 
     Args:
         tracking: Where the registry is, and the name of the model.
-        number: The version; None: the champion before the one of now.
+        version: The version; None: the champion before the one of now.
         reason: Why, which is kept.
 
     Raises:
@@ -383,22 +385,22 @@ def rollback(tracking: TrackingParams, *, number: int | None, reason: str) -> Ro
     before = version_at_alias(name, CHAMPION)
     if before is None:
         raise UserError(f"model_name={name}: it has no champion that could be taken back")
-    after = aliases.candidate_version(name, number) if number is not None else version_at_alias(name, PREVIOUS)
+    after = aliases.candidate_version(name, version) if version is not None else version_at_alias(name, PREVIOUS)
     if after is None:
-        raise UserError(f"model_name={name}: no champion came before version {before.number}; give one with version=N")
-    if after.number == before.number:
-        raise UserError(f"version={after.number}: it is the champion")
-    with open_run(tracking, name=f"rollback {name} to version {after.number}") as run:
-        run.log_params({"model_name": name, "version": str(after.number)})
+        raise UserError(f"model_name={name}: no champion came before version {before.version}; give one with version=N")
+    if after.version == before.version:
+        raise UserError(f"version={after.version}: it is the champion")
+    with open_run(tracking, name=f"rollback {name} to version {after.version}") as run:
+        run.log_params({"model_name": name, "version": str(after.version)})
         run.log_source(provenance.source())
         with ModelWorker(after.uri) as witness:
-            difference = witness.about["golden_difference"]
+            difference = witness.description["golden_difference"]
         if difference is not None and difference > GOLDEN_TOLERANCE:
             raise UserError(f"{after.uri} no longer gives what it gave when it was registered: off by {difference:.1e}")
         shutdown.ignore_signals()
-        words = f"Champion taken back from version {before.number} to version {after.number}: {reason}"
-        noted = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.number)}
-        run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.number)} | noted)
+        words = f"Champion taken back from version {before.version} to version {after.version}: {reason}"
+        noted = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.version)}
+        run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.version)} | noted)
         run.describe(words)
         run.deliver()
         noted = {"rollback_run": run.run_id}

@@ -27,7 +27,7 @@ def newest_unfinished(asked: Params) -> RunRecord:
         UserError: If there is none.
     """
     for run in _find_by_parameters(asked):
-        if run.status != "FINISHED" and not (run.worker and run.worker.is_alive):
+        if run.status != "FINISHED" and not (run.owner and run.owner.is_alive):
             return run
     raise UserError(
         f"no unfinished run of these parameters in experiment {asked.tracking.experiment}: "
@@ -43,7 +43,7 @@ def _find_by_parameters(asked: Params) -> Iterator[RunRecord]:
         yield from stored_runs(experiment=tracking.experiment, having=having)
     else:
         for run in map(folder_run, run_folders(Path(tracking.run_dir))):
-            if run.meant_for == tracking.experiment and run.tags.get("params_digest") == digest:
+            if run.target_experiment == tracking.experiment and run.tags.get("params_digest") == digest:
                 yield run
 
 
@@ -55,7 +55,7 @@ def is_started(run_id: str) -> bool:
     """
     open_store()
     run = stored_run(run_id)
-    return run.worker is not None or run.status != "RUNNING"
+    return run.owner is not None or run.status != "RUNNING"
 
 
 def find_run(run_id: str, run_dir: Path) -> RunRecord:
@@ -67,7 +67,7 @@ def find_run(run_id: str, run_dir: Path) -> RunRecord:
     # What a user types must not become a path outside the folder.
     if run_id.isalnum() and (run_dir / run_id / OUTBOX).exists():
         run = folder_run(run_dir / run_id)
-        if run.meant_for is not None:
+        if run.target_experiment is not None:
             return run
     open_store()
     return stored_run(run_id)
@@ -84,34 +84,34 @@ def load_resume_point(run: RunRecord, run_dir: Path, *, abandoned: bool = False)
     Raises:
         UserError: If it has finished, is of another job, is still at work, or has no checkpoint.
     """
-    if run.status == "FINISHED" and run.meant_for is None:
+    if run.status == "FINISHED" and run.target_experiment is None:
         raise UserError(f"run {run.run_id} has finished: there is nothing to go on with")
     if run.workflow not in (None, "train"):
         raise UserError(f"run {run.run_id} is of {run.workflow}, which does not go on: start it anew")
     _check_not_running(run, abandoned=abandoned)
-    at_home = run.worker and run.worker.is_here
-    folder = run.folder or Path(run.worker.run_dir if run.worker and at_home else run_dir) / run.run_id
+    at_home = run.owner and run.owner.is_local
+    folder = run.folder or Path(run.owner.run_dir if run.owner and at_home else run_dir) / run.run_id
     checkpoints = Checkpoints(folder / CHECKPOINTS, kept=1)
-    checkpoint = checkpoints.newest(logger.warning)
-    if checkpoint is None and run.meant_for is None:
+    checkpoint = checkpoints.latest(logger.warning)
+    if checkpoint is None and run.target_experiment is None:
         download(run.run_id, CHECKPOINTS, folder)
-        checkpoint = checkpoints.newest(logger.warning)
+        checkpoint = checkpoints.latest(logger.warning)
     if checkpoint is None:
         raise UserError(f"run {run.run_id} has no checkpoint, in {folder} or among its artifacts: start it anew")
-    where = {"tracking": "offline" if run.meant_for else "online", "run_dir": str(folder.parent)}
-    stated = replace(checkpoint.stated, params=checkpoint.stated.params.kept(**where))
+    where = {"tracking": "offline" if run.target_experiment else "online", "run_dir": str(folder.parent)}
+    stated = replace(checkpoint.spec, params=checkpoint.spec.params.with_tracking(**where))
     return ResumePoint(run.run_id, run.name, Checkpoint(stated, checkpoint.state), run.tags)
 
 
 def _check_not_running(run: RunRecord, *, abandoned: bool) -> None:
-    if run.worker is None or abandoned:
+    if run.owner is None or abandoned:
         return
-    if run.worker.is_alive:
-        raise UserError(f"run {run.run_id} is at work, in process {run.worker.pid}: stop that first")
-    if run.worker.is_alive is None and run.status == "RUNNING":
+    if run.owner.is_alive:
+        raise UserError(f"run {run.run_id} is at work, in process {run.owner.pid}: stop that first")
+    if run.owner.is_alive is None and run.status == "RUNNING":
         raise UserError(
-            f"run {run.run_id} says that {run.worker.host} works on it, which cannot be seen from here: "
-            "if that is not so, add --abandoned"
+            f"run {run.run_id} says that {run.owner.host} works on it, which cannot be seen from here: "
+            "if that is not so, add --force"
         )
 
 
@@ -121,7 +121,7 @@ def check_unchanged(found: ResumePoint, given: Mapping[str, Any], *, recipe: str
     Raises:
         UserError: If something differs, naming it.
     """
-    stated = found.checkpoint.stated
+    stated = found.checkpoint.spec
     differing = changed_parameters(stated.params, {k: v for k, v in given.items() if k != "run_dir"}, folder=folder)
     if recipe not in (DEFAULT_RECIPE, stated.recipe):
         differing.insert(0, f"recipe={recipe} (it has {stated.recipe})")

@@ -68,7 +68,7 @@ def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse
         "best/val_mse": progress.best.val_mse,
         "best/val_mse_over_limit": _ratio(progress.best.val_mse, val_limit_mse),
         "best/audit_mse": audit_mse,
-        PEAK_MEMORY: state.compute.peak_memory_mb(),
+        PEAK_MEMORY: state.accelerator.peak_memory_mb(),
     }
     return {name: value for name, value in metrics.items() if value is not None}
 

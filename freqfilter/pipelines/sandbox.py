@@ -79,43 +79,43 @@ class ModelWorker:
         self._said.close()
 
     @property
-    def about(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
         """What the model says of itself.
 
         Raises:
-            WitnessError: If it cannot be loaded.
+            ModelWorkerError: If it cannot be loaded.
             UserError: If somebody else has ended its process.
         """
         if self._about is None:
-            self._about = self._answer()
+            self._about = self._read_response()
         return self._about
 
     @property
     def params(self) -> Params:
         """The parameters of its training run."""
-        return restore(self.about["params"])
+        return restore(self.description["params"])
 
-    def ask(self, noise_seeds: list[int] | None) -> None:
-        """Have it scored on realizations, or on its file's test windows; ``answers`` has the result."""
+    def request_scores(self, noise_seeds: list[int] | None) -> None:
+        """Have it scored on realizations, or on its file's test windows; ``read_scores`` has the result."""
         if self._process.stdin is None:
             raise ValueError("a witness listens")
         try:
             self._process.stdin.write(json.dumps(noise_seeds) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            self._answer()
+            self._read_response()
 
-    def answers(self, count: int) -> dict[int, dict[str, float]]:
+    def read_scores(self, count: int) -> dict[int, dict[str, float]]:
         """Mean squared errors by realization and component.
 
         Raises:
-            WitnessError: If it breaks.
+            ModelWorkerError: If it breaks.
             UserError: If somebody else has ended its process.
         """
-        found = [self._answer() for _ in range(count)]
+        found = [self._read_response() for _ in range(count)]
         return {answer["name"]: answer["mse"] for answer in found}
 
-    def _answer(self) -> dict[str, Any]:
+    def _read_response(self) -> dict[str, Any]:
         if self._process.stdout is None:
             raise ValueError("a witness answers")
         too_late = threading.Event()
@@ -130,12 +130,12 @@ class ModelWorker:
         watchdog.cancel()
         if too_late.is_set():
             raise ModelWorkerError(self._uri, f"{self._uri}: no answer within {RESPONSE_TIMEOUT_S:.0f} s")
-        answer = json.loads(line) if line else {"refused": self._last_words()}
+        answer = json.loads(line) if line else {"refused": self._exit_reason()}
         if "refused" in answer:
             raise ModelWorkerError(self._uri, answer["refused"])
         return dict(answer)
 
-    def _last_words(self) -> str:
+    def _exit_reason(self) -> str:
         if (ended_by := -self._process.wait()) in KILL_SIGNALS:
             name = signal.Signals(ended_by).name
             raise UserError(

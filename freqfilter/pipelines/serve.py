@@ -68,12 +68,12 @@ def ui(*, port: int) -> int:
     )
 
 
-def serve(tracking: TrackingParams, *, number: int | None, port: int) -> int:
+def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
     """Serve a version with `mlflow models serve` on the loopback address until it is stopped.
 
     Args:
         tracking: Where the registry is, and the name of the model.
-        number: The version; None: the champion.
+        version: The version; None: the champion.
         port: Where it listens.
 
     Returns:
@@ -86,7 +86,7 @@ def serve(tracking: TrackingParams, *, number: int | None, port: int) -> int:
 
     open_store()
     name = tracking.model_name
-    uri = f"models:/{name}/{number}" if number is not None else f"models:/{name}@{CHAMPION}"
+    uri = f"models:/{name}/{version}" if version is not None else f"models:/{name}@{CHAMPION}"
     with tempfile.TemporaryDirectory() as folder:
         files = checked_files(uri, Path(folder))  # what has been checked is what is served
         logger.info(f"serving {uri} on http://{HOST}:{port}/invocations, ready when /ping answers")

@@ -20,7 +20,7 @@ from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import resume_command
 from freqfilter.training.checkpoint import Checkpoint, Checkpoints, TrainingSpec, write_checkpoint
-from freqfilter.training.device import Device
+from freqfilter.training.device import Accelerator
 from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
 
@@ -36,7 +36,7 @@ class TrainingSetup:
     """
 
     params: Params
-    compute: Device
+    accelerator: Accelerator
     splits: Splits
     tracking_uri: str
     origin: Filter | None
@@ -51,24 +51,27 @@ def setup(params: Params, checkpoint: Checkpoint | None = None) -> TrainingSetup
             checkpoint.
     """
     tracking_uri = open_store() if params.tracking.tracking == "online" else ""
-    compute = Device.open(params.training)
+    accelerator = Accelerator.open(params.training)
     splits = Splits.from_params(params)
     origin = _load_origin(params, splits) if checkpoint is None else None
     if origin:
-        params = params.starting_from(origin.pinned_uri)
+        params = params.with_start_from(origin.pinned_uri)
     check_folders(params.tracking)  # the last check, since it may make them
     state = TrainingState(
-        n_components=splits.validation.n_components, model=params.model, training=params.training, compute=compute
+        n_components=splits.validation.n_components,
+        model=params.model,
+        training=params.training,
+        accelerator=accelerator,
     )
     if origin:
         state.start_from(origin.module.state_dict())
     if checkpoint:
-        _check_data(splits.digests, checkpoint.stated)
+        _check_data(splits.digests, checkpoint.spec)
         try:
             state.load_state_dict(checkpoint.state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError("the checkpoint is not of the network that its parameters state: start anew") from error
-    return TrainingSetup(params, compute, splits, tracking_uri, origin, state)
+    return TrainingSetup(params, accelerator, splits, tracking_uri, origin, state)
 
 
 def _check_data(found: dict[str, str], stated: TrainingSpec) -> None:
@@ -103,7 +106,7 @@ class CheckpointWriter:
     Args:
         run: The run, in whose folder they are.
         state: What is kept.
-        stated: What goes with it.
+        spec: What goes with it.
     """
 
     def __init__(self, run: Run, state: TrainingState, stated: TrainingSpec) -> None:
@@ -113,7 +116,7 @@ class CheckpointWriter:
         self._checkpoints = Checkpoints(run.folder / CHECKPOINTS, kept=stated.params.training.checkpoints_kept)
         self._written_at = time.monotonic()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Write training before its first step, or see that what it goes on from is among the run's artifacts."""
         if self._checkpoints.path(self._state.progress).exists():
             self._log()
@@ -127,7 +130,7 @@ class CheckpointWriter:
         self._checkpoints.remove_old(needed=self._run.unsent_files())
         self._written_at = time.monotonic()
 
-    def after(self, report: StepReport | EpochReport) -> None:
+    def on_report(self, report: StepReport | EpochReport) -> None:
         """Write a checkpoint where one is due."""
         training, progress = self._stated.params.training, self._state.progress
         due = 0 < 60 * training.checkpoint_minutes <= time.monotonic() - self._written_at
@@ -145,7 +148,7 @@ class CheckpointWriter:
             self._run.log_file(self._checkpoints.path(self._state.progress))
 
     @contextmanager
-    def keeping(self) -> Iterator[None]:
+    def write_on_interrupt(self) -> Iterator[None]:
         """A block of training: where it is stopped at a safe point, all that it has done is kept."""
         try:
             yield

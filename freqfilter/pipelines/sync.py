@@ -51,8 +51,8 @@ def sync(run_dir: Path) -> str:
 
 
 def _sync_one(kept: RunRecord, run_dir: Path) -> None:
-    in_store = stored_run(kept.run_id) if kept.meant_for is None else None
-    worker = (in_store or kept).worker
+    in_store = stored_run(kept.run_id) if kept.target_experiment is None else None
+    worker = (in_store or kept).owner
     if worker and (worker.is_alive or (worker.is_alive is None and (in_store or kept).status == "RUNNING")):
         logger.info(f"run {kept.run_id} is at work on {worker.host}: left alone")
         return
@@ -72,10 +72,10 @@ def _sync_one(kept: RunRecord, run_dir: Path) -> None:
     from freqfilter.pipelines.train import train
     from freqfilter.training.checkpoint import Checkpoints
 
-    checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).newest(logger.warning)
+    checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).latest(logger.warning)
     if checkpoint and checkpoint.ended:
         found = load_resume_point(replace(stored_run(kept.run_id), status=kept.status), run_dir)
-        stated = found.checkpoint.stated
+        stated = found.checkpoint.spec
         done = train(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)
         registered = f", registered: {done.model_name} version {done.version}" if done.version else ""
         logger.info(f"run {done.run.run_id} is delivered: FINISHED{registered}")

@@ -145,11 +145,11 @@ def train(
     params, splits, state = ready.params, ready.splits, ready.state
     run_id = resume_point.run_id if resume_point else None
     with open_run(params.tracking, name=name, parent=parent, resumed=run_id) as run:
-        params = params.kept(experiment=run.experiment)
+        params = params.with_tracking(experiment=run.experiment)
         if resume_point is None:
             _log_setup(run, ready, params, recipe=recipe)
         keeper = CheckpointWriter(run, state, TrainingSpec(params, recipe, splits.digests))
-        keeper.begin()
+        keeper.start()
         interval_s = params.tracking.system_metrics_interval
         with with_resume_hint(run.run_id), system_metrics(run, interval_s=interval_s, warn=logger.warning):
             _print_header(run, state, splits)
@@ -186,7 +186,7 @@ def _log_setup(run: Run, ready: TrainingSetup, params: Params, *, recipe: str) -
     run.log_bytes(params.to_yaml().encode(), "params.yaml")
     run.log_source(provenance.source())
     tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
-    run.log_tags(tags | provenance.machine_tags(ready.compute))
+    run.log_tags(tags | provenance.machine_tags(ready.accelerator))
     if ready.origin:
         run.log_tags({"start_from_model": ready.origin.pinned_uri, "start_from_run": training_run_id(ready.origin)})
     splits = ready.splits
@@ -206,7 +206,7 @@ def log_training_data(run: Run, splits: Splits) -> None:
 def _print_header(run: Run, state: TrainingState, splits: Splits) -> None:
     validation = splits.validation
     logger.info(f"run {run.run_id} in experiment {run.experiment}")
-    logger.info(f"device: {state.compute.describe()}")
+    logger.info(f"device: {state.accelerator.describe()}")
     logger.info(
         f"windows: {splits.n_epoch:,} training, {len(validation):,} validation, {len(splits.test):,} test, "
         f"each {validation.n_samples} samples of {1 + validation.n_components} features"
@@ -218,7 +218,7 @@ def _log_resume(run: Run, state: TrainingState, resume_point: ResumePoint) -> No
     """Say where it goes on, and whether this machine can give the numbers that the other would have given."""
     progress = state.progress
     logger.info(f"going on after epoch {progress.epoch - 1}" + (f", batch {progress.batch}" if progress.batch else ""))
-    here = provenance.machine_tags(state.compute)
+    here = provenance.machine_tags(state.accelerator)
     for name, before in resume_point.machine.items():
         if name in here and before != here[name]:
             logger.info(
@@ -231,7 +231,7 @@ def _log_overlap(run: Run, splits: Splits) -> SampleOverlap:
     """Print and log how many samples validation shares with training."""
     overlap = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
     run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/leak_audit.json")
-    logger.info(overlap.words())
+    logger.info(overlap.summary())
     return overlap
 
 
@@ -270,15 +270,21 @@ def _fit(
     val_limit_mse = val_limit.mse if val_limit else None
     for finding in check_settings(params):
         _log_finding(run, finding)
-    with _last_good_weights(run, state), wrap_memory_errors(), closing(steps), keeper.keeping(), shutdown.deferred():
+    with (
+        _last_good_weights(run, state),
+        wrap_memory_errors(),
+        closing(steps),
+        keeper.write_on_interrupt(),
+        shutdown.deferred(),
+    ):
         for report in steps:
             shutdown.check()
             show_progress(report, epochs=training.epochs)
             if isinstance(report, EpochReport):
                 run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
-                for finding in diagnosis.examine(report):
+                for finding in diagnosis.check(report):
                     _log_finding(run, finding)
-            keeper.after(report)
+            keeper.on_report(report)
     if state.progress.stopped_early:
         logger.info(
             f"stopped early: {training.early_stopping_patience} validations without improvement "

@@ -23,7 +23,7 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
 
     Args:
         signals: The signal model.
-        windows: All windows of a realization, or of its beginning.
+        windows: All windows of a realization, or of its first_windows.
 
     Yields:
         The file and the figure.
@@ -59,7 +59,7 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
 def evaluation_figures(
     extractor: Estimator,
     windows: WindowDataset,
-    beginning: SlidingWindows | None,
+    first_windows: SlidingWindows | None,
     compared: Comparison,
     *,
     frequencies_hz: Sequence[float],
@@ -71,7 +71,7 @@ def evaluation_figures(
     Args:
         extractor: What was evaluated.
         windows: The test set.
-        beginning: All windows of the beginning of its realization. The order of windows from a
+        first_windows: All windows of the first_windows of its realization. The order of windows from a
             file is unknown, so they have no long stretch and no spectrum.
         compared: Its scores beside those of the references.
         frequencies_hz: Frequency of each component.
@@ -85,9 +85,9 @@ def evaluation_figures(
     yield PREDICTION, evaluation.prediction(found)
     yield "visualizations/09_errors.png", evaluation.errors(found)
     yield "visualizations/10_scatter.png", evaluation.scatter(found)
-    if beginning is not None:
+    if first_windows is not None:
         along = segment_estimates(
-            extractor, beginning, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
+            extractor, first_windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
         )
         yield "visualizations/11_spectrum.png", evaluation.spectra(along)
         yield "visualizations/12_long_stretch.png", evaluation.long_segment(along)

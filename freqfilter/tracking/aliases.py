@@ -32,12 +32,12 @@ class ChampionChangedError(UserError):
 
 
 @dataclass(frozen=True)
-class Version:
+class RegisteredVersion:
     """A registered version.
 
     Attributes:
         model_name: The registered model.
-        number: The version's.
+        version: Its number.
         tags: Its tags.
         registered_ms: When, milliseconds since 1970.
         run_id: The run that trained it.
@@ -45,14 +45,14 @@ class Version:
     """
 
     model_name: str
-    number: int
+    version: int
     tags: dict[str, str]
     registered_ms: int
     run_id: str
     source: str
 
     @classmethod
-    def of(cls, found: ModelVersion) -> Version:
+    def from_mlflow(cls, found: ModelVersion) -> RegisteredVersion:
         """The version as MLflow has it."""
         tags, run_id = dict(found.tags), str(found.run_id or "")
         return cls(found.name, int(found.version), tags, found.creation_timestamp, run_id, str(found.source))
@@ -60,38 +60,38 @@ class Version:
     @property
     def uri(self) -> str:
         """Where it is loaded from."""
-        return f"models:/{self.model_name}/{self.number}"
+        return f"models:/{self.model_name}/{self.version}"
 
 
-def candidate_version(model_name: str, number: int | None) -> Version:
+def candidate_version(model_name: str, version: int | None) -> RegisteredVersion:
     """A version by its number, or the newest.
 
     Raises:
         UserError: If there is none.
     """
-    found = version_at_alias(model_name, CANDIDATE) if number is None else _version(model_name, number)
+    found = version_at_alias(model_name, CANDIDATE) if version is None else _version(model_name, version)
     if found is None:
         raise UserError(f"model_name={model_name}: no version is called {CANDIDATE}; give one with version=N")
     return found
 
 
-def version_at_alias(model_name: str, alias: str) -> Version | None:
+def version_at_alias(model_name: str, alias: str) -> RegisteredVersion | None:
     """The version that an alias is on; None where it is on none.
 
     Raises:
         UserError: If there is no such model.
     """
     with wrap_store_errors(f"model_name={model_name}"):
-        number = retry(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
-    return None if number is None else _version(model_name, int(number))
+        version = retry(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
+    return None if version is None else _version(model_name, int(version))
 
 
-def _version(model_name: str, number: int) -> Version:
-    with wrap_store_errors(f"model_name={model_name}, version={number}"):
-        return Version.of(retry(lambda: MlflowClient().get_model_version(model_name, str(number))))
+def _version(model_name: str, version: int) -> RegisteredVersion:
+    with wrap_store_errors(f"model_name={model_name}, version={version}"):
+        return RegisteredVersion.from_mlflow(retry(lambda: MlflowClient().get_model_version(model_name, str(version))))
 
 
-def all_versions(model_name: str) -> list[Version]:
+def all_versions(model_name: str) -> list[RegisteredVersion]:
     """Every version of a model, the oldest first.
 
     Raises:
@@ -102,27 +102,29 @@ def all_versions(model_name: str) -> list[Version]:
         client.get_registered_model(model_name)
         while True:
             page = client.search_model_versions(f"name = '{model_name}'", page_token=token)
-            found += [Version.of(version) for version in page]
+            found += [RegisteredVersion.from_mlflow(version) for version in page]
             if not (token := page.token):
-                return sorted(found, key=lambda version: version.number)
+                return sorted(found, key=lambda version: version.version)
 
 
-def tag_version(version: Version, tags: Mapping[str, str], *, description: str = "") -> None:
+def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, description: str = "") -> None:
     """Note evidence on a version; the description gets another paragraph.
 
     Raises:
         UserError: If the registry refuses it.
     """
-    client, number = MlflowClient(), str(version.number)
+    client, key = MlflowClient(), (version.model_name, str(version.version))
     with wrap_store_errors(version.uri):
         for name, value in tags.items():
-            retry(partial(client.set_model_version_tag, version.model_name, number, name, value))
+            retry(partial(client.set_model_version_tag, *key, name, value))
         if description:
-            before = client.get_model_version(version.model_name, number).description or ""
-            client.update_model_version(version.model_name, number, f"{description}\n\n{before}")
+            before = client.get_model_version(*key).description or ""
+            client.update_model_version(*key, f"{description}\n\n{before}")
 
 
-def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, str], description: str) -> None:
+def move_champion(
+    to: RegisteredVersion, *, found: RegisteredVersion | None, evidence: Mapping[str, str], description: str
+) -> None:
     """Make a version the champion, with its evidence, and the one before it the previous one.
 
     A lock keeps two of this machine apart. MLflow has no way to set an alias only where it has not changed: of two
@@ -141,17 +143,17 @@ def move_champion(to: Version, *, found: Version | None, evidence: Mapping[str, 
     name, client = to.model_name, MlflowClient()
     with wrap_store_errors(to.uri), FileLock(_lock_file(name)):
         before = version_at_alias(name, CHAMPION)
-        if (before and before.number) != (found and found.number):
+        if (before and before.version) != (found and found.version):
             raise ChampionChangedError(
-                f"{name}: version {before.number if before else 'none'} is the champion by now, "
-                f"no longer {found.number if found else 'none'}: decide again"
+                f"{name}: version {before.version if before else 'none'} is the champion by now, "
+                f"no longer {found.version if found else 'none'}: decide again"
             )
         tag_version(to, evidence, description=description)
-        if before and before.number != to.number:
-            retry(lambda: client.set_registered_model_alias(name, PREVIOUS, str(before.number)))
-        retry(lambda: client.set_registered_model_alias(name, CHAMPION, str(to.number)))
+        if before and before.version != to.version:
+            retry(lambda: client.set_registered_model_alias(name, PREVIOUS, str(before.version)))
+        retry(lambda: client.set_registered_model_alias(name, CHAMPION, str(to.version)))
         after = version_at_alias(name, CHAMPION)
-        if after is None or after.number != to.number:
+        if after is None or after.version != to.version:
             raise ChampionChangedError(f"{name}: somebody else has moved the champion at the same time: decide again")
 
 

@@ -118,7 +118,7 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
         mlflow.set_experiment(experiment_id=experiment_id(MlflowClient(), tracking.experiment))
     # System metrics go through the outbox; MLflow's own thread would log them twice.
     active = mlflow.start_run(
-        run_id=resumed, nested=nested, tags=RunOwner.this(tracking.run_dir).tag, log_system_metrics=False
+        run_id=resumed, nested=nested, tags=RunOwner.current(tracking.run_dir).tag, log_system_metrics=False
     )
     run_id = ending.run_id = active.info.run_id
     client = MlflowClient()
@@ -149,8 +149,8 @@ def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -
     if resumed:
         run.remove_tag(ENDED_BECAUSE)
     else:
-        run.introduce(name)
-    run.log_tags(RunOwner.this(tracking.run_dir).tag)
+        run.write_header(name)
+    run.log_tags(RunOwner.current(tracking.run_dir).tag)
     return run
 
 

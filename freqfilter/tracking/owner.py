@@ -43,13 +43,13 @@ class RunOwner:
     run_dir: str
 
     @classmethod
-    def this(cls, run_dir: str) -> Self:
+    def current(cls, run_dir: str) -> Self:
         """This process."""
         process = psutil.Process()
         return cls(HOST, process.pid, process.create_time(), run_dir)
 
     @classmethod
-    def named_in(cls, tags: Mapping[str, str]) -> Self | None:
+    def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
         """The process that the tags of a run name; None where they name none."""
         try:
             named = json.loads(tags[PROCESS])
@@ -63,14 +63,14 @@ class RunOwner:
         return {PROCESS: json.dumps(asdict(self))}
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether it is on this machine."""
         return self.host == HOST
 
     @property
     def is_alive(self) -> bool | None:
         """Whether it is still running; None where the process is on another machine."""
-        if not self.is_here:
+        if not self.is_local:
             return None
         try:
             process = psutil.Process(self.pid)

@@ -14,7 +14,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 
 import freqfilter
-from freqfilter.training.device import Device
+from freqfilter.training.device import Accelerator
 
 MAX_PATCH_BYTES = 5_000_000  # bytes; of a larger one the digest alone is kept
 
@@ -56,13 +56,13 @@ def source() -> Source:
         return Source(commit, b"")
 
 
-def machine_tags(compute: Device) -> dict[str, str]:
+def machine_tags(accelerator: Accelerator) -> dict[str, str]:
     """Device, processor, threads and versions: what the bits of a result depend on."""
     packages = ("torch", "numpy", "mlflow")
     return {
-        "device": compute.describe(),
+        "device": accelerator.describe(),
         "processor": _processor(),
-        "threads": str(compute.threads),
+        "threads": str(accelerator.threads),
         "freqfilter_version": freqfilter.__version__,
         "python_version": platform.python_version(),
         **{f"{package}_version": version(package) for package in packages},

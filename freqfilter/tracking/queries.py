@@ -48,7 +48,7 @@ class RunRecord:
         started_ms: When it began, milliseconds since 1970.
         tags: Its tags.
         folder: The folder that says so; None where a store does.
-        meant_for: The experiment that it is meant for, where no store has it yet.
+        target_experiment: The experiment that it is meant for, where no store has it yet.
     """
 
     run_id: str
@@ -58,7 +58,7 @@ class RunRecord:
     started_ms: int
     tags: dict[str, str]
     folder: Path | None = None
-    meant_for: str | None = None
+    target_experiment: str | None = None
 
     @property
     def workflow(self) -> str | None:
@@ -66,9 +66,9 @@ class RunRecord:
         return self.tags.get("workflow")
 
     @property
-    def worker(self) -> RunOwner | None:
+    def owner(self) -> RunOwner | None:
         """The process that works on it, or did."""
-        return RunOwner.named_in(self.tags)
+        return RunOwner.from_tags(self.tags)
 
 
 def stored_run(run_id: str) -> RunRecord:
@@ -175,11 +175,11 @@ def upload_run(kept: RunRecord) -> RunRecord:
     Raises:
         UserError: If the store or the folder refuses it.
     """
-    if kept.folder is None or kept.meant_for is None:
+    if kept.folder is None or kept.target_experiment is None:
         raise ValueError(f"run {kept.run_id} has a store already")
     client = MlflowClient()
     with wrap_store_errors(f"run {kept.run_id}"):
-        meant_for = experiment_id(client, kept.meant_for)
+        meant_for = experiment_id(client, kept.target_experiment)
         # It may have been interrupted between the two.
         made = client.search_runs([meant_for], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
         run = (
@@ -197,7 +197,7 @@ def upload_run(kept: RunRecord) -> RunRecord:
         kept.folder.rename(folder)
     except OSError as error:
         raise write_error(folder, error) from error
-    return replace(kept, run_id=run.info.run_id, folder=folder, meant_for=None)
+    return replace(kept, run_id=run.info.run_id, folder=folder, target_experiment=None)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -279,7 +279,7 @@ def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
 def split_list(words: str) -> list[str]:
     """The words of a list, in YAML or parted by commas.
 
-    >>> listed("default frequencies_hz=[2,5], base"), listed("[1, base]")
+    >>> split_list("default frequencies_hz=[2,5], base"), split_list("[1, base]")
     (['default frequencies_hz=[2,5]', 'base'], ['1', 'base'])
     """
     parts = parse_yaml(words) if words.strip().startswith("[") else OUTSIDE_BRACKETS.split(words)
@@ -384,8 +384,8 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
     """
     launchers = _launchers()
     for run in stored_runs(having="attributes.status = 'RUNNING'"):
-        if run.worker is not None:
-            alive = run.worker.is_alive
+        if run.owner is not None:
+            alive = run.owner.is_alive
             yield run, RUNNING_ELSEWHERE if alive is None else RUNNING_HERE if alive else DIED
         elif not _launched_from_here(run):
             yield run, NOT_OWNED

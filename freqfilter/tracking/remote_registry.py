@@ -66,22 +66,22 @@ class RemoteRegistry:
             set_candidate(client, name, int(version.version))
         return int(version.version)
 
-    def digest(self, name: str, number: int) -> str:
+    def digest(self, name: str, version: int) -> str:
         """SHA-256 of a version's files, as they come back."""
         with (
             wrap_store_errors(f"{self._uri}: {name}"),
             temporary_env(**NO_PICKLE_ENV),
             tempfile.TemporaryDirectory() as folder,
         ):
-            run_id = self._client.get_model_version(name, str(number)).run_id
+            run_id = self._client.get_model_version(name, str(version)).run_id
             files = mlflow.artifacts.download_artifacts(
                 run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=self._uri
             )
             return files_digest(Path(files))
 
-    def remove(self, name: str, number: int) -> None:
+    def remove(self, name: str, version: int) -> None:
         """Take a version back, with the run that keeps its files."""
         with wrap_store_errors(f"{self._uri}: {name}"):
-            run_id = self._client.get_model_version(name, str(number)).run_id
-            self._client.delete_model_version(name, str(number))
+            run_id = self._client.get_model_version(name, str(version)).run_id
+            self._client.delete_model_version(name, str(version))
             self._client.delete_run(run_id)

@@ -102,7 +102,7 @@ class Run:
         self.tags.pop(name, None)
         self._outbox.append("no_tag", name=name)
 
-    def introduce(self, name: str) -> None:
+    def write_header(self, name: str) -> None:
         """Say, in the folder of a run that no store has, what one is to make of it."""
         self._outbox.append("run", run_id=self.run_id, experiment=self.experiment, name=name, time_ms=now_ms())
 
@@ -136,7 +136,7 @@ class Run:
 
     def log_data(self, windows: WindowDataset, *, name: str, context: str) -> None:
         """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""
-        features, targets = (tensor.numpy() for tensor in windows.content())
+        features, targets = (tensor.numpy() for tensor in windows.tensors())
         dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:12])
         self._outbox.append("data", dataset=describe_dataset(dataset), context=context)
 
@@ -216,7 +216,7 @@ def diagnoses(tags: Mapping[str, str]) -> dict[str, str]:
 def pad_table_columns(markdown: str) -> str:
     """Markdown with room between the columns of its tables, which MLflow's pages leave none.
 
-    >>> on_page("| filter | MSE |")
+    >>> pad_table_columns("| filter | MSE |")
     '| filter | &nbsp;&nbsp;MSE |'
     """
     return markdown.replace(" | ", " | &nbsp;&nbsp;")

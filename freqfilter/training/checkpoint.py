@@ -47,18 +47,18 @@ class Checkpoint:
     """All that is needed to go on.
 
     Attributes:
-        stated: What was asked for.
+        spec: What was asked for.
         state: For ``TrainingState.load_state_dict``.
     """
 
-    stated: TrainingSpec
+    spec: TrainingSpec
     state: dict[str, Any]
 
     @property
     def ended(self) -> bool:
         """Whether training itself is over, so that only evaluation and registration are left."""
         progress = self.state["progress"]
-        return bool(progress["stopped_early"] or progress["epoch"] > self.stated.params.training.epochs)
+        return bool(progress["stopped_early"] or progress["epoch"] > self.spec.params.training.epochs)
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
@@ -134,22 +134,22 @@ class Checkpoints:
 
     def remove_old(self, *, needed: Collection[Path] = ()) -> None:
         """Remove all but the newest and those that somebody still needs."""
-        for path in self.found()[self._kept :]:
+        for path in self.files()[self._kept :]:
             if path not in needed:
                 path.unlink(missing_ok=True)
 
-    def found(self) -> list[Path]:
+    def files(self) -> list[Path]:
         """The files, the newest first."""
         named = {path: name for path in self._folder.glob("*.pt") if (name := NAME.fullmatch(path.name))}
         return sorted(named, key=lambda path: [int(number or 0) for number in named[path].groups()], reverse=True)
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+    def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
         """The newest that is whole; None where there is none.
 
         Args:
             say: Hears of those that are damaged and passed over.
         """
-        for path in self.found():
+        for path in self.files():
             try:
                 return read_checkpoint(path)
             except UserError as error:

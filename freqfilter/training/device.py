@@ -44,7 +44,7 @@ def wrap_memory_errors() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Device:
+class Accelerator:
     """A device and the precision of the forward pass on it.
 
     Attributes:
@@ -85,12 +85,12 @@ class Device:
         if params.precision == "auto":
             fast = cls(device, torch.bfloat16, threads)
             return fast if not on_cuda and _made_for_bf16() and not fast._refusal() else replace(fast, dtype=None)
-        compute = cls(device, PRECISIONS.get(params.precision), threads)
-        if reason := compute._refusal():
+        accelerator = cls(device, PRECISIONS.get(params.precision), threads)
+        if reason := accelerator._refusal():
             raise UserError(
                 f"precision={params.precision}: {device.type.upper()} cannot train in it ({reason}); use fp32"
             )
-        return compute
+        return accelerator
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The block in which the forward pass is computed."""

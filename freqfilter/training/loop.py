@@ -53,8 +53,8 @@ def train(
         TrainingError: If the loss is no longer finite; ``state.good_weights`` are those of shortly before.
     """
     progress = state.progress
-    validation = validation.to(state.compute.device)
-    audit = audit.to(state.compute.device) if audit is not None else None
+    validation = validation.to(state.accelerator.device)
+    audit = audit.to(state.accelerator.device) if audit is not None else None
     try:
         while progress.epoch <= params.epochs and not progress.stopped_early:
             audited = audit if audit is not None and progress.epoch % audit_every == 0 else None
@@ -71,7 +71,7 @@ def _epoch(
     audit: WindowDataset | None,
     params: TrainingParams,
 ) -> Iterator[StepReport | EpochReport]:
-    progress, device = state.progress, state.compute.device
+    progress, device = state.progress, state.accelerator.device
     windows = windows.to(device)
     order = epoch_order(params.seed, progress.epoch, len(windows)).to(device)
     n_batches = math.ceil(len(windows) / params.batch_size)
@@ -83,7 +83,7 @@ def _epoch(
             share = warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
             state.learning_rate = params.learning_rate * share
         with state.randomness():
-            lesson = windows.lesson(order[first : first + params.batch_size])
+            lesson = windows.training_batch(order[first : first + params.batch_size])
             state.sums += training_step(state, lesson, params)
         progress.batch += 1
         if progress.batch % CHECK_EVERY == 0 or progress.batch == n_batches:
@@ -117,7 +117,7 @@ def training_step(state: TrainingState, lesson: TrainingBatch, params: TrainingP
     """
     network, scaler = state.network, state.scaler
     network.train()
-    with state.compute.autocast():
+    with state.accelerator.autocast():
         estimates = network(lesson.inputs).float()
     step_loss = LOSSES[params.loss](estimates, lesson.targets).mean()
     for optimizer in state.optimizers:
@@ -141,7 +141,7 @@ def training_step(state: TrainingState, lesson: TrainingBatch, params: TrainingP
 def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:
     """End training where a loss of this epoch was not finite, and keep track of the good weights."""
     finite = int(state.sums[3])
-    state.keep_good(tried=finite)
+    state.save_good_weights(tried=finite)
     if finite < state.progress.batch:
         where = f"epoch {state.progress.epoch}, batch {finite + 1} of {n_batches}"
         raise _divergence_error("training", where, params)
@@ -168,7 +168,7 @@ def _validate(
     if improved:
         progress.best_loss, progress.best_epoch = judged.loss, progress.epoch
         progress.validations_since_best = 0
-        state.keep_best()
+        state.save_best_weights()
     else:
         progress.validations_since_best += 1
     state.cut_learning_rate_on_plateau(judged.loss)
@@ -184,7 +184,7 @@ class Validation:
     Attributes:
         loss: Mean over batches of the training's size.
         mse: Mean squared error over all samples.
-        blocks: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
+        block_ids: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
     """
 
     loss: float
@@ -194,15 +194,15 @@ class Validation:
 
 def validate(state: TrainingState, windows: WindowDataset, params: TrainingParams) -> Validation:
     """Judge the network on windows."""
-    windows = windows.to(state.compute.device)
+    windows = windows.to(state.accelerator.device)
     state.network.eval()
     losses, errors = [], []
-    for inputs, targets in batches(windows, VALIDATION_CHUNK, state.compute.device):
+    for inputs, targets in batches(windows, VALIDATION_CHUNK, state.accelerator.device):
         estimates = estimate(state.network, inputs)
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))
     of_batches = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
     of_windows = torch.cat(errors)
-    blocks = windows.blocks(torch.arange(len(windows), device=state.compute.device))
+    blocks = windows.block_ids(torch.arange(len(windows), device=state.accelerator.device))
     means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
     return Validation(float(torch.stack(of_batches).mean()), float(of_windows.double().mean()), tuple(means))

@@ -73,7 +73,7 @@ def range_test(
 def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Exponentially weighted mean of the losses so far, (n_steps,), unbiased from the first one on.
 
-    >>> smoothed(np.array([2.0, 2.0, 2.0])).round(12).tolist()
+    >>> smooth(np.array([2.0, 2.0, 2.0])).round(12).tolist()
     [2.0, 2.0, 2.0]
     """
     means, mean = [], 0.0
@@ -114,10 +114,10 @@ def _batches(
     state: TrainingState, training_windows: Callable[[int], WindowDataset], params: TrainingParams
 ) -> Iterator[TrainingBatch]:
     """The batches of training, epoch after epoch without end."""
-    device, epoch = state.compute.device, 0
+    device, epoch = state.accelerator.device, 0
     while True:
         epoch += 1
         windows = training_windows(epoch).to(device)
         order = epoch_order(params.seed, epoch, len(windows)).to(device)
         for positions in torch.split(order, params.batch_size):
-            yield windows.lesson(positions)
+            yield windows.training_batch(positions)

@@ -16,7 +16,7 @@ from torch import Tensor
 from freqfilter.config import ModelParams, TrainingParams
 from freqfilter.data.signal_model import torch_seed
 from freqfilter.models.network import FrequencyFilterLSTM
-from freqfilter.training.device import Device
+from freqfilter.training.device import Accelerator
 from freqfilter.training.optim import create_optimizers
 from freqfilter.training.reports import EpochReport
 
@@ -43,16 +43,18 @@ class Progress:
 class TrainingState:
     """Network, optimizers, scheduler, scaler, random streams, best weights, counters and history."""
 
-    def __init__(self, *, n_components: int, model: ModelParams, training: TrainingParams, compute: Device) -> None:
-        self.compute = compute
-        cuda_devices = [compute.device] if compute.device.type == "cuda" else []
+    def __init__(
+        self, *, n_components: int, model: ModelParams, training: TrainingParams, accelerator: Accelerator
+    ) -> None:
+        self.accelerator = accelerator
+        cuda_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(torch_seed(training.seed, "weights"))
             self.network = FrequencyFilterLSTM(n_components=n_components, **model.model_dump())
             torch.manual_seed(torch_seed(training.seed, "dropout"))
-            self._randomness = _read_generators(compute)
-        self.network.to(compute.device)
-        self.optimizers = create_optimizers(self.network, training, dtype=compute.dtype or torch.float32)
+            self._randomness = _read_generators(accelerator)
+        self.network.to(accelerator.device)
+        self.optimizers = create_optimizers(self.network, training, dtype=accelerator.dtype or torch.float32)
         self._plateau = (
             torch.optim.lr_scheduler.ReduceLROnPlateau(
                 self.optimizers[0],
@@ -65,7 +67,7 @@ class TrainingState:
             else None
         )
         # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
-        self.scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
         # What is left if training breaks down: weights whose loss was finite, and later ones that nobody has tried yet.
         self.good_weights = self.best_weights
@@ -74,7 +76,7 @@ class TrainingState:
         # Losses, gradient norms and their count, summed over the epoch's batches, and how many batches there were
         # until the first whose loss was not finite. They stay on the device: to read a number after every step would
         # make the processor wait for it.
-        self.sums = torch.zeros(4, dtype=torch.float64, device=compute.device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         self.progress = Progress()
 
     @property
@@ -99,11 +101,11 @@ class TrainingState:
             self._plateau.step(loss)
             self.learning_rate = self.learning_rate  # the scheduler knows the first optimizer alone
 
-    def keep_best(self) -> None:
+    def save_best_weights(self) -> None:
         """Remember the weights as they are now."""
         self.best_weights = copy.deepcopy(self.network.state_dict())
 
-    def keep_good(self, *, tried: int) -> None:
+    def save_good_weights(self, *, tried: int) -> None:
         """Call the weights of the last time good if a batch after them had a finite loss, and note those of now.
 
         Args:
@@ -125,7 +127,7 @@ class TrainingState:
     def start_from(self, weights: dict[str, Tensor]) -> None:
         """Begin with these weights, of a network with the same arguments."""
         self.network.load_state_dict(self._current_names(weights))
-        self.keep_best()
+        self.save_best_weights()
         self.good_weights = self._untried_weights = self.best_weights
 
     @contextmanager
@@ -134,12 +136,12 @@ class TrainingState:
 
         A recurrent layer's dropout takes no generator as argument, so the global one is lent to a step.
         """
-        others = _read_generators(self.compute)
+        others = _read_generators(self.accelerator)
         _set_generators(self._randomness)
         try:
             yield
         finally:
-            self._randomness = _read_generators(self.compute)
+            self._randomness = _read_generators(self.accelerator)
             _set_generators(others)
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,10 +192,10 @@ class TrainingState:
         return renamed
 
 
-def _read_generators(compute: Device) -> dict[str, Tensor]:
+def _read_generators(accelerator: Accelerator) -> dict[str, Tensor]:
     generators = {"cpu": torch.get_rng_state()}
-    if compute.device.type == "cuda":
-        generators["cuda"] = torch.cuda.get_rng_state(compute.device)
+    if accelerator.device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(accelerator.device)
     return generators
 
 

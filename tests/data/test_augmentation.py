@@ -114,7 +114,7 @@ def test_a_window_that_is_drawn_twice_in_an_epoch_is_augmented_twice(source: dic
 def test_a_subset_keeps_the_augmentation_of_its_windows(source: dict[str, str]) -> None:
     windows = Splits.from_params(resolve(source | BOTH)).epoch(3)
     positions = torch.tensor([7, 3, 7, 100])
-    lesson = windows.to(torch.device("cpu")).choose(positions).lesson(torch.arange(4))
+    lesson = windows.to(torch.device("cpu")).subset(positions).training_batch(torch.arange(4))
     inputs, targets = windows.batch(positions)
     assert torch.equal(lesson.inputs, inputs)
     assert torch.equal(lesson.targets, targets)

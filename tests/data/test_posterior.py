@@ -232,7 +232,7 @@ def test_over_all_starts_the_mean_of_candidates_is_the_limit(in_blocks: bool, mo
     posterior = limit.posterior(mixtures)
     if in_blocks:  # as on a CUDA device
         of_blocks = limits._weights_in_blocks
-        monkeypatch.setattr(limits, "SAMPLES_AT_ONCE", 3)
+        monkeypatch.setattr(limits, "SAMPLE_CHUNK", 3)
         monkeypatch.setattr(limits, "_weights", lambda seen, listed, std: of_blocks(seen, torch.stack(listed), std))
     for two_sided, expected in ((False, posterior.causal), (True, posterior.two_sided)):
         found = posterior_mean(mixtures, candidates, noise_std=stated.noise_std, two_sided=two_sided)
@@ -250,7 +250,7 @@ def test_posterior_means_as_targets_tell_what_a_window_tells_and_nothing_else(
     splits = Splits.from_params(resolve(small | chosen | {"frequencies_hz": "[2, 5.3, 9.1]"}))
     torch.manual_seed(1)
     windows = splits.epoch(1)
-    lessons = [windows.lesson(positions) for positions in torch.arange(40_000).split(batch_size)]
+    lessons = [windows.training_batch(positions) for positions in torch.arange(40_000).split(batch_size)]
     inputs, targets, clean = (torch.cat(parts) for parts in zip(*lessons, strict=True))
     wrong = (targets - clean).squeeze(-1)
     mixtures, first = inputs[..., 0], inputs[:, 0, 1:].argmax(dim=1) == 0
@@ -265,5 +265,5 @@ def test_posterior_means_as_targets_tell_what_a_window_tells_and_nothing_else(
 
 def test_without_noise_posterior_means_are_the_clean_component() -> None:
     params = resolve({"n_samples": "900", "duration_s": "3", "noise_std": "0", "targets": "posterior_mean"})
-    _, targets, clean = Splits.from_params(params).epoch(1).lesson(torch.arange(128))
+    _, targets, clean = Splits.from_params(params).epoch(1).training_batch(torch.arange(128))
     torch.testing.assert_close(targets[:, 20:], clean[:, 20:], atol=1e-4, rtol=0)

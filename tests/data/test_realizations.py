@@ -21,7 +21,7 @@ CHOSEN = {"windows_per_epoch": "300", "validation_windows": "200", "test_windows
 @pytest.fixture
 def nothing_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (signal_model, splits):
-        monkeypatch.setattr(module, "MOST_HELD", 1000)
+        monkeypatch.setattr(module, "MAX_SAMPLES_IN_MEMORY", 1000)
 
 
 def everything(windows: WindowDataset) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +32,7 @@ def test_a_signal_that_is_not_held_gives_the_same_windows(monkeypatch: pytest.Mo
     held = Splits.from_params(resolve(CHOSEN))
     with monkeypatch.context() as patch:
         for module in (signal_model, splits):
-            patch.setattr(module, "MOST_HELD", 1000)
+            patch.setattr(module, "MAX_SAMPLES_IN_MEMORY", 1000)
         parts = Splits.from_params(resolve(CHOSEN))
         again = Splits.from_params(resolve(CHOSEN))
     assert parts.audit is not None
@@ -52,7 +52,7 @@ def test_several_realizations_are_cut_at_the_same_starts(nothing_is_held: None) 
     model = SignalModel.from_params(resolve().signals)
     found = evenly_spaced_windows(model, 50, 240, 5, 6)
     assert len(found) == 240
-    _, start, of_realization = found.places(torch.arange(240))
+    _, start, of_realization = found.decode(torch.arange(240))
     whole = realization_windows(model, 50, 5, 6)
     numbers = 4 * torch.round(start * (9950 / 29)).long() + torch.arange(4).repeat(60) + of_realization * 4 * 9951
     for expected, part in zip(whole.batch(numbers), everything(found), strict=True):
@@ -63,10 +63,10 @@ def test_what_training_moves_towards_has_the_errors_of_the_limit(nothing_is_held
     """The mean over the epoch's other stretches is as near to the clean component as any estimate can be."""
     params = resolve(CHOSEN | {"windows_per_epoch": "8000"})
     windows = Splits.from_params(params).epoch(1)
-    lesson = windows.lesson(torch.arange(1024))
+    lesson = windows.training_batch(torch.arange(1024))
     error = float((lesson.targets - lesson.clean).square().mean())
     assert 0.8 * 0.207 < error < 1.3 * 0.207
-    assert replace(windows, posterior_mean=None).lesson(torch.arange(8)).targets.shape == (8, 50, 1)
+    assert replace(windows, posterior_mean=None).training_batch(torch.arange(8)).targets.shape == (8, 50, 1)
 
 
 def test_noise_at_some_samples_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

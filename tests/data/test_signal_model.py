@@ -64,7 +64,7 @@ def test_the_test_set_is_all_of_realization_2(original: tuple[Params, Splits]) -
 
 
 def test_windows_are_views_until_a_batch_needs_them(original: tuple[Params, Splits]) -> None:
-    held = sum(tensor.numel() for tensor in original[1].test.content())
+    held = sum(tensor.numel() for tensor in original[1].test.tensors())
     assert held == 10_000 * (1 + 4)
 
 
@@ -78,7 +78,7 @@ def test_permuting_components_permutes_the_windows() -> None:
 
 def test_without_noise_the_mixture_is_the_mean_of_the_components() -> None:
     windows = Splits.from_params(resolve({"noise_std": "0", "amplitudes": "[1, 2, 3, 4]"})).test
-    mixtures, components = windows.content()
+    mixtures, components = windows.tensors()
     torch.testing.assert_close(mixtures[0], components.mean(dim=0))
     torch.testing.assert_close(components.abs().amax(dim=1), torch.tensor([1.0, 2.0, 3.0, 4.0]), atol=1e-3, rtol=0)
 
@@ -115,13 +115,13 @@ def test_an_epoch_of_a_stated_number_of_windows_draws_them_evenly_from_all(noise
     assert len(drawn) == splits.n_epoch == 150_000
     assert isinstance(drawn, SlidingWindows)
     assert isinstance(again, SlidingWindows)
-    assert drawn.chosen is not None
-    assert again.chosen is not None
-    counts = torch.bincount(drawn.chosen, minlength=n_windows)
+    assert drawn.indices is not None
+    assert again.indices is not None
+    counts = torch.bincount(drawn.indices, minlength=n_windows)
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
     positions = torch.arange(0, 150_000, 1000)
-    torch.testing.assert_close(drawn.batch(positions)[1], splits.train.batch(drawn.chosen[positions])[1])
-    assert not torch.equal(again.chosen, drawn.chosen)
+    torch.testing.assert_close(drawn.batch(positions)[1], splits.train.batch(drawn.indices[positions])[1])
+    assert not torch.equal(again.indices, drawn.indices)
     assert again.digest() == Splits.from_params(params).epoch(2).digest()
 
 
@@ -131,16 +131,16 @@ def test_drawn_windows_are_those_of_training_alone_where_a_split_holds_some_out(
     drawn, held_out = splits.epoch(1), splits.validation
     assert isinstance(drawn, SlidingWindows)
     assert isinstance(held_out, SlidingWindows)
-    assert drawn.chosen is not None
-    assert held_out.chosen is not None
-    assert not set(drawn.chosen.tolist()) & set(held_out.chosen.tolist())
+    assert drawn.indices is not None
+    assert held_out.indices is not None
+    assert not set(drawn.indices.tolist()) & set(held_out.indices.tolist())
 
 
 def test_independent_validation_shares_no_noise_with_anything() -> None:
     splits = Splits.from_params(resolve({"validation_realizations": "3", "noise": "fixed"}))
     assert splits.audit is not None
-    mixtures = torch.cat([w.content()[0] for w in (splits.train, splits.validation, splits.test, splits.audit)])
-    noise = mixtures - splits.test.content()[1].mean(dim=0)
+    mixtures = torch.cat([w.tensors()[0] for w in (splits.train, splits.validation, splits.test, splits.audit)])
+    noise = mixtures - splits.test.tensors()[1].mean(dim=0)
     assert len(noise) == 6
     correlation = torch.corrcoef(noise) - torch.eye(6)
     assert float(correlation.abs().max()) < 0.05
@@ -162,10 +162,10 @@ def test_a_spread_of_windows_covers_the_signal_evenly_with_all_selectors() -> No
     windows = Splits.from_params(resolve()).test
     assert isinstance(windows, SlidingWindows)
     some = evenly_spaced(windows, 4000)
-    assert some.chosen is not None
+    assert some.indices is not None
     assert len(some) == 4000
-    assert len(set(some.chosen.tolist())) == 4000
-    starts = some.chosen.reshape(-1, 4) // 4
+    assert len(set(some.indices.tolist())) == 4000
+    starts = some.indices.reshape(-1, 4) // 4
     assert (starts == starts[:, :1]).all()
     assert (int(starts[0, 0]), int(starts[-1, 0])) == (0, windows.n_starts - 1)
     assert set(torch.diff(starts[:, 0]).tolist()) <= {9, 10}

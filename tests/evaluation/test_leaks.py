@@ -128,7 +128,7 @@ def test_honest_runs_are_hardly_ever_accused() -> None:
         windows = realization_windows(stated, 8, (10_000 * SEED + run) % 2**32)
         mixtures = windows.mixtures[0].unfold(0, 8, 1)
         best = limit.posterior(mixtures).causal
-        blocks = windows.blocks(torch.arange(0, len(windows), 4))
+        blocks = windows.block_ids(torch.arange(0, len(windows), 4))
         of_limit = _block_errors(best, targets, blocks)
         # Errors of a filter: too cautious, too bold, and on its own way, ever less of each.
         bold = MMSEEstimator(limit.components, 0.2, 8).posterior(mixtures).causal

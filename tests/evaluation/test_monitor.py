@@ -47,7 +47,7 @@ def findings(params: Params, splits: Splits | None = None, *, audit_every: int =
     with closing(steps):
         for report in steps:
             if isinstance(report, EpochReport):
-                found += watched.examine(report)
+                found += watched.check(report)
     names = [finding.name for finding in found]
     assert len(names) == len(set(names))  # each is said once
     return {finding.name: finding.line for finding in found}
@@ -87,7 +87,7 @@ def test_a_small_gradient_norm_in_a_healthy_run_is_no_finding() -> None:
     ],
 )
 def test_weights_that_do_not_move_are_noticed(overrides: dict[str, str], remedy: str) -> None:
-    assert findings(small(**EASY | overrides))["unmoved_weights"].endswith(remedy)
+    assert findings(small(**EASY | overrides))["frozen_weights"].endswith(remedy)
 
 
 def test_steps_that_the_gradient_scaler_skips_are_noticed() -> None:
@@ -97,8 +97,8 @@ def test_steps_that_the_gradient_scaler_skips_are_noticed() -> None:
     assert found.line.endswith("try precision=fp32 (now fp16)")
 
 
-def test_a_filter_that_learns_nothing_is_noticed() -> None:
-    line = findings(small(**EASY | {"noise_std": "300", "learning_rate": "0.002"}))["learns_nothing"]
+def test_a_filter_that_no_learning_is_noticed() -> None:
+    line = findings(small(**EASY | {"noise_std": "300", "learning_rate": "0.002"}))["no_learning"]
     assert "try learning_rate=0.01 (now 0.002), hidden_size=256 (now 32), " in line
 
 
@@ -108,12 +108,12 @@ def test_a_filter_that_learns_nothing_is_noticed() -> None:
 )
 def test_learning_nothing_is_said_after_a_while_or_at_the_end(overrides: dict[str, str], after: int) -> None:
     params = small(**EASY | {"noise_std": "300"} | overrides)
-    assert f"after {after} epochs" in findings(params)["learns_nothing"]
+    assert f"after {after} epochs" in findings(params)["no_learning"]
 
 
 def test_no_value_is_advised_that_is_there_already() -> None:
     params = small(**EASY | {"noise_std": "300", "epochs": "2", "hidden_size": "256"})
-    line = findings(params)["learns_nothing"]
+    line = findings(params)["no_learning"]
     assert "hidden_size" not in line
     assert "learning_rate" not in line
     history = [EpochReport(e, 0.1, 1, 1e-3, 1, val_loss=0.3, val_mse=0.3) for e in (1, 2)]

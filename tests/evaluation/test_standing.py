@@ -32,9 +32,9 @@ def test_a_filter_one_percent_worse_is_seen_through_noise_that_both_share() -> N
     assert found["first"].difference is None
     assert found["first"].fresh.ratio_interval == pytest.approx((1 / 0.98, 1 / 0.98))
     assert found["worse"].against == "first"
-    assert found["worse"].words.startswith("worse by 1.0")
+    assert found["worse"].summary.startswith("worse by 1.0")
     turned = pairwise_comparisons(errors_of(first=worse, better=shared), ["first", "better"])
-    assert turned["better"].words.startswith("better by")
+    assert turned["better"].summary.startswith("better by")
     assert turned["better"].fresh.ratio_interval is None
 
 

@@ -91,7 +91,7 @@ def test_a_training_is_named_by_id_name_version_alias_filter_or_what_it_belongs_
     assert typed("train", *options(SETTING), "--seeds", "[1, 2]") == (0, "")
     both = [run.info.run_id for run in all_runs() if "mlflow.parentRunId" in run.data.tags]
     assert ids(str(all_runs()[2].info.run_id)) == both
-    assert trainings("1", tracking)[0].params == resolve(SETTING).kept(
+    assert trainings("1", tracking)[0].params == resolve(SETTING).with_tracking(
         run_dir=trainings("1", tracking)[0].params.tracking.run_dir
     )
 

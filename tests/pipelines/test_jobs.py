@@ -35,7 +35,7 @@ def test_prepare_draws_the_data_and_writes_what_training_takes(typed: Typed, fol
     given = SMALL | {"data_file": "data/training_data.npz"}
     assert typed("train", *options(given)) == (0, "")
     trained = all_runs()[-1]
-    assert diagnoses(trained.data.tags).keys() <= {"learns_nothing"}  # three short epochs
+    assert diagnoses(trained.data.tags).keys() <= {"no_learning"}  # three short epochs
     drawn = {name for name in artifacts(trained) if name.startswith("visualizations/")}
     # Nobody knows how the windows of a file follow one another.
     assert len(drawn) == 6
@@ -82,7 +82,7 @@ def test_a_diagnosis_is_said_and_tagged(
     main.main()
     told = capsys.readouterr().out
     found = diagnoses(all_runs()[0].data.tags)
-    assert set(found) == {"not_deterministic", "learns_nothing"}
+    assert set(found) == {"not_deterministic", "no_learning"}
     for line in found.values():
         assert f"diagnosis: {line}" in told.splitlines()
 

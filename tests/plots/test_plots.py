@@ -44,7 +44,7 @@ def evaluation_figures(params: Params) -> dict[str, Figure]:
         catalog.evaluation_figures(
             half,
             splits.test,
-            splits.beginning,
+            splits.first_windows,
             compared,
             frequencies_hz=frequencies_hz,
             sample_rate_hz=params.signals.sample_rate_hz,
@@ -87,7 +87,7 @@ def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(overrides: di
 def test_a_spectrum_has_its_peaks_at_the_components_with_a_quarter_of_their_amplitude() -> None:
     params = resolve({"noise_std": "0.01", "amplitudes": "[1, 2, 1, 0.5]"})
     windows = Splits.from_params(params).test
-    mixture = windows.content()[0][0].double().numpy()
+    mixture = windows.tensors()[0][0].double().numpy()
     grid_hz, amplitudes = data.amplitude_spectrum(mixture, params.signals.sample_rate_hz)
     for frequency_hz, amplitude in zip((1, 3, 5, 7), (1, 2, 1, 0.5), strict=True):
         near = np.abs(grid_hz - frequency_hz) < 0.5
@@ -105,7 +105,7 @@ def test_a_stretch_is_the_clean_signal_and_the_answers_to_its_windows() -> None:
         sample_rate_hz=params.signals.sample_rate_hz,
         device=CPU,
     )
-    mixtures, components = windows.content()
+    mixtures, components = windows.tensors()
     assert found.targets.shape == (4, 400)
     np.testing.assert_array_equal(found.targets, components)
     np.testing.assert_array_equal(found.estimates, (mixtures[0] / 2).expand(4, -1))

@@ -10,14 +10,14 @@ from freqfilter.config import Params, resolve
 from freqfilter.data.splits import Splits
 from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.tracking import registry
-from freqfilter.tracking.aliases import Version
+from freqfilter.tracking.aliases import RegisteredVersion
 from freqfilter.tracking.lifecycle import open_run
 from tests.conftest import SMALL
 
 NAME = "frequency-filter"
 SETTING = SMALL | {"hidden_size": "16", "learning_rate": "0.02", "noise_std": "0.2"}
 # What small filters keep to on every processor: the lesser of the two has 1.2 and 1.5, the deaf one 3.9.
-BOUNDS = ("--most_over_limit", "1.5", "--most_over_limit_per_frequency", "2.5")
+BOUNDS = ("--max_mse_ratio", "1.5", "--max_mse_ratio_per_frequency", "2.5")
 
 
 def setting(**overrides: str) -> Params:
@@ -54,8 +54,8 @@ def deaf_to_the_last_component(version: int) -> FrequencyFilterLSTM:
     return module
 
 
-def version(number: int) -> Version:
-    return Version.of(MlflowClient().get_model_version(NAME, str(number)))
+def version(number: int) -> RegisteredVersion:
+    return RegisteredVersion.from_mlflow(MlflowClient().get_model_version(NAME, str(number)))
 
 
 def aliases() -> dict[str, int]:

@@ -70,17 +70,17 @@ def test_somebody_else_moves_the_champion_meanwhile(
     import freqfilter.pipelines.promote as workflow
 
     registry_with(1)
-    examine, seen = workflow.examine, []
+    examine, seen = workflow.run_checks, []
 
     def meanwhile(candidate, champion, *args, **named):  # type: ignore[no-untyped-def]
-        seen.append(champion.number)
+        seen.append(champion.version)
         if len(seen) == 1:
             client = MlflowClient()
             client.create_model_version("frequency-filter", version(1).source, tags=version(1).tags)
             client.set_registered_model_alias("frequency-filter", "champion", "3")
         return examine(candidate, champion, *args, **named)
 
-    monkeypatch.setattr(workflow, "examine", meanwhile)
+    monkeypatch.setattr(workflow, "run_checks", meanwhile)
     assert typed("promote", "--version", "2", *BOUNDS) == (0, "")
     assert seen == [1, 3]
     assert (aliases()["champion"], aliases()["previous"]) == (2, 3)

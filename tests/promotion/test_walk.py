@@ -147,14 +147,14 @@ def test_the_end_of_a_models_process_is_no_verdict(
 ) -> None:
     """As a system short of memory ends it, whether it is the champion's or the candidate's."""
     registry_with(1)
-    ask = ModelWorker.ask
+    ask = ModelWorker.request_scores
 
     def killed(self: ModelWorker, noise_seeds: list[int] | None) -> None:
         if self._uri == version(number).uri:
             self._process.kill()
         ask(self, noise_seeds)
 
-    monkeypatch.setattr(ModelWorker, "ask", killed)
+    monkeypatch.setattr(ModelWorker, "request_scores", killed)
     code, line = typed("promote", "--version", "2", *BOUNDS)
     assert (code, line.count("\n")) == (2, 1)
     assert "ended by SIGKILL from outside" in line
@@ -175,7 +175,7 @@ def test_to_ask_again_gives_the_same_and_another_seed_is_named(promote, registry
 
 
 def test_under_mlflow_run_a_refusal_is_a_decision_made(promote, registry: Path, mlflow_run: Program) -> None:  # type: ignore[no-untyped-def]
-    done = mlflow_run("-e", "promote", version="1", most_over_limit="1.0001")
+    done = mlflow_run("-e", "promote", version="1", max_mse_ratio="1.0001")
     assert done.returncode == 1
     assert "REFUSED: frequency-filter version 1" in done.stdout
     deadline = time.monotonic() + 60

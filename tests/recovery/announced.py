@@ -46,8 +46,8 @@ def main() -> None:
     CheckpointWriter.write = during("checkpoint", CheckpointWriter.write)  # type: ignore[method-assign]
     make_sender = run.sender
     run.sender = lambda *args: during("logging", make_sender(*args))
-    train.judge = during("evaluation", train.judge)
-    train.keep_model = during("registration", train.keep_model)
+    train.evaluate_best_weights = during("evaluation", train.evaluate_best_weights)
+    train.log_model = during("registration", train.log_model)
     lifecycle.shutil.rmtree = during("ending", lifecycle.shutil.rmtree)  # type: ignore[assignment]
     run_command_line()
 

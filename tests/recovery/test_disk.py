@@ -64,7 +64,7 @@ def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_when_there_is_room(
     assert run.info.status == "FAILED"
     kept = small_disk / "runs" / run.info.run_id / "checkpoints"
     said: list[str] = []
-    assert (Checkpoints(kept, kept=1).newest(said.append) is not None) == bool(list(kept.glob("*.pt")))
+    assert (Checkpoints(kept, kept=1).latest(said.append) is not None) == bool(list(kept.glob("*.pt")))
     assert said == []
     assert list(small_disk.rglob("*.part")) == []
 

@@ -110,7 +110,7 @@ def test_a_run_that_is_at_work_is_left_alone_and_one_of_another_machine_only_whe
     client.set_tag(run_id, "process", tag.replace('"host": "', '"host": "another-'))
     code, line = typed("resume", run_id)
     assert code == 2
-    assert "--abandoned" in line
+    assert "--force" in line
 
 
 def test_mlflow_run_with_a_run_id_goes_on_with_it(whole: Outcome, folder: Path, mlflow_run: Program) -> None:

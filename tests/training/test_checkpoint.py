@@ -53,9 +53,9 @@ def test_a_run_that_goes_on_from_a_checkpoint_equals_one_that_never_stopped(
     path, stopped = tmp_path / "checkpoint.pt", fresh_state(params)
     run(params, stopped, stop_after=stop_after, at_each=lambda: write_checkpoint(path, stopped, stated(params)))
     held = read_checkpoint(path)
-    assert held.stated == stated(params)
+    assert held.spec == stated(params)
     assert not held.ended
-    resumed = fresh_state(held.stated.params)
+    resumed = fresh_state(held.spec.params)
     resumed.load_state_dict(held.state)
     run(params, resumed)
     assert figures(resumed) == figures(whole)
@@ -152,7 +152,7 @@ def test_a_bit_that_has_flipped_is_noticed_or_changes_nothing(where: float, bit:
         found = read_checkpoint(path)
     except UserError:
         return
-    assert found.stated == expected.stated
+    assert found.spec == expected.spec
     assert all(torch.equal(found.state["network"][name], w) for name, w in expected.state["network"].items())
 
 
@@ -167,22 +167,22 @@ def test_the_newest_whole_checkpoint_is_found_and_older_ones_are_removed(tmp_pat
     params, said = small(epochs="3"), []
     state, splits = fresh_state(params), Splits.from_params(params)
     checkpoints = Checkpoints(tmp_path, kept=3)
-    assert checkpoints.newest(said.append) is None
+    assert checkpoints.latest(said.append) is None
     steps = train(state, training_windows=splits.epoch, validation=splits.validation, params=params.training)
     with closing(steps):
         for report in steps:
             if isinstance(report, EpochReport) or report.batch == 5:
                 write_checkpoint(checkpoints.path(state.progress), state, stated(params))
-    names = [path.name for path in checkpoints.found()]
+    names = [path.name for path in checkpoints.files()]
     assert names == [
         "epoch_0003.pt", "epoch_0002_batch_000005.pt", "epoch_0002.pt", "epoch_0001_batch_000005.pt",
         "epoch_0001.pt", "epoch_0000_batch_000005.pt",
     ]  # fmt: skip
     checkpoints.remove_old(needed={tmp_path / "epoch_0001.pt"})
-    assert [path.name for path in checkpoints.found()] == [*names[:3], "epoch_0001.pt"]
+    assert [path.name for path in checkpoints.files()] == [*names[:3], "epoch_0001.pt"]
     for name in names[:2]:
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-100])
-    found = checkpoints.newest(said.append)
+    found = checkpoints.latest(said.append)
     assert found is not None
     assert (found.state["progress"]["epoch"], found.state["progress"]["batch"]) == (3, 0)
     assert [f"{tmp_path / name}: damaged" in line for name, line in zip(names, said, strict=False)] == [True, True]

@@ -14,7 +14,7 @@ from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.data.windows import TensorWindows, TrainingBatch
 from freqfilter.errors import TrainingError, UserError
-from freqfilter.training.device import Device
+from freqfilter.training.device import Accelerator
 from freqfilter.training.loop import train, training_step, validate
 from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
@@ -116,8 +116,8 @@ def test_the_last_epoch_is_validated_whatever_validate_every_says() -> None:
 def test_losses_are_means_over_batches_and_val_mse_a_mean_over_samples() -> None:
     params = small(batch_size="100", epochs="1")
     state = run(params)
-    windows = Splits.from_params(params).validation.to(state.compute.device)
-    inputs, targets = windows.batch(torch.arange(len(windows), device=state.compute.device))
+    windows = Splits.from_params(params).validation.to(state.accelerator.device)
+    inputs, targets = windows.batch(torch.arange(len(windows), device=state.accelerator.device))
     with torch.inference_mode():
         errors = (state.network(inputs) - targets).square()
     of_batches = [float(batch.mean()) for batch in errors.split(100)]
@@ -133,9 +133,9 @@ def test_each_epoch_takes_every_window_once_in_a_new_order() -> None:
     params, taken = small(epochs="2", batch_size="16"), list[Tensor]()
 
     class Recorded(TensorWindows):
-        def lesson(self, positions: Tensor) -> TrainingBatch:
+        def training_batch(self, positions: Tensor) -> TrainingBatch:
             taken.append(positions.cpu())
-            return super().lesson(positions)
+            return super().training_batch(positions)
 
     windows = Recorded(torch.randn(1000, 10, 5), torch.randn(1000, 10, 1))
     state = fresh_state(params)
@@ -253,9 +253,11 @@ def test_a_plateau_cuts_the_rate_of_all_optimizers() -> None:
 def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: str, gradient_clip_norm: str) -> None:
     params = small(optimizer=optimizer, gradient_clip_norm=gradient_clip_norm)
     state = fresh_state(params)
-    state.scaler = torch.amp.GradScaler(state.compute.device.type)
+    state.scaler = torch.amp.GradScaler(state.accelerator.device.type)
     lesson = (
-        Splits.from_params(params).train.to(state.compute.device).lesson(torch.arange(64, device=state.compute.device))
+        Splits.from_params(params)
+        .train.to(state.accelerator.device)
+        .training_batch(torch.arange(64, device=state.accelerator.device))
     )
     training_step(state, lesson, params.training)
     before, scale = copy.deepcopy(state.network.state_dict()), state.scaler.get_scale()
@@ -269,7 +271,9 @@ def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: st
 def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean_component() -> None:
     params = small()
     state, splits = fresh_state(params), Splits.from_params(params)
-    inputs, _, clean = splits.train.to(state.compute.device).lesson(torch.arange(64, device=state.compute.device))
+    inputs, _, clean = splits.train.to(state.accelerator.device).training_batch(
+        torch.arange(64, device=state.accelerator.device)
+    )
     with torch.no_grad():
         targets = state.network(inputs)
         loss = float((targets - clean).square().mean())
@@ -283,13 +287,13 @@ def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean
 def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda: PyTorch finds no CUDA device"):
-            Device.open(small(device="cuda").training)
+            Accelerator.open(small(device="cuda").training)
     try:
-        compute = Device.open(small(precision="fp16", device="cpu").training)
+        accelerator = Accelerator.open(small(precision="fp16", device="cpu").training)
     except UserError as error:
         assert "use fp32" in str(error)
     else:
-        assert compute.dtype is torch.float16
+        assert accelerator.dtype is torch.float16
 
 
 @pytest.mark.parametrize(
@@ -299,7 +303,7 @@ def test_auto_is_bf16_on_a_processor_made_for_it_whose_libraries_can(
     processor: bool, refused: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("freqfilter.training.device._made_for_bf16", lambda: processor)
-    monkeypatch.setattr(Device, "_refusal", lambda compute: refused if compute.dtype else None)
-    compute = Device.open(small(precision="auto", device="cpu").training)
-    assert compute.precision == precision
-    assert compute.describe().endswith(precision)
+    monkeypatch.setattr(Accelerator, "_refusal", lambda accelerator: refused if accelerator.dtype else None)
+    accelerator = Accelerator.open(small(precision="auto", device="cpu").training)
+    assert accelerator.precision == precision
+    assert accelerator.describe().endswith(precision)

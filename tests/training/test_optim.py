@@ -39,10 +39,10 @@ def test_muon_moves_more_directions_than_adam() -> None:
     def directions(optimizer: str) -> float:
         params = resolve(SMALL | {"optimizer": optimizer, "hidden_size": "32"})
         state = fresh_state(params)
-        windows = Splits.from_params(params).train.to(state.compute.device)
+        windows = Splits.from_params(params).train.to(state.accelerator.device)
         hidden = state.network.recurrent.weight_hh_l0
         before = hidden.detach().clone()
-        inputs, targets = windows.batch(torch.arange(64, device=state.compute.device))
+        inputs, targets = windows.batch(torch.arange(64, device=state.accelerator.device))
         (state.network(inputs) - targets).square().mean().backward()
         for one in state.optimizers:
             one.step()

@@ -57,7 +57,7 @@ CUT = {
     "audit_windows": "200",
     "threads": "1",
 }
-LENIENT = {"most_over_limit": "4", "most_over_limit_per_frequency": "6"}
+LENIENT = {"max_mse_ratio": "4", "max_mse_ratio_per_frequency": "6"}
 
 
 @pytest.fixture(scope="module")
