@@ -50,7 +50,7 @@ original: $(VENV)/installed  ## train as the original script does
 CHOICE := {seed: [43, 44], targets: clean, optimizer: adam, learning_rate: [0.0025, 0.01], precision: fp32, \
   scheduler: plateau, batch_size: [64, 256], windows_per_epoch: [16000, 64000], dropout: 0.1, weight_decay: 1e-4, cell: gru, \
   gradient_clip_norm: [0, 0.1, 0.5], epochs: 4}
-THIRD := -P epochs=8 -P validate_every=8 -P validation_realizations=4 -P validation_windows=null -P audit_every=0
+THIRD := -P epochs=8 -P validate_every=8 -P validation_realizations=4 -P validation_windows=null -P holdout_every=0
 ADAM_RATES := {learning_rate: [0.0025, 0.01]}
 ADAM := -P optimizer=adam -P scheduler=plateau -P scheduler_patience=2 -P learning_rate=0.002 -P batch_size=64 \
   -P windows_per_epoch=null -P targets=clean -P precision=fp32 -P validation_windows=null
@@ -70,7 +70,7 @@ alternatives: $(VENV)/installed  ## train the alternatives of docs/alternatives.
 	@$(ABLATE) $(ADAM) -P epochs=4 -P values="$(ALTERNATIVES)"
 	@$(ABLATE) $(ONE_SECOND) $(FIXED_NOISE) -P values="$(OVERFITTING)"
 	@$(ABLATE) $(ONE_SECOND) $(FIXED_NOISE) -P augment_gain_db=3 -P values="$(AUGMENTED)"
-	@$(ABLATE) $(ADAM) $(ONE_SECOND) -P epochs=3 -P audit_every=0 -P values="$(ALTERNATIVES)"
+	@$(ABLATE) $(ADAM) $(ONE_SECOND) -P epochs=3 -P holdout_every=0 -P values="$(ALTERNATIVES)"
 
 story: $(VENV)/installed  ## draw the README's first picture from the newest runs of the default and the original
 	@$(BIN)/python docs/draw_story.py $(EXPERIMENT)

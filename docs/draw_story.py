@@ -18,7 +18,7 @@ from freqfilter.tracking.loading import load_run
 
 PICTURE = Path(__file__).parent / "pictures" / "story.png"
 RECIPES = {"original": ORANGE, "default": BLUE}
-CURVES = {"val": ("-", "validation"), "audit": ("--", "audit on unseen noise")}
+CURVES = {"val": ("-", "validation"), "holdout": ("--", "holdout on unseen noise")}
 
 
 def main(experiment: str) -> None:
@@ -34,7 +34,7 @@ def main(experiment: str) -> None:
         run_id = newest(client, experiment, recipe)
         params = load_run(run_id).params
         splits = Splits.from_params(params)
-        scored = {"val": splits.validation, "audit": evenly_spaced(splits.audit, params.evaluation.audit_windows)}
+        scored = {"val": splits.validation, "holdout": evenly_spaced(splits.holdout, params.evaluation.holdout_windows)}
         for name, (line, label) in CURVES.items():
             limit = limits.validation_limit(params, scored[name])
             points = sorted(client.get_metric_history(run_id, f"{name}/mse"), key=lambda point: point.step)

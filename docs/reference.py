@@ -39,14 +39,14 @@ METRICS = {
         "train/loss": "training loss, the mean over the epoch's batches",
         "train/learning_rate": "learning rate in force at the epoch's last step",
         "train/gradient_norm": "norm of the gradient before clipping, the mean over the batches",
-        "train/epoch_seconds": "wall time of training and validation, audit apart, seconds",
+        "train/epoch_seconds": "wall time of training and validation, holdout apart, seconds",
     },
-    "Validation and audit, at each epoch that has one": {
+    "Validation and holdout, at each epoch that has one": {
         "val/loss": "validation loss, the mean over batches of the training's size, in the units of the loss",
         "val/mse": "mean squared error on the validation windows, the mean over samples, whatever the loss",
         "val/limit_mse": "the limit on the same windows",
         "val/mse_over_limit": "`val/mse` as a multiple of that limit: 1 is the least that a filter can expect",
-        "audit/mse": "mean squared error on the audit windows, noise that nothing is trained on or chosen by",
+        "holdout/mse": "mean squared error on the holdout windows, noise that nothing is trained on or chosen by",
     },
     "System, every `system_metrics_interval` seconds": {
         "system/cpu_utilization_percentage": "share of all processor cores that all programs take",
@@ -65,7 +65,7 @@ METRICS = {
         "best/val_loss": "its validation loss",
         "best/val_mse": "its mean squared error on the validation windows",
         "best/val_mse_over_limit": "the same as a multiple of the limit",
-        "best/audit_mse": "its mean squared error on all windows of the audit realization",
+        "best/holdout_mse": "its mean squared error on all windows of the holdout realization",
     },
     "The test, with the best weights": {
         "test/mse": "mean squared error",

@@ -82,8 +82,6 @@ class ShutdownHandler:
         An ignored SIGHUP stays ignored (nohup). After a signal, all three are ignored when the block ends, since the
         process is about to exit.
         """
-        self._received = self._launcher = None
-        self._thread.deferred = False
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
@@ -93,6 +91,8 @@ class ShutdownHandler:
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if self.received else handler)
+            self._received = self._launcher = None
+            self._thread.deferred = False
 
     @property
     def _deferred(self) -> bool:

@@ -150,6 +150,6 @@ def _figures(report: EpochReport) -> list[str]:
     figures = [f"train {report.train_loss:.4f}"]
     if report.val_loss is not None:
         figures.append(f"val {report.val_loss:.4f}{'*' if report.improved else ' '}")
-    if report.audit_mse is not None:
-        figures.append(f"audit {report.audit_mse:.4f}")
+    if report.holdout_mse is not None:
+        figures.append(f"holdout {report.holdout_mse:.4f}")
     return [*figures, f"lr {report.learning_rate:.2g}"]

@@ -10,7 +10,6 @@ COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OUTBOX = "outbox.jsonl"  # in the folder of a run
 
-
 TEST_MSE = "test/mse"
 TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
 TRAIN_LOSS = "train/loss"
@@ -18,11 +17,15 @@ VAL_LOSS = "val/loss"
 VAL_MSE = "val/mse"
 VAL_MSE_OVER_LIMIT = "val/mse_over_limit"
 VAL_LIMIT_MSE = "val/limit_mse"
-AUDIT_MSE = "audit/mse"
+HOLDOUT_MSE = "holdout/mse"
+BEST_HOLDOUT_MSE = "best/holdout_mse"
 EPOCH_SECONDS = "train/epoch_seconds"
 PEAK_MEMORY = "peak_memory_mb"
 SYSTEM = "system/"  # what the names of system metrics begin with; MLflow's UI has a tab for them
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
+
+# Metrics of runs of before, by their former name.
+LEGACY_METRICS = {"audit/mse": HOLDOUT_MSE, "best/audit_mse": BEST_HOLDOUT_MSE}
 
 
 def is_repeatable(name: str) -> bool:

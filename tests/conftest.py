@@ -101,7 +101,7 @@ SMALL = {
     "targets": "clean",
     "learning_rate": "0.002",
     "scheduler": "plateau",
-    "audit_windows": "200",
+    "holdout_windows": "200",
     "threads": "1",
 }
 

@@ -92,7 +92,7 @@ def test_the_run_is_finished_with_every_parameter_under_its_own_name_once(traine
 def test_each_epoch_is_charted_once(trained: tuple[Path, Run, str]) -> None:
     _, run, _ = trained
     points = history(run)
-    of_epochs = ("train/loss", "val/loss", "val/mse", "audit/mse", "train/learning_rate", "train/gradient_norm")
+    of_epochs = ("train/loss", "val/loss", "val/mse", "holdout/mse", "train/learning_rate", "train/gradient_norm")
     for name in (*of_epochs, "val/limit_mse", "val/mse_over_limit"):
         assert [step for step, _ in points[name]] == [1, 2, 3], name
     assert points["val/loss"] != points["train/loss"]
@@ -122,7 +122,7 @@ def test_the_run_tells_where_it_comes_from(trained: tuple[Path, Run, str]) -> No
         assert tags[name]
     assert "Test MSE" in tags["mlflow.note.content"]
     inputs = {data.dataset.name: data.dataset.digest for data in run.inputs.dataset_inputs}
-    assert set(inputs) == {"train_without_noise", "validation", "test", "audit"}
+    assert set(inputs) == {"train_without_noise", "validation", "test", "holdout"}
     assert len(set(inputs.values())) == 4
 
 
@@ -137,7 +137,7 @@ def test_the_originals_files_stand_under_the_originals_names(trained: tuple[Path
         "visualizations/08_prediction.png", "visualizations/09_errors.png", "visualizations/10_scatter.png",
         "visualizations/11_spectrum.png", "visualizations/12_long_stretch.png",
         "visualizations/13_mse_per_frequency.png", "visualizations/14_mse_over_window.png",
-        "evaluation/test_scores.md", "evaluation/test_mse_over_window.csv", "evaluation/leak_audit.json",
+        "evaluation/test_scores.md", "evaluation/test_mse_over_window.csv", "evaluation/overlap.json",
     }  # fmt: skip
     with PIL.Image.open(download(run, "visualizations/07_training_loss.png", tmp_path)) as picture:
         assert picture.size == (12 * 300, 6 * 300)
@@ -195,7 +195,7 @@ def test_the_parameters_file_repeats_the_run_bit_for_bit_and_another_seed_does_n
         zygote.run([*command, *words], check=True, env=os.environ | FORKED)
     first, again, other = all_runs()[-3:]
     assert first.info.run_id == run.info.run_id
-    assert {"train/loss", "val/loss", "audit/mse", "test/mse"} <= set(history(first))
+    assert {"train/loss", "val/loss", "holdout/mse", "test/mse"} <= set(history(first))
     assert history(again) == history(first)
     assert history(other)["train/loss"][0] != history(first)["train/loss"][0]
     assert again.data.tags["params_digest"] == first.data.tags["params_digest"]

@@ -31,7 +31,7 @@ FACTS = {
         assert leaky.overlap.n_shared == leaky.overlap.n_samples
         assert honest.overlap.n_shared == 0
         assert leaky.metrics["best/val_mse"] < 0.7 * leaky.val_limit_mse
-        assert leaky.metrics["best/audit_mse"] > leaky.metrics["test/zero_mse"]
+        assert leaky.metrics["best/holdout_mse"] > leaky.metrics["test/zero_mse"]
         assert leaky.metrics["test/mse"] > 1.2 * honest.metrics["test/mse"]
     """,
     "3_training_and_comparing": """

@@ -66,7 +66,7 @@ def measure() -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         uri = f"sqlite:///{name}/mlflow.db"
         train = [sys.executable, "-m", "freqfilter", "train", "--epochs=1", "--windows_per_epoch=1280"]
-        process([*train, "--audit_every=0"], environment={"MLFLOW_TRACKING_URI": uri}, cwd=Path(name))
+        process([*train, "--holdout_every=0"], environment={"MLFLOW_TRACKING_URI": uri}, cwd=Path(name))
         sides = {way: side("parts.inference", uri=uri, way=way) for way in (NAIVE, VERSION)}
         ended = in_turns(sides, rounds=ROUNDS, cwd=Path(name))
     found = [each.answer for each in ended[VERSION]]

@@ -45,7 +45,7 @@ def measure() -> list[Row]:
         grown = []
         for n_samples in SIGNALS:
             length = {"n_samples": str(n_samples), "duration_s": str(n_samples / 1000)}
-            peak = training(folder, epochs="1", audit_every="0", register="false", **length)
+            peak = training(folder, epochs="1", holdout_every="0", register="false", **length)
             say(f"  a signal of {n_samples:,} samples: {peak:.0f} MB")
             grown.append(Row(LONG, "peak", "MB", [peak], setting={"n_samples": float(n_samples)}))
     return [*rows.values(), *grown]

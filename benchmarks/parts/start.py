@@ -16,7 +16,7 @@ HELP = {"freqfilter --help": [sys.executable, "-m", "freqfilter", "--help"]}
 HELP |= {"bare Python": [sys.executable, "-c", "pass"]}
 MLFLOW_RUN = "mlflow run"
 DIRECT = "python -m freqfilter train"
-SHORT = {"epochs": "1", "windows_per_epoch": "128", "audit_every": "0", "register": "false"}
+SHORT = {"epochs": "1", "windows_per_epoch": "128", "holdout_every": "0", "register": "false"}
 # What a run says when it has come so far; the last one just before the first step.
 STAGES = {"run ": "to the open run", "limit: ": "to the first step"}
 

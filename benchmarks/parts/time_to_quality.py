@@ -46,7 +46,7 @@ def reference_steps(seed: int) -> Iterator[Any]:
 
 def our_steps(seed: int, epochs: int) -> Iterator[Any]:
     """This program without a tracker, a step at a time."""
-    params = resolve({"seed": str(seed), "audit_every": "0", "epochs": str(epochs)})
+    params = resolve({"seed": str(seed), "holdout_every": "0", "epochs": str(epochs)})
     state, splits = begin(params)
     limits.validation_limit(params, splits.validation)  # as a run states it before it trains
     steps = train(state, training_windows=splits.epoch, validation=splits.validation, params=params.training)

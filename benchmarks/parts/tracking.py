@@ -79,7 +79,7 @@ class Watch(logging.Handler):
 
 
 def without_tracker() -> dict[str, Any]:
-    """The loop alone, with validation and audit as the tracked runs have them."""
+    """The loop alone, with validation and holdout as the tracked runs have them."""
     from benchmarks.parts.epoch import begin
     from freqfilter.config import resolve
     from freqfilter.data.windows import evenly_spaced
@@ -92,7 +92,7 @@ def without_tracker() -> dict[str, Any]:
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        audit=evenly_spaced(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
+        holdout=evenly_spaced(splits.holdout, params.evaluation.holdout_windows) if splits.holdout else None,
         params=params.training,
     )
     with closing(steps):

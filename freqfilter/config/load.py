@@ -15,8 +15,8 @@ from freqfilter.config.schema import Params
 from freqfilter.errors import UserError, one_line
 
 DEFAULT_RECIPE = "default"
-# What a data file settles: it carries its own noise and split, and no signal model to draw an audit from.
-FORCED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "audit_every": "0"}
+# What a data file settles: it carries its own noise and split, and no signal model to draw a holdout evaluation from.
+FORCED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "holdout_every": "0"}
 # What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
 DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
 # What held before there were these parameters, for what was stored then.
@@ -27,6 +27,12 @@ LEGACY_DEFAULTS = {
     "optimizer": "adam",
     "targets": "clean",
     "scheduler": "plateau",
+}
+# Former names of parameters, for what was stored then.
+LEGACY_NAMES = {
+    "holdout_noise_seed": "audit_noise_seed",
+    "holdout_every": "audit_every",
+    "holdout_windows": "audit_windows",
 }
 
 
@@ -195,7 +201,8 @@ def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
     otherwise = defaults() | LEGACY_DEFAULTS
     try:
         for section, name, _ in fields():
-            sections[section][name] = stored.get(section, {}).get(name, otherwise[name])
+            values = stored.get(section, {})
+            sections[section][name] = values.get(name, values.get(LEGACY_NAMES.get(name, name), otherwise[name]))
         return Params.model_validate(sections)
     except (AttributeError, TypeError, ValidationError):
         raise UserError("the stored parameters are damaged, or of another program") from None

@@ -118,7 +118,7 @@ class DataParams(_Section):
     split_seed: Seed = Field(description="seed of the permutation, split random")
     train_noise_seed: Seed = Field(description="noise seed of the training realization, noise fixed")
     test_noise_seed: Seed = Field(description="noise seed of the test realization")
-    audit_noise_seed: Seed = Field(description="noise seed of the audit realization")
+    holdout_noise_seed: Seed = Field(description="noise seed of the holdout realization")
     validation_noise_seed: Seed = Field(description="first noise seed of validation, split independent")
     validation_realizations: Count = Field(le=1000, description="realizations of validation, split independent")
     validation_windows: Count | None = Field(
@@ -211,8 +211,8 @@ class TrainingParams(_Section):
 class EvaluationParams(_Section):
     """What is measured beside validation."""
 
-    audit_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between audits; 0: no audit")
-    audit_windows: Count = Field(description="windows of an audit during training, spread evenly")
+    holdout_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between holdout evaluations; 0: none")
+    holdout_windows: Count = Field(description="windows of a holdout evaluation during training, spread evenly")
 
 
 with warnings.catch_warnings():
@@ -258,8 +258,8 @@ class Params(_Section):
             )
         if (data.split == "file") != (data.data_file is not None):
             raise ValueError(f"split={data.split}: split=file goes with data_file, and with nothing else")
-        if data.data_file is not None and (data.noise != "fixed" or self.evaluation.audit_every):
-            wrong = "noise=fresh" if data.noise != "fixed" else f"audit_every={self.evaluation.audit_every}"
+        if data.data_file is not None and (data.noise != "fixed" or self.evaluation.holdout_every):
+            wrong = "noise=fresh" if data.noise != "fixed" else f"holdout_every={self.evaluation.holdout_every}"
             raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
         if data.split in ("random", "blocked") and data.noise == "fresh":
             raise ValueError(f"split={data.split} cuts windows of one realization: add noise=fixed")
@@ -289,8 +289,8 @@ class Params(_Section):
             seeds["validation_noise_seed"] = range(first, first + data.validation_realizations)
         elif data.split == "random":
             seeds["split=random"] = seeds["train_noise_seed"]
-        if self.evaluation.audit_every:
-            seeds["audit_noise_seed"] = range(data.audit_noise_seed, data.audit_noise_seed + 1)
+        if self.evaluation.holdout_every:
+            seeds["holdout_noise_seed"] = range(data.holdout_noise_seed, data.holdout_noise_seed + 1)
         return seeds
 
     def _keep_realizations_apart(self) -> None:

@@ -1,4 +1,4 @@
-"""Training, validation, test and audit windows."""
+"""Training, validation, test and holdout windows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Splits:
         validation: What chooses the best epoch.
         test: Touched once, at the end.
         first_windows: All windows of the beginning of the test realization; None where nobody knows it.
-        audit: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no audit.
+        holdout: A realization that nothing is trained on or chosen by, for a curve over epochs; None: no holdout.
     """
 
     train: WindowDataset
@@ -56,7 +56,7 @@ class Splits:
     validation: WindowDataset
     test: WindowDataset
     first_windows: SlidingWindows | None
-    audit: SlidingWindows | None
+    holdout: SlidingWindows | None
 
     @classmethod
     def from_params(cls, params: Params) -> Self:
@@ -72,7 +72,7 @@ class Splits:
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the data by purpose."""
-        parts = {"train": self.train, "validation": self.validation, "test": self.test, "audit": self.audit}
+        parts = {"train": self.train, "validation": self.validation, "test": self.test, "holdout": self.holdout}
         return {purpose: windows.digest() for purpose, windows in parts.items() if windows is not None}
 
     @classmethod
@@ -95,10 +95,10 @@ class Splits:
     def _generated(cls, params: Params) -> Self:
         data, model = params.data, SignalModel.from_params(params.signals)
         length, fresh_noise = data.window_length, data.noise == "fresh"
-        n_audit = None
+        n_holdout = None
         if too_long := fresh_noise and model.n_samples > MAX_SAMPLES_IN_MEMORY:
             _refuse_all_windows(params)
-            n_audit = params.evaluation.audit_windows
+            n_holdout = params.evaluation.holdout_windows
         if fresh_noise:
             train = evenly_spaced_windows(model, length, params.training.windows_per_epoch if too_long else None)
         else:
@@ -130,9 +130,9 @@ class Splits:
             noise = random.standard_normal((n_epoch, length), dtype=np.float32)
             return replace(of_epoch(epoch), noise=torch.from_numpy(noise * np.float32(model.noise_std)))
 
-        audit = None
-        if params.evaluation.audit_every:
-            audit = evenly_spaced_windows(model, length, n_audit, data.audit_noise_seed)
+        holdout = None
+        if params.evaluation.holdout_every:
+            holdout = evenly_spaced_windows(model, length, n_holdout, data.holdout_noise_seed)
         return cls(
             train=train,
             epoch=noisy if fresh_noise else of_epoch,
@@ -141,7 +141,7 @@ class Splits:
             validation=validation,
             test=evenly_spaced_windows(model, length, data.test_windows, data.test_noise_seed),
             first_windows=first_windows(model, length, FIRST_SAMPLES, data.test_noise_seed),
-            audit=audit,
+            holdout=holdout,
         )
 
 

@@ -27,7 +27,7 @@ STANDSTILL = 1e-3  # share of the learning rate that a scheduler has left: weigh
 MIN_CLIP_NORM = 1e-6  # below, Adam's epsilon outweighs the gradient
 NO_BETTER, NOT_BEGUN = 0.95, 0.99  # of the error of answers that ignore the mixture: at the end, and before
 VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows nothing is called one; share of all epochs
-FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and audit differ by a few hundredths
+FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and holdout differ by a few hundredths
 TIMES_FAR_ABOVE = 2  # in a row
 SLOW, SLOW_BY_S = 1.75, 5.0  # over the fastest epoch of the run, as a factor and in seconds
 
@@ -148,18 +148,18 @@ def no_learning(history: Sequence[EpochReport], blind_mse: float, params: Params
 
 
 def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | None:
-    """Training far below validation, or what leaks from training far below the audit: data learnt by heart."""
+    """Training far below validation, or what leaks from training far below the holdout: data learnt by heart."""
     on_validation = _Gap("validation", "training loss", "loss")
-    on_audit = _Gap("audit", "training loss" if params.training.loss == "mse" else "validation MSE", "MSE")
+    on_holdout = _Gap("holdout", "training loss" if params.training.loss == "mse" else "validation MSE", "MSE")
     for report in history:
         if report.val_loss is not None:
             on_validation.add(report.epoch, report.train_loss, report.val_loss)
         low = report.train_loss if params.training.loss == "mse" else report.val_mse
-        if report.audit_mse is not None and low is not None:
-            on_audit.add(report.epoch, low, report.audit_mse)
+        if report.holdout_mse is not None and low is not None:
+            on_holdout.add(report.epoch, low, report.holdout_mse)
     in_decibels = params.training.loss == "snr"
-    if on_audit.is_wide():
-        gap = on_audit
+    if on_holdout.is_wide():
+        gap = on_holdout
     elif on_validation.is_wide(in_decibels=in_decibels):
         gap = on_validation
     else:
@@ -257,7 +257,7 @@ class SampleOverlap:
         """One line."""
         share = self.n_shared / self.n_samples
         return (
-            f"leak audit: {self.n_shared:,} of {self.n_samples:,} validation samples ({share:.0%}) also stand in "
+            f"sample overlap: {self.n_shared:,} of {self.n_samples:,} validation samples ({share:.0%}) also stand in "
             "training windows, noise included"
         )
 

@@ -17,7 +17,7 @@ from freqfilter.pipelines.setup import setup
 from freqfilter.pipelines.train import TrainingResult, train
 from freqfilter.plots.training import comparison
 from freqfilter.process import shutdown
-from freqfilter.tracked_names import TEST_MSE, TEST_MSE_OVER_LIMIT
+from freqfilter.tracked_names import BEST_HOLDOUT_MSE, TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
@@ -50,7 +50,7 @@ def train_variants(
 
     Where the variants differ in their seed alone, the parent has the mean and the spread of every metric
     (``test/mse_mean``, ``test/mse_std``): over all seeds, or not at all. Where they differ in more, somebody is
-    choosing, and the comparison is of validation and audit: the test set chooses nothing.
+    choosing, and the comparison is of validation and holdout: the test set chooses nothing.
 
     Args:
         variants: Parameters of each run, by what is special about it.
@@ -104,7 +104,7 @@ def comparison_table(trained: Mapping[str, TrainingResult], *, with_test: bool) 
             "train_loss": metrics["best/train_loss"],
             "val_mse": metrics["best/val_mse"],
             "val_mse_over_limit": metrics.get("best/val_mse_over_limit"),
-            "audit_mse": metrics.get("best/audit_mse"),
+            "holdout_mse": metrics.get(BEST_HOLDOUT_MSE),
         }
         if with_test:
             rows[name] |= {"test_mse": metrics[TEST_MSE], "test_mse_over_limit": metrics.get(TEST_MSE_OVER_LIMIT)}

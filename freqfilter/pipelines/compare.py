@@ -27,8 +27,9 @@ from freqfilter.pipelines.model_card import format_interval
 from freqfilter.plots.training import Curves, side_by_side
 from freqfilter.process import shutdown
 from freqfilter.tracked_names import (
-    AUDIT_MSE,
+    BEST_HOLDOUT_MSE,
     EPOCH_SECONDS,
+    HOLDOUT_MSE,
     PEAK_MEMORY,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,
@@ -82,7 +83,7 @@ class ComparisonResult:
         return comparison_text(self.compared, "simple")
 
     def figure(self) -> Figure:
-        """Validation and audit curves beside the limit, and errors over the limit with their intervals."""
+        """Validation and holdout curves beside the limit, and errors over the limit with their intervals."""
         return comparison_figure(self.compared)
 
 
@@ -258,7 +259,7 @@ def comparison_figure(compared: Sequence[ComparedTraining]) -> Figure:
             over = (fresh.mse_over_limit, *fresh.ratio_interval)
         drawn[of.name] = Curves(
             validation=curves.get(VAL_MSE),
-            audit=curves.get(AUDIT_MSE),
+            holdout=curves.get(HOLDOUT_MSE),
             limit_mse=of.training.metrics.get(VAL_LIMIT_MSE),
             over_limit=over,
         )
@@ -350,7 +351,7 @@ _FIGURES: dict[str, Callable[[ComparedTraining], str]] = {
     "MSE on fresh realizations": _fresh(over_limit=False),
     "the same over the limit": _fresh(over_limit=True),
     "validation loss": _metric("best/val_loss", ".4f"),
-    "audit MSE": _metric("best/audit_mse", ".4f"),
+    "holdout MSE": _metric(BEST_HOLDOUT_MSE, ".4f"),
     "best epoch": _metric("best/epoch", ".0f"),
     "epochs": _metric("epochs_run", ".0f"),
     "weights": _metric("parameter_count", ",.0f"),

@@ -60,11 +60,11 @@ def evaluate_best_weights(
     logger.info("scoring the best weights on the test set")
     accelerator = state.accelerator
     compared = score_test_set(state.network, splits, params, device=accelerator.device)
-    audit_mse = None
-    if splits.audit:
-        audit_mse = validate(state, splits.audit, params.training).mse
+    holdout_mse = None
+    if splits.holdout:
+        holdout_mse = validate(state, splits.holdout, params.training).mse
     log_evaluation(run, state.network, splits, compared, signals=params.signals, accelerator=accelerator)
-    return compared, best_metrics(state, audit_mse=audit_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
+    return compared, best_metrics(state, holdout_mse=holdout_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
 
 
 def log_model(

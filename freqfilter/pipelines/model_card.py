@@ -73,8 +73,9 @@ def format_interval(value: float, low: float | None, high: float | None, *, digi
 def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
     """How far a model is from what is possible on its test set, or on other ``data``, in words.
 
-    >>> limit_summary({"test/mse_over_limit": 1.0184, "test/mse_over_limit_low": 1.011, "test/mse_over_limit_high": 1.03})
-    '1.018 × the limit (95 % interval 1.011 to 1.030)'
+    >>> interval = {"test/mse_over_limit_low": 1.01, "test/mse_over_limit_high": 1.03}
+    >>> limit_summary({"test/mse_over_limit": 1.0184} | interval)
+    '1.018 × the limit (95 % interval 1.010 to 1.030)'
     """
     ratio = metrics.get(f"{data}/mse_over_limit")
     if ratio is None:

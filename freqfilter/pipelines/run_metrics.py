@@ -10,8 +10,9 @@ from freqfilter.evaluation.heldout import FreshScores
 from freqfilter.evaluation.limits import LIMIT, LimitEstimates, ratio_interval
 from freqfilter.evaluation.metrics import MEASURES, MODEL, OVERALL, Comparison
 from freqfilter.tracked_names import (
-    AUDIT_MSE,
+    BEST_HOLDOUT_MSE,
     EPOCH_SECONDS,
+    HOLDOUT_MSE,
     PEAK_MEMORY,
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
@@ -40,7 +41,7 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         VAL_MSE: report.val_mse,
         VAL_LIMIT_MSE: val_limit_mse,
         VAL_MSE_OVER_LIMIT: _ratio(report.val_mse, val_limit_mse),
-        AUDIT_MSE: report.audit_mse,
+        HOLDOUT_MSE: report.holdout_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
 
@@ -50,12 +51,12 @@ def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> di
     return {"range_test/learning_rate": learning_rate, "range_test/loss": loss, "range_test/smoothed_loss": smoothed}
 
 
-def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:
+def best_metrics(state: TrainingState, *, holdout_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:
     """What the best epoch came to, how many were run, and how large the network is.
 
     Args:
         state: Training, at its end.
-        audit_mse: The best weights on the whole audit realization, if there is one.
+        holdout_mse: The best weights on the whole holdout realization, if there is one.
         val_limit_mse: The limit on the validation windows, if it is known.
     """
     progress = state.progress
@@ -67,7 +68,7 @@ def best_metrics(state: TrainingState, *, audit_mse: float | None, val_limit_mse
         "best/val_loss": progress.best.val_loss,
         "best/val_mse": progress.best.val_mse,
         "best/val_mse_over_limit": _ratio(progress.best.val_mse, val_limit_mse),
-        "best/audit_mse": audit_mse,
+        BEST_HOLDOUT_MSE: holdout_mse,
         PEAK_MEMORY: state.accelerator.peak_memory_mb(),
     }
     return {name: value for name, value in metrics.items() if value is not None}

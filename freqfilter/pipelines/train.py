@@ -193,8 +193,8 @@ def _log_setup(run: Run, ready: TrainingSetup, params: Params, *, recipe: str) -
     log_training_data(run, splits)
     run.log_data(splits.validation, name="validation", context="validation")
     run.log_data(splits.test, name="test", context="test")
-    if splits.audit:
-        run.log_data(splits.audit, name="audit", context="audit")
+    if splits.holdout:
+        run.log_data(splits.holdout, name="holdout", context="holdout")
 
 
 def log_training_data(run: Run, splits: Splits) -> None:
@@ -230,7 +230,7 @@ def _log_resume(run: Run, state: TrainingState, resume_point: ResumePoint) -> No
 def _log_overlap(run: Run, splits: Splits) -> SampleOverlap:
     """Print and log how many samples validation shares with training."""
     overlap = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
-    run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/leak_audit.json")
+    run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/overlap.json")
     logger.info(overlap.summary())
     return overlap
 
@@ -262,8 +262,8 @@ def _fit(
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        audit=evenly_spaced(splits.audit, params.evaluation.audit_windows) if splits.audit else None,
-        audit_every=params.evaluation.audit_every,
+        holdout=evenly_spaced(splits.holdout, params.evaluation.holdout_windows) if splits.holdout else None,
+        holdout_every=params.evaluation.holdout_every,
         params=training,
     )
     diagnosis = Monitor.of(state, splits, params, val_limit=val_limit)

@@ -26,7 +26,7 @@ def training_loss(
 ) -> Figure:
     """Losses against epoch, 12 × 6 inches.
 
-    The axis is logarithmic, but linear where a loss can be negative (``snr``, dB). The audit is a mean squared
+    The axis is logarithmic, but linear where a loss can be negative (``snr``, dB). The holdout is a mean squared
     error, and drawn where the losses are one too.
 
     Args:
@@ -42,8 +42,8 @@ def training_loss(
         "validation": (ORANGE, [(report.epoch, report.val_loss) for report in history]),
     }
     if loss == "mse":
-        audit = [(report.epoch, report.audit_mse) for report in history]
-        curves["audit: new noise, chooses nothing"] = (GREEN, audit)
+        holdout = [(report.epoch, report.holdout_mse) for report in history]
+        curves["holdout: new noise, chooses nothing"] = (GREEN, holdout)
     lowest = math.inf
     for label, (line_colour, points) in curves.items():
         measured = [(epoch, value) for epoch, value in points if value is not None]
@@ -68,14 +68,14 @@ def comparison(table: pd.DataFrame) -> Figure:
     """Runs side by side, each at the best weights by validation: the lower, the better.
 
     Args:
-        table: A row for each run, with columns ``val_mse`` and, where there were audits or tests, ``audit_mse`` and
+        table: A row for each run, with columns ``val_mse`` and, where they were measured, ``holdout_mse`` and
             ``test_mse``.
     """
     figure = new_figure(10, 1.6 + 0.32 * len(table))
     axes = figure.subplots()
     measures = {
         "val_mse": (ORANGE, "o", "validation"),
-        "audit_mse": (GREEN, "D", "audit: new noise, chooses nothing"),
+        "holdout_mse": (GREEN, "D", "holdout: new noise, chooses nothing"),
         "test_mse": (BLUE, "s", "test"),
     }
     places = range(len(table))
@@ -133,19 +133,19 @@ class Curves:
 
     Attributes:
         validation: Mean squared error by epoch, if there was a validation.
-        audit: The same on a realization that chooses nothing, if there was one.
+        holdout: The same on a realization that chooses nothing, if there was one.
         limit_mse: The limit on the validation windows, if it is known.
         over_limit: Error over the limit on fresh realizations, and the ends of its interval, if they are known.
     """
 
     validation: pd.Series | None = None
-    audit: pd.Series | None = None
+    holdout: pd.Series | None = None
     limit_mse: float | None = None
     over_limit: tuple[float, float, float] | None = None
 
 
 def side_by_side(trainings: Mapping[str, Curves]) -> Figure:
-    """Validation and audit over the epochs beside the limits and, where they are known, errors over the limit.
+    """Validation and holdout over the epochs beside the limits and, where they are known, errors over the limit.
 
     Args:
         trainings: By name.
@@ -169,12 +169,12 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
             (drawn,) = axes.plot(found.validation.index, found.validation, marker="o", markersize=3, label=name)
             drawn.set(color=colour(number), linestyle=line(number))
             lowest = min(lowest, found.validation.min())
-        if found.audit is not None:
-            axes.plot(found.audit.index, found.audit, color=colour(number), linestyle=":", linewidth=1)
+        if found.holdout is not None:
+            axes.plot(found.holdout.index, found.holdout, color=colour(number), linestyle=":", linewidth=1)
         if found.limit_mse:
             limits.setdefault(f"{found.limit_mse:.4f}", number)
-    if any(found.audit is not None for found in trainings.values()):
-        axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label="audit: new noise, chooses nothing")
+    if any(found.holdout is not None for found in trainings.values()):
+        axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label="holdout: new noise, chooses nothing")
     for limit_mse, number in limits.items():
         # Of several each has the colour of the first that it is the limit of.
         shade = colour(number) if len(limits) > 1 else "black"

@@ -26,7 +26,7 @@ from freqfilter.config import Params, TrackingParams, restore
 from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
 from freqfilter.process import launched_run
-from freqfilter.tracked_names import AUDIT_MSE, EPOCH_SECONDS, OUTBOX, VAL_MSE
+from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_METRICS, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
 from freqfilter.tracking.client import retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
@@ -211,7 +211,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 DEFAULT_N_RUNS = 10  # where nobody names any
 MAX_RUNS = 30  # more are no table that anybody would read
-CURVES = {VAL_MSE, AUDIT_MSE, EPOCH_SECONDS}  # a request for each, so that no others are asked for
+CURVES = {VAL_MSE, HOLDOUT_MSE, EPOCH_SECONDS}  # a request for each, so that no others are asked for
 TRAININGS = "tags.workflow = 'train'"
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
 ALIAS = re.compile(r"(?:models:/)?(?P<model>[^/@]*)@(?P<alias>[^/@]+)")
@@ -336,15 +336,17 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
         if given.dataset.name == "test":
             tested = str(given.dataset.digest)
     curves = {}
-    for name in CURVES & run.data.metrics.keys():
-        points = {point.step: point.value for point in client.get_metric_history(run_id, name)}
-        curves[name] = pd.Series(points).sort_index()
+    names = {name: LEGACY_METRICS.get(name, name) for name in run.data.metrics}
+    for stored_name, name in names.items():
+        if name in CURVES:
+            points = {point.step: point.value for point in client.get_metric_history(run_id, stored_name)}
+            curves[name] = pd.Series(points).sort_index()
     return Training(
         run_id=run_id,
         name=run.info.run_name,
         status=run.info.status,
         params=_params(run_id),
-        metrics=dict(run.data.metrics),
+        metrics={name: run.data.metrics[stored_name] for stored_name, name in names.items()},
         tags=dict(run.data.tags),
         curves=curves,
         test_digest=tested,

@@ -23,7 +23,7 @@ from freqfilter.atomic_io import atomic_write, writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError, install_hint
-from freqfilter.tracked_names import OUTBOX, SYSTEM, TEST_MSE
+from freqfilter.tracked_names import BEST_HOLDOUT_MSE, OUTBOX, SYSTEM, TEST_MSE
 from freqfilter.tracking.outbox import METRICS, Outbox, describe_dataset, logged_points, now_ms, sender
 from freqfilter.tracking.provenance import MAX_PATCH_BYTES, Source
 
@@ -239,7 +239,7 @@ def _picture(key: str) -> str:
     return f"images/{key}+step+0+timestamp+0+{uuid.UUID(int=0)}"
 
 
-HPARAM_METRICS = ("best/val_mse", "best/audit_mse", TEST_MSE)  # the columns of its table of parameters
+HPARAM_METRICS = ("best/val_mse", BEST_HOLDOUT_MSE, TEST_MSE)  # the columns of its table of parameters
 
 
 def check_tensorboard(tensorboard_dir: Path) -> None:

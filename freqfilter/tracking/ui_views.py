@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from freqfilter.tracked_names import (
-    AUDIT_MSE,
     COMPARED,
     EPOCH_SECONDS,
+    HOLDOUT_MSE,
     PEAK_MEMORY,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 TAG = "mlflow.sharedViewState."  # what the UI looks for
 # Where the UI puts a chart for each metric that no chart of ours draws.
-FOLDED = ("audit", "best", "fresh", "limit", "range_test", "test", "train", "val", "Model metrics", "System metrics")
+FOLDED = ("holdout", "best", "fresh", "limit", "range_test", "test", "train", "val", "Model metrics", "System metrics")
 # Charts in a row, and their height in pixels, where the UI's own do not suit.
 SIZES = {"Parameters": {"columns": 1, "cardHeight": 420}}
 
@@ -125,7 +125,7 @@ VIEWS = (
             f"metrics.`{TEST_MSE_OVER_LIMIT}`",
             f"metrics.`{TEST_MSE}`",
             "metrics.`best/val_loss`",
-            "metrics.`best/audit_mse`",
+            "metrics.`best/holdout_mse`",
             "metrics.`best/epoch`",
             "metrics.`epochs_run`",
             "tags.`model_version`",
@@ -133,7 +133,7 @@ VIEWS = (
         {
             "Losses": (
                 _lines(TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE, scale="log"),
-                _lines(AUDIT_MSE, VAL_LIMIT_MSE, scale="log"),
+                _lines(HOLDOUT_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(VAL_MSE_OVER_LIMIT),
             ),
             "Test": (_bars(TEST_MSE_OVER_LIMIT), _bars(TEST_MSE)),

@@ -19,7 +19,7 @@ from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
 from freqfilter.training.state import Progress, TrainingState
 
-SCHEMA = 5  # of checkpoint files; a change that old readers cannot follow raises it
+SCHEMA = 6  # of checkpoint files; a change that old readers cannot follow raises it
 OLDEST_SCHEMA = 4  # that is still read
 NAME = re.compile(r"epoch_(\d+)(?:_batch_(\d+))?\.pt")
 READ_ERRORS = (
@@ -110,7 +110,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     kinds = {"params": dict, "recipe": str, "data": dict, "state": dict}
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise damaged
-    return Checkpoint(TrainingSpec(restore(content["params"]), content["recipe"], content["data"]), content["state"])
+    spec = TrainingSpec(restore(content["params"]), content["recipe"], _renamed(content["data"], "audit", "holdout"))
+    progress = content["state"].get("progress", {})
+    if content["schema"] < 6 and "history" in progress:
+        progress["history"] = [_renamed(report, "audit_mse", "holdout_mse") for report in progress["history"]]
+    return Checkpoint(spec, content["state"])
 
 
 class Checkpoints:
@@ -162,3 +166,8 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def _renamed(values: dict[str, Any], before: str, now: str) -> dict[str, Any]:
+    """Values by name, one of which had another name until checkpoint schema 5."""
+    return {now if name == before else name: value for name, value in values.items()}

@@ -28,8 +28,8 @@ def train(
     *,
     training_windows: Callable[[int], WindowDataset],
     validation: WindowDataset,
-    audit: WindowDataset | None = None,
-    audit_every: int = 1,
+    holdout: WindowDataset | None = None,
+    holdout_every: int = 1,
     params: TrainingParams,
 ) -> Generator[StepReport | EpochReport]:
     """Train until the last epoch or an early stop; the network ends with its best weights.
@@ -42,8 +42,8 @@ def train(
         state: What is trained; changed in place.
         training_windows: The training windows of an epoch, numbered from 1.
         validation: What chooses the best epoch.
-        audit: What is scored every ``audit_every`` epochs and chooses nothing.
-        audit_every: Epochs from one audit to the next.
+        holdout: What is scored every ``holdout_every`` epochs and chooses nothing.
+        holdout_every: Epochs from one holdout to the next.
         params: How to train.
 
     Yields:
@@ -54,11 +54,11 @@ def train(
     """
     progress = state.progress
     validation = validation.to(state.accelerator.device)
-    audit = audit.to(state.accelerator.device) if audit is not None else None
+    holdout = holdout.to(state.accelerator.device) if holdout is not None else None
     try:
         while progress.epoch <= params.epochs and not progress.stopped_early:
-            audited = audit if audit is not None and progress.epoch % audit_every == 0 else None
-            yield from _epoch(state, training_windows(progress.epoch), validation, audited, params)
+            evaluated = holdout if holdout is not None and progress.epoch % holdout_every == 0 else None
+            yield from _epoch(state, training_windows(progress.epoch), validation, evaluated, params)
     finally:
         state.network.load_state_dict(state.best_weights)
         state.network.eval()
@@ -68,7 +68,7 @@ def _epoch(
     state: TrainingState,
     windows: WindowDataset,
     validation: WindowDataset,
-    audit: WindowDataset | None,
+    holdout: WindowDataset | None,
     params: TrainingParams,
 ) -> Iterator[StepReport | EpochReport]:
     progress, device = state.progress, state.accelerator.device
@@ -98,8 +98,8 @@ def _epoch(
     if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
         report = _validate(state, report, validation, params)
     report = replace(report, seconds=time.monotonic() - started)
-    if audit is not None:
-        report = replace(report, audit_mse=validate(state, audit, params).mse)
+    if holdout is not None:
+        report = replace(report, holdout_mse=validate(state, holdout, params).mse)
     progress.history.append(report)
     state.begin_epoch()
     yield report

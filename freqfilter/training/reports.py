@@ -23,12 +23,12 @@ class EpochReport:
         train_loss: Mean over the batches.
         gradient_norm: Mean over the batches, before clipping.
         learning_rate: In force at the epoch's last step.
-        seconds: Wall time of training and validation, audit apart.
+        seconds: Wall time of training and validation, holdout apart.
         val_loss: Mean over batches of the training's size; None where the epoch was not validated.
         val_mse: Mean over samples, whatever the loss.
         val_blocks: The same for each block of neighbouring windows; empty where nobody knows the neighbours.
         improved: Whether it is the best validation loss so far.
-        audit_mse: Mean squared error on the audit windows; None where the epoch was not audited.
+        holdout_mse: Mean squared error on the holdout windows; None where the epoch was not evaluated.
     """
 
     epoch: int
@@ -40,4 +40,4 @@ class EpochReport:
     val_mse: float | None = None
     val_blocks: tuple[float, ...] = ()
     improved: bool = False
-    audit_mse: float | None = None
+    holdout_mse: float | None = None

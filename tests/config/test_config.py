@@ -109,10 +109,10 @@ def test_the_digest_follows_what_changes_numbers_and_nothing_else() -> None:
     assert resolve({"seed": "1"}).digest() != resolve().digest()
 
 
-def test_a_data_file_settles_noise_split_and_audit() -> None:
+def test_a_data_file_settles_noise_split_and_holdout() -> None:
     values = resolve({"data_file": "mine.npz"}, folder=Path("/typed/here")).flat()
     assert values["data_file"] == "/typed/here/mine.npz"
-    settled = (values["noise"], values["split"], values["audit_every"], values["targets"])
+    settled = (values["noise"], values["split"], values["holdout_every"], values["targets"])
     assert settled == ("fixed", "file", 0, "clean")
     assert values["windows_per_epoch"] is None
 
@@ -137,7 +137,7 @@ def test_of_a_data_file_each_window_is_taken_once_unless_typed_or_a_recipe_says_
     [
         ({"validation_noise_seed": "2"}, "test_noise_seed and validation_noise_seed"),
         ({"validation_noise_seed": "0", "validation_realizations": "5"}, "test_noise_seed and validation_noise_seed"),
-        ({"noise": "fixed", "train_noise_seed": "3"}, "train_noise_seed and audit_noise_seed"),
+        ({"noise": "fixed", "train_noise_seed": "3"}, "train_noise_seed and holdout_noise_seed"),
         ({"noise": "fixed", "split": "random"}, "train_noise_seed and split=random"),
     ],
 )

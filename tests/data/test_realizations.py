@@ -15,7 +15,7 @@ from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
 
-CHOSEN = {"windows_per_epoch": "300", "validation_windows": "200", "test_windows": "120", "audit_windows": "80"}
+CHOSEN = {"windows_per_epoch": "300", "validation_windows": "200", "test_windows": "120", "holdout_windows": "80"}
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def test_a_signal_that_is_not_held_gives_the_same_windows(monkeypatch: pytest.Mo
             patch.setattr(module, "MAX_SAMPLES_IN_MEMORY", 1000)
         parts = Splits.from_params(resolve(CHOSEN))
         again = Splits.from_params(resolve(CHOSEN))
-    assert parts.audit is not None
-    assert len(parts.audit) == 80
+    assert parts.holdout is not None
+    assert len(parts.holdout) == 80
     pairs = [
         (held.validation, parts.validation),
         (held.test, parts.test),

@@ -138,8 +138,8 @@ def test_drawn_windows_are_those_of_training_alone_where_a_split_holds_some_out(
 
 def test_independent_validation_shares_no_noise_with_anything() -> None:
     splits = Splits.from_params(resolve({"validation_realizations": "3", "noise": "fixed"}))
-    assert splits.audit is not None
-    mixtures = torch.cat([w.tensors()[0] for w in (splits.train, splits.validation, splits.test, splits.audit)])
+    assert splits.holdout is not None
+    mixtures = torch.cat([w.tensors()[0] for w in (splits.train, splits.validation, splits.test, splits.holdout)])
     noise = mixtures - splits.test.tensors()[1].mean(dim=0)
     assert len(noise) == 6
     correlation = torch.corrcoef(noise) - torch.eye(6)

@@ -1,4 +1,4 @@
-"""The audit counts what is shared, and the alarm goes off where something leaks and nowhere else."""
+"""The sample overlap counts what is shared, and the alarm goes off where something leaks and nowhere else."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def stored(windows: WindowDataset) -> TensorWindows:
     return TensorWindows(*windows.batch(torch.arange(len(windows))))
 
 
-def audit(**overrides: str) -> tuple[SampleOverlap, SampleOverlap]:
-    """The audit of a split, and that of the same windows as a file would hold them."""
+def overlaps(**overrides: str) -> tuple[SampleOverlap, SampleOverlap]:
+    """The overlap of a split, and that of the same windows as a file would hold them."""
     splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"} | overrides))
     train, validation = splits.train, splits.validation
     return (
@@ -37,14 +37,14 @@ def audit(**overrides: str) -> tuple[SampleOverlap, SampleOverlap]:
 
 
 def test_validation_on_noise_of_its_own_shares_nothing() -> None:
-    of_views, of_file = audit()
+    of_views, of_file = overlaps()
     assert of_views == of_file
     assert of_views.n_shared == 0
     assert of_views.n_samples == 399  # the first has no predecessor
 
 
 def test_a_random_split_shares_nearly_every_sample() -> None:
-    of_views, of_file = audit(split="random", allow_shared_realizations="true")
+    of_views, of_file = overlaps(split="random", allow_shared_realizations="true")
     assert of_views == of_file
     assert of_views.n_shared > 0.99 * of_views.n_samples
 
@@ -162,7 +162,7 @@ def test_a_leaking_run_is_told_so_and_tagged_and_an_honest_one_is_not(typed: Typ
     assert "they leak from training" in run.data.tags["diagnosis.leak"]
     (version,) = MlflowClient().search_model_versions()
     assert "leak" in version.tags["diagnoses"].split()
-    assert "evaluation/leak_audit.json" in artifacts(run)
+    assert "evaluation/overlap.json" in artifacts(run)
     honest = given | {"noise": "fixed", "register": "false", "epochs": "10", "windows_per_epoch": "null"}
     assert typed("train", *options(honest)) == (0, "")
     assert "diagnosis.leak" not in all_runs()[-1].data.tags

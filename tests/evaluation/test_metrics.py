@@ -93,7 +93,7 @@ def test_different_frequencies_have_different_names() -> None:
 
 def history(*losses: float) -> list[EpochReport]:
     return [
-        EpochReport(epoch, loss, 1.0, 1e-3, 1.0, val_loss=loss * 0.9, val_mse=loss, audit_mse=loss + 0.1)
+        EpochReport(epoch, loss, 1.0, 1e-3, 1.0, val_loss=loss * 0.9, val_mse=loss, holdout_mse=loss + 0.1)
         for epoch, loss in enumerate(losses, start=1)
     ]
 

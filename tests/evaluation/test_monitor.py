@@ -31,7 +31,7 @@ def small(**overrides: str) -> Params:
     return resolve(SMALL | overrides)
 
 
-def findings(params: Params, splits: Splits | None = None, *, audit_every: int = 1) -> dict[str, str]:
+def findings(params: Params, splits: Splits | None = None, *, holdout_every: int = 1) -> dict[str, str]:
     """What is said of a training run, by name."""
     splits = splits or Splits.from_params(params)
     state = fresh_state(params)
@@ -40,8 +40,8 @@ def findings(params: Params, splits: Splits | None = None, *, audit_every: int =
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        audit=splits.audit,
-        audit_every=audit_every,
+        holdout=splits.holdout,
+        holdout_every=holdout_every,
         params=params.training,
     )
     with closing(steps):
@@ -128,19 +128,19 @@ def test_learning_by_heart_is_noticed_on_validation() -> None:
     assert line.endswith("try noise=fresh")
 
 
-def test_learning_by_heart_is_noticed_on_the_audit_where_validation_leaks() -> None:
+def test_learning_by_heart_is_noticed_on_the_holdout_where_validation_leaks() -> None:
     params = small(**BY_HEART, split="random", allow_shared_realizations="true")
     line = findings(params)["overfitting"]
-    assert "far below the audit's" in line
+    assert "far below the holdout's" in line
     assert line.endswith("try noise=fresh with split=independent")
 
 
-@pytest.mark.parametrize(("overrides", "audit_every"), [({}, 3), ({"loss": "mae"}, 1), ({"loss": "snr"}, 2)])
-def test_learning_by_heart_is_noticed_whatever_the_loss_and_however_rare_the_audit(
-    overrides: dict[str, str], audit_every: int
+@pytest.mark.parametrize(("overrides", "holdout_every"), [({}, 3), ({"loss": "mae"}, 1), ({"loss": "snr"}, 2)])
+def test_learning_by_heart_is_noticed_whatever_the_loss_and_however_rare_the_holdout(
+    overrides: dict[str, str], holdout_every: int
 ) -> None:
     params = small(**BY_HEART, split="random", allow_shared_realizations="true", **overrides)
-    assert "far below the audit's" in findings(params, audit_every=audit_every)["overfitting"]
+    assert "far below the holdout's" in findings(params, holdout_every=holdout_every)["overfitting"]
 
 
 def test_learning_by_heart_is_noticed_in_decibels() -> None:
@@ -151,7 +151,7 @@ def test_a_data_file_is_not_advised_to_draw_fresh_noise() -> None:
     params = small(**BY_HEART | {"noise": "fixed"})
     splits = Splits.from_params(params)
     of_file = params.model_copy(update={"data": params.data.model_copy(update={"data_file": "mine.npz"})})
-    line = findings(of_file, replace(splits, audit=None))["overfitting"]
+    line = findings(of_file, replace(splits, holdout=None))["overfitting"]
     assert line.endswith("try dropout=0.3 (now 0) or weight_decay=0.0001 (now 0) or hidden_size=32 (now 64)")
 
 

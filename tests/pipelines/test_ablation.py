@@ -43,7 +43,7 @@ def test_several_seeds_have_a_parent_with_mean_and_spread_over_all_of_them(typed
     assert "seed" not in parent.data.params
     assert parent.data.params["epochs"] == "3"
     assert [child.data.params["seed"] for child in children.values()] == ["7", "8", "9"]
-    for name in ("test/mse", "best/val_mse", "best/audit_mse", "test/r2_3hz"):
+    for name in ("test/mse", "best/val_mse", "best/holdout_mse", "test/r2_3hz"):
         values = [child.data.metrics[name] for child in children.values()]
         assert len(set(values)) == 3
         assert parent.data.metrics[f"{name}_mean"] == pytest.approx(statistics.fmean(values))

@@ -113,7 +113,7 @@ def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **g
 
 
 def test_what_cannot_be_held_against_the_first_is_said_of_each() -> None:
-    file = {"data_file": "/data/a.npz", "split": "file", "noise": "fixed", "audit_every": "0"}
+    file = {"data_file": "/data/a.npz", "split": "file", "noise": "fixed", "holdout_every": "0"}
     lines = remarks(
         [
             compared("first", test_digest="", status="FAILED"),

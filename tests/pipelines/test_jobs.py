@@ -153,12 +153,12 @@ def test_any_other_error_crashes_loudly(typed: Typed, monkeypatch: pytest.Monkey
 
 
 def test_the_original_recipe_is_told_that_it_learns_by_heart(typed: Typed) -> None:
-    """In small: validation windows share their noise with training, and only the audit shows it."""
+    """In small: validation windows share their noise with training, and only the holdout shows it."""
     loud = {"noise_std": "2", "frequencies_hz": "[3, 40]", "hidden_size": "64", "learning_rate": "0.01"}
     given = SMALL | loud | {"batch_size": "64", "epochs": "25", "register": "false"}
     assert typed("original", *options(given)) == (0, "")
     tags = all_runs()[0].data.tags
-    assert "far below the audit's" in diagnoses(tags)["overfitting"]
+    assert "far below the holdout's" in diagnoses(tags)["overfitting"]
 
 
 def test_evaluate_draws_what_training_drew(typed: Typed, folder: Path) -> None:

@@ -185,7 +185,7 @@ def test_an_error_that_is_off_the_scale_is_written_out() -> None:
 
 
 def test_a_comparison_marks_what_was_measured() -> None:
-    table = pd.DataFrame({"val_mse": [0.3, 0.2], "audit_mse": [None, None]}, index=["base", "cell=gru"])
+    table = pd.DataFrame({"val_mse": [0.3, 0.2], "holdout_mse": [None, None]}, index=["base", "cell=gru"])
     axes = comparison(table).axes[0]
     assert [line.get_label() for line in axes.get_lines()] == ["validation"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["base", "cell=gru"]
@@ -217,7 +217,7 @@ def test_trainings_side_by_side_show_curves_limits_and_distances() -> None:
     drawn = {str(line.get_label()): line for line in losses.get_lines()}
     assert list(np.asarray(drawn["cell=gru"].get_xdata())) == [1, 3]
     assert list(np.asarray(drawn["cell=gru"].get_ydata())) == [0.5, 0.1]
-    assert {"base", "audit: new noise, chooses nothing", "limit on validation: 0.0500"} <= set(drawn)
+    assert {"base", "holdout: new noise, chooses nothing", "limit on validation: 0.0500"} <= set(drawn)
     assert [label.get_text() for label in distances.get_yticklabels()] == ["base"]
     assert len(side_by_side({"base": Curves(pd.Series({1: 0.4}))}).axes) == 1
 

@@ -48,7 +48,7 @@ def hear(process: subprocess.Popen[str], n_epochs: int) -> None:
 def assert_complete(run_id: str) -> None:
     run = MlflowClient().get_run(run_id)
     assert run.info.status == "FINISHED"
-    for name in ("train/loss", "val/mse", "audit/mse", "train/epoch_seconds"):
+    for name in ("train/loss", "val/mse", "holdout/mse", "train/epoch_seconds"):
         assert [step for step, _ in history(run, name)] == list(range(1, EPOCHS + 1)), name
 
 

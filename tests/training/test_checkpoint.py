@@ -130,6 +130,8 @@ def test_a_checkpoint_of_schema_4_with_other_layer_names_resumes_to_the_same_bit
             f"{old[layer]}.{rest}": tensor for (layer, rest), tensor in
             ((key.split(".", 1), tensor) for key, tensor in weights.items())
         }  # fmt: skip
+    for report in content["state"]["progress"]["history"]:
+        report["audit_mse"] = report.pop("holdout_mse")
     torch.save(content, path)
     resumed = fresh_state(params)
     resumed.load_state_dict(read_checkpoint(path).state)

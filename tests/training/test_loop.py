@@ -40,8 +40,8 @@ def run(
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        audit=splits.audit,
-        audit_every=max(params.evaluation.audit_every, 1),
+        holdout=splits.holdout,
+        holdout_every=max(params.evaluation.holdout_every, 1),
         params=params.training,
     )
     with closing(steps):
@@ -53,7 +53,7 @@ def run(
 
 
 def figures(state: TrainingState) -> list[tuple[float | None, ...]]:
-    return [(r.train_loss, r.gradient_norm, r.val_loss, r.val_mse, r.audit_mse) for r in state.progress.history]
+    return [(r.train_loss, r.gradient_norm, r.val_loss, r.val_mse, r.holdout_mse) for r in state.progress.history]
 
 
 def same_weights(one: TrainingState, other: TrainingState) -> bool:
@@ -170,8 +170,8 @@ def test_it_learns_what_is_easy() -> None:
         frequencies_hz="[3, 40]", noise_std="0", hidden_size="32", epochs="25", learning_rate="0.01", batch_size="64"
     )
     last = run(params).progress.history[-1]
-    assert last.audit_mse is not None
-    assert last.audit_mse < 0.1
+    assert last.holdout_mse is not None
+    assert last.holdout_mse < 0.1
 
 
 def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:

@@ -23,8 +23,8 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from freqfilter.config import resolve
 from freqfilter.tracked_names import (
-    AUDIT_MSE,
     COMPARED,
+    HOLDOUT_MSE,
     SYSTEM,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,
@@ -54,7 +54,7 @@ CUT = {
     "windows_per_epoch": "16000",
     "batch_size": "64",
     "epochs": "2",
-    "audit_windows": "200",
+    "holdout_windows": "200",
     "threads": "1",
 }
 LENIENT = {"max_mse_ratio": "4", "max_mse_ratio_per_frequency": "6"}
@@ -205,7 +205,7 @@ def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: d
 def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs: dict[str, Run]) -> None:
     open_view(page, "Trainings")
     show_charts(page)
-    for metrics in ((TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE), (AUDIT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
+    for metrics in ((TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE), (HOLDOUT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
         # Each lies over a faint one, which would be the same without smoothing.
         curves = chart(page, " vs ".join(metrics)).locator("path.js-line[style*='stroke-opacity: 1;']")
         expect(curves).to_have_count(len(metrics) * len(scored(runs)))
