@@ -27,7 +27,7 @@ from freqfilter.process import launched_run
 
 if TYPE_CHECKING:
     from freqfilter.config import Params
-    from freqfilter.pipelines.train import ResumePoint
+    from freqfilter.pipelines.setup import ResumePoint
     from freqfilter.tracking.ui_views import RunRef
 
 

@@ -10,8 +10,7 @@ import pandas as pd
 
 from freqfilter.config import Params
 from freqfilter.pipelines.run_metrics import range_test_metrics
-from freqfilter.pipelines.setup import setup
-from freqfilter.pipelines.train import log_training_data
+from freqfilter.pipelines.setup import log_training_data, setup
 from freqfilter.plots.training import learning_rate_range
 from freqfilter.process import shutdown
 from freqfilter.progress import show_progress

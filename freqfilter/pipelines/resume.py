@@ -11,7 +11,7 @@ from typing import Any
 from freqfilter.config import Params
 from freqfilter.config.load import DEFAULT_RECIPE, changed_parameters
 from freqfilter.errors import UserError
-from freqfilter.pipelines.train import ResumePoint
+from freqfilter.pipelines.setup import ResumePoint
 from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.queries import RunRecord, download, folder_run, run_folders, stored_run, stored_runs

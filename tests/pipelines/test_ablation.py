@@ -166,10 +166,10 @@ def test_training_goes_on_from_the_weights_of_a_run_or_a_version(typed: Typed, f
 @pytest.mark.parametrize(
     ("changed", "part"),
     [
-        ({"hidden_size": "9"}, "hidden_size=8 and hidden_size=9 is asked for: add hidden_size=8"),
+        ({"hidden_size": "9"}, "hidden_size=8, but hidden_size=9 is requested; add hidden_size=8"),
         ({"cell": "gru"}, "add cell=lstm"),
         ({"bidirectional": "true"}, "add bidirectional=false"),
-        ({"frequencies_hz": "[10, 20]"}, "n_components=4 and n_components=2 is asked for: add frequencies_hz"),
+        ({"frequencies_hz": "[10, 20]"}, "n_components=4, but n_components=2 is requested; add frequencies_hz"),
     ],
 )
 def test_another_networks_weights_are_refused(changed: dict[str, str], part: str, typed: Typed) -> None:

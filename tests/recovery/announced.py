@@ -37,8 +37,8 @@ def main() -> None:
     os.environ["ANNOUNCE_TO"] = sys.argv.pop(1)
     announce("start", "begin")
     from freqfilter.cli.main import main as run_command_line
-    from freqfilter.pipelines import train
-    from freqfilter.pipelines.setup import CheckpointWriter
+    from freqfilter.pipelines import finalize
+    from freqfilter.pipelines.train import CheckpointWriter
     from freqfilter.tracking import lifecycle, run
     from freqfilter.training import loop
 
@@ -46,8 +46,8 @@ def main() -> None:
     CheckpointWriter.write = during("checkpoint", CheckpointWriter.write)  # type: ignore[method-assign]
     make_sender = run.sender
     run.sender = lambda *args: during("logging", make_sender(*args))
-    train.evaluate_best_weights = during("evaluation", train.evaluate_best_weights)
-    train.log_model = during("registration", train.log_model)
+    finalize.evaluate_best_weights = during("evaluation", finalize.evaluate_best_weights)
+    finalize.log_model = during("registration", finalize.log_model)
     lifecycle.shutil.rmtree = during("ending", lifecycle.shutil.rmtree)  # type: ignore[assignment]
     run_command_line()
 

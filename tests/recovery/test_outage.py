@@ -144,7 +144,7 @@ def test_offline_runs_are_delivered_as_if_they_had_been_online(
     )
     done = freqfilter("resume", "auto", *options(RICH), *offline)
     assert done.returncode == 0, done.stderr
-    assert "going on after epoch" in done.stdout
+    assert "resuming after epoch" in done.stdout
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert all_runs() == []

@@ -38,7 +38,7 @@ def test_a_stopped_run_goes_on_to_the_same_numbers_in_the_same_run(
     assert run.info.status == "KILLED"
     done = freqfilter("resume", run.info.run_id)
     assert done.returncode == 0, done.stderr
-    assert "going on after epoch" in done.stdout
+    assert "resuming after epoch" in done.stdout
     resumed = MlflowClient().get_run(run.info.run_id)
     assert len(all_runs()) == 1
     whole.assert_same(resumed)
@@ -81,7 +81,7 @@ def test_other_data_is_refused_naming_the_difference(folder: Path, typed: Typed)
     run = next(run for run in all_runs() if run.data.tags["workflow"] == "train")
     code, line = typed("resume", run.info.run_id)
     assert code == 2
-    assert "mine.npz: its data for train is not what this training began with" in line
+    assert "mine.npz: its train data differs from that of the checkpoint" in line
 
 
 def test_a_killed_training_with_augmentation_goes_on_to_the_same_numbers(folder: Path, typed: Typed) -> None:
@@ -145,7 +145,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_lost_ones_come_from_the_a
     subprocess.run(["rm", "-r", str(folder / "runs" / run.info.run_id)], check=True)
     done = freqfilter("resume", run.info.run_id)
     assert done.returncode == 0, done.stderr
-    assert "going on after epoch 4" in done.stdout
+    assert "resuming after epoch 4" in done.stdout
     whole.assert_same(MlflowClient().get_run(run.info.run_id))
 
 
@@ -176,7 +176,7 @@ def test_checkpoints_that_are_not_its_own_are_refused_and_never_run(folder: Path
     torch.save(content, newest)
     code, line = typed("resume", run.info.run_id)
     assert code == 2
-    assert "not of the network that its parameters state" in line
+    assert "does not match its parameters" in line
     torch.save({"schema": 4, "params": Malicious(folder / "touched")}, newest)
     code, line = typed("resume", run.info.run_id)
     assert code == 2
