@@ -42,7 +42,7 @@ METRICS = {
         "train/epoch_seconds": "wall time of training and validation, holdout apart, seconds",
     },
     "Validation and holdout, at each epoch that has one": {
-        "val/loss": "validation loss, the mean over batches of the training's size, in the units of the loss",
+        "val/loss": "validation loss in the units of the loss, the mean over samples or batches (`validation_average`)",
         "val/mse": "mean squared error on the validation windows, the mean over samples, whatever the loss",
         "val/limit_mse": "the limit on the same windows",
         "val/mse_over_limit": "`val/mse` as a multiple of that limit: 1 is the least that a filter can expect",

@@ -71,6 +71,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "holdout_windows": ("0", "greater than or equal to 1"),
     "tracking": ("later", "'online' or 'offline'"),
     "experiment": ("", "nothing"),
+    "validation_average": ("epochs", "'samples' or 'batches'"),
     "register": ("perhaps", "valid boolean"),
     "model_name": ("a/b", "without / and :"),
     "system_metrics_interval": ("-1", "greater than or equal to 0"),

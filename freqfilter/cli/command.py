@@ -273,7 +273,7 @@ def training_summary(trained: TrainingResult) -> Iterator[str]:
     best = progress.best
     yield (
         f"\nbest epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
-        f"validation loss {best.val_loss:.4f}"
+        f"validation MSE {best.val_mse:.4f}"
     )
     yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n"
     yield from (f"diagnosis: {line}" for line in trained.diagnoses.values())

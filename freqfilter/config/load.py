@@ -27,6 +27,7 @@ LEGACY_DEFAULTS = {
     "optimizer": "adam",
     "targets": "clean",
     "scheduler": "plateau",
+    "validation_average": "batches",
 }
 # Former names of parameters, for what was stored then.
 LEGACY_NAMES = {

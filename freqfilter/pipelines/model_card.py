@@ -43,7 +43,7 @@ def run_description(
     lines += [f"Diagnosis: {line}." for line in diagnoses]
     lines.append(
         f"Best epoch {best.epoch} of {len(progress.history)}: "
-        f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
+        f"training loss {best.train_loss:.4g}, validation MSE {best.val_mse:.4g}."
     )
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")

@@ -23,7 +23,7 @@ from freqfilter.tracked_names import (
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
     VAL_LIMIT_MSE,
-    VAL_LOSS,
+    VAL_MSE,
     VAL_MSE_OVER_LIMIT,
 )
 
@@ -124,7 +124,7 @@ VIEWS = (
         (
             f"metrics.`{TEST_MSE_OVER_LIMIT}`",
             f"metrics.`{TEST_MSE}`",
-            "metrics.`best/val_loss`",
+            "metrics.`best/val_mse`",
             "metrics.`best/holdout_mse`",
             "metrics.`best/epoch`",
             "metrics.`epochs_run`",
@@ -132,7 +132,7 @@ VIEWS = (
         ),
         {
             "Losses": (
-                _lines(TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE, scale="log"),
+                _lines(TRAIN_LOSS, VAL_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(HOLDOUT_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(VAL_MSE_OVER_LIMIT),
             ),

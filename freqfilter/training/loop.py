@@ -182,7 +182,7 @@ class Validation:
     """What a validation came to, in fp32.
 
     Attributes:
-        loss: Mean over batches of the training's size.
+        loss: Mean over samples, or over batches (``validation_average``).
         mse: Mean squared error over all samples.
         block_ids: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
     """
@@ -201,8 +201,9 @@ def validate(state: TrainingState, windows: WindowDataset, params: TrainingParam
         estimates = estimate(state.network, inputs)
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))
-    of_batches = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
-    of_windows = torch.cat(errors)
+    of_windows, loss = torch.cat(errors), torch.cat(losses).double()
+    if params.validation_average == "batches":
+        loss = torch.stack([batch.mean() for batch in torch.split(loss, params.batch_size)])
     blocks = windows.block_ids(torch.arange(len(windows), device=state.accelerator.device))
     means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
-    return Validation(float(torch.stack(of_batches).mean()), float(of_windows.double().mean()), tuple(means))
+    return Validation(float(loss.mean()), float(of_windows.double().mean()), tuple(means))

@@ -24,7 +24,7 @@ class EpochReport:
         gradient_norm: Mean over the batches, before clipping.
         learning_rate: In force at the epoch's last step.
         seconds: Wall time of training and validation, holdout apart.
-        val_loss: Mean over batches of the training's size; None where the epoch was not validated.
+        val_loss: Mean over samples or batches (``validation_average``); None if the epoch was not validated.
         val_mse: Mean over samples, whatever the loss.
         val_blocks: The same for each block of neighbouring windows; empty where nobody knows the neighbours.
         improved: Whether it is the best validation loss so far.

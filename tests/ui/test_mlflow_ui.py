@@ -30,7 +30,7 @@ from freqfilter.tracked_names import (
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
     VAL_LIMIT_MSE,
-    VAL_LOSS,
+    VAL_MSE,
     VAL_MSE_OVER_LIMIT,
 )
 from tests.conftest import ROOT, free_port, wait_until_it_answers, work_in
@@ -205,7 +205,7 @@ def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: d
 def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs: dict[str, Run]) -> None:
     open_view(page, "Trainings")
     show_charts(page)
-    for metrics in ((TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE), (HOLDOUT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
+    for metrics in ((TRAIN_LOSS, VAL_MSE, VAL_LIMIT_MSE), (HOLDOUT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
         # Each lies over a faint one, which would be the same without smoothing.
         curves = chart(page, " vs ".join(metrics)).locator("path.js-line[style*='stroke-opacity: 1;']")
         expect(curves).to_have_count(len(metrics) * len(scored(runs)))
