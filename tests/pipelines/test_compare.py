@@ -6,11 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
 from freqfilter.pipelines.compare import ComparedTraining, distinct_names, remarks
+from freqfilter.tracked_names import BEST_HOLDOUT_MSE, HOLDOUT_MSE
 from freqfilter.tracking.queries import Training, split_list, trainings
 from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options, say
 
@@ -94,6 +96,20 @@ def test_a_training_is_named_by_id_name_version_alias_filter_or_what_it_belongs_
     assert trainings("1", tracking)[0].params == resolve(SETTING).with_tracking(
         run_dir=trainings("1", tracking)[0].params.tracking.run_dir
     )
+
+
+def test_a_run_with_former_names_of_metrics_and_parameters_is_read(folder: Path) -> None:
+    """Its params.yaml is a recipe of before, and its metrics are those that were logged then."""
+    params = resolve(SMALL | {"holdout_every": "2"})
+    stored = params.to_yaml().replace("holdout_", "audit_")
+    assert "audit_every: 2" in stored
+    with mlflow.start_run(tags={"workflow": "train"}) as run:
+        mlflow.log_metrics({"audit/mse": 0.3, "best/audit_mse": 0.2, "test/mse": 0.25}, step=1)
+        mlflow.log_text(stored, "params.yaml")
+    (training,) = trainings(run.info.run_id, params.tracking)
+    assert training.params == params
+    assert training.metrics == {HOLDOUT_MSE: 0.3, BEST_HOLDOUT_MSE: 0.2, "test/mse": 0.25}
+    assert training.curves[HOLDOUT_MSE].to_dict() == {1: 0.3}
 
 
 def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **given: str) -> ComparedTraining:
