@@ -21,6 +21,7 @@ from freqfilter.config.schema import Bounds
 from freqfilter.errors import UserError
 from freqfilter.process import Interrupted, shutdown
 from freqfilter.progress import progress_output
+from freqfilter.tracking import configure_environment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,11 +54,11 @@ def train(
         UserError: If a parameter or the store cannot be used, the data is refused, or training diverges.
         KeyboardInterrupt: If it was interrupted; the message has the command that resumes it.
     """
-    from freqfilter.pipelines.train import train as run_train
-
     params = resolve(parameters, recipe=recipe)
     name = run_name or default_run_name(recipe, parameters)
     with _job(progress):
+        from freqfilter.pipelines.train import train as run_train
+
         return run_train(params, recipe=recipe, name=name)
 
 
@@ -86,8 +87,6 @@ def ablate(
     Raises:
         UserError: As ``train`` does, or if one of the runs has failed.
     """
-    from freqfilter.pipelines.ablation import train_variants
-
     text = json.dumps(dict(values))
     given = {"register": False} | parameters
     variants = ablation_variants(text, given, recipe=recipe, folder=Path.cwd())
@@ -95,6 +94,8 @@ def ablate(
         require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress):
+        from freqfilter.pipelines.ablation import train_variants
+
         return train_variants(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
 
 
@@ -121,10 +122,10 @@ def evaluate(
     Raises:
         UserError: If there is no such model, or its data file is missing.
     """
-    from freqfilter.pipelines.evaluate import evaluate as run_evaluate
-
     number = None if version is None else str(version)
     with _job(progress):
+        from freqfilter.pipelines.evaluate import evaluate as run_evaluate
+
         return run_evaluate(_tracking(tracking), version=number, run_id=run_id, realizations=realizations)
 
 
@@ -152,11 +153,11 @@ def compare(
     Raises:
         UserError: If fewer than two trainings are found, or one of them cannot be read.
     """
-    from freqfilter.pipelines.compare import compare as run_compare
-
     if runs is not None and not isinstance(runs, str):
         runs = json.dumps([run if isinstance(run, str) else run.run.run_id for run in runs])
     with _job(progress):
+        from freqfilter.pipelines.compare import compare as run_compare
+
         return run_compare(
             _tracking(tracking), runs=runs, realizations=realizations, page=None if page is None else Path(page)
         )
@@ -195,10 +196,10 @@ def promote(
     Raises:
         UserError: If there is no such version.
     """
-    from freqfilter.pipelines.promote import promote as run_promote
-
     bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
     with _job(progress):
+        from freqfilter.pipelines.promote import promote as run_promote
+
         return run_promote(_tracking(tracking), version=version, bounds=bounds, noise_seed=noise_seed, force=force)
 
 
@@ -213,9 +214,9 @@ def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> Rol
     Raises:
         UserError: If there is no champion or no such version, or it cannot be loaded.
     """
-    from freqfilter.pipelines.promote import rollback as run_rollback
-
     with _job(progress=False):
+        from freqfilter.pipelines.promote import rollback as run_rollback
+
         return run_rollback(_tracking(tracking), version=version, reason=reason)
 
 
@@ -228,6 +229,7 @@ def history(**tracking: Any) -> pd.DataFrame:
     Raises:
         UserError: If there is no such model.
     """
+    configure_environment()
     from freqfilter.pipelines.history import history as run_history
 
     return run_history(_tracking(tracking))
@@ -252,6 +254,7 @@ def load(
         UserError: If there is no such model, its files are not a filter of this package, or they differ from those
             that were registered.
     """
+    configure_environment()
     from freqfilter.tracking import loading
 
     if (name is None) == (run_id is None) or (version is not None and alias is not None):
@@ -277,10 +280,14 @@ def _tracking(given: Mapping[str, Any]) -> TrackingParams:
 
 @contextmanager
 def _job(progress: bool) -> Iterator[None]:
-    """A block that signals interrupt at its safe points, and that prints its progress."""
+    """A block that signals interrupt at its safe points, and that prints its progress.
+
+    Jobs are imported inside it, since MLflow reads its environment when it is imported.
+    """
     # Python lets the main thread alone handle signals.
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
     before = {number: signal.getsignal(number) for number in handled}
+    configure_environment()
     try:
         with progress_output(progress), shutdown.installed() if handled else nullcontext():
             yield

@@ -33,10 +33,13 @@ from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.pipelines import sandbox
 from freqfilter.plots import data, evaluation
 from freqfilter.progress import ProgressHandler
+from freqfilter.tracking import configure_environment
 from freqfilter.training.device import Accelerator
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 from tests import zygote
+
+configure_environment()
 
 pytest.register_assert_rewrite("tests.recovery.comparing")  # so that it says what differs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -89,6 +90,20 @@ def test_tracking_imports_nothing_of_evaluation() -> None:
     for path in SOURCES:
         if part_of(path) == "tracking":
             assert not [module for module in imports(path) if module.startswith("freqfilter.evaluation")], path.name
+
+
+def test_importing_the_package_changes_neither_environment_nor_signals() -> None:
+    code = (
+        "import os, signal, pkgutil, importlib, freqfilter\n"
+        "before = dict(os.environ), [signal.getsignal(number) for number in range(1, 32)]\n"
+        "for room in ('tracking', 'cli', 'config', 'data', 'process', 'progress', 'api'):\n"
+        "    importlib.import_module('freqfilter.' + room)\n"
+        "importlib.import_module('freqfilter.cli.main').load_commands()\n"
+        "assert before == (dict(os.environ), [signal.getsignal(number) for number in range(1, 32)])\n"
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "https://user:password@example.org"}
+    environment.pop("MLFLOW_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def test_modules_of_a_part_form_no_circle() -> None:

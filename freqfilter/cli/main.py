@@ -10,6 +10,7 @@ import click
 from freqfilter.errors import UserError
 from freqfilter.process import Interrupted, launched_by_mlflow, launcher, shutdown
 from freqfilter.progress import progress_output
+from freqfilter.tracking import configure_environment
 
 USER_ERROR = 2  # the exit code of everything that a user can mend
 
@@ -31,6 +32,7 @@ def load_commands() -> click.Group:
 
 def main() -> None:
     """Run the command line."""
+    configure_environment()
     with shutdown.installed():
         try:
             commands = load_commands()
