@@ -10,7 +10,7 @@ from benchmarks import report
 from benchmarks.measure import Row, machine, say
 
 PARTS = (
-    "epoch", "time_to_quality", "share_of_peak", "tracking", "memory", "inference", "start", "growth",
+    "epoch", "time_to_quality", "share_of_peak", "tracking", "memory", "inference", "start", "commands", "growth",
 )  # fmt: skip
 
 

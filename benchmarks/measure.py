@@ -84,12 +84,14 @@ class Ended:
         answer: What its last line says, as JSON; None where it says something else.
         output: All that it wrote to stdout.
         seconds: Wall time.
+        processor_seconds: Processor time.
         peak_mb: The most memory that was its own, in MB.
     """
 
     answer: Any
     output: str
     seconds: float
+    processor_seconds: float
     peak_mb: float
 
 
@@ -117,15 +119,21 @@ def process(command: Sequence[str], *, environment: Mapping[str, str] | None = N
         answer = json.loads(last[0]) if last else None
     except ValueError:
         answer = None
-    return Ended(answer, output, seconds, usage.ru_maxrss / 1024)
+    return Ended(answer, output, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
-def in_turns(sides: Mapping[str, Sequence[str]], *, rounds: int, cwd: Path = ROOT) -> dict[str, list[Ended]]:
+def in_turns(
+    sides: Mapping[str, Sequence[str]],
+    *,
+    rounds: int,
+    environment: Mapping[str, str] | None = None,
+    cwd: Path = ROOT,
+) -> dict[str, list[Ended]]:
     """Run the sides' commands A B C A B C, so that what changes meanwhile hits all alike."""
     ended: dict[str, list[Ended]] = {name: [] for name in sides}
     for turn in range(1, rounds + 1):
         for name, command in sides.items():
-            ended[name].append(process(command, cwd=cwd))
+            ended[name].append(process(command, environment=environment, cwd=cwd))
             say(f"  round {turn} of {rounds}: {name}, {ended[name][-1].seconds:.1f} s")
     return ended
 
