@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from freqfilter.atomic_io import sweep, writable_folder
 from freqfilter.config import Params
 from freqfilter.errors import UserError
@@ -56,14 +58,19 @@ def examine(params: Params, *, console: Console) -> None:
 
 def _installation() -> Iterator[tuple[str, str]]:
     wrong = []
-    for stated in requires("freqfilter") or []:
-        name, _, asked = stated.partition("==")
-        if ";" not in stated and (found := version(name).partition("+")[0]) != asked:  # extras have a condition
-            wrong.append(f"{name} {found} where {asked} is asked for")
+    for requirement in map(Requirement, requires("freqfilter") or []):
+        if requirement.marker:  # of an extra
+            continue
+        found = version(requirement.name)
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} where {requirement.specifier} is required")
     if wrong:
         yield BAD, f"installation: {'; '.join(wrong)}: make install, or pip install -c constraints.txt -e ."
     else:
-        yield GOOD, f"installation: freqfilter {version('freqfilter')}, all packages in the versions asked for"
+        yield (
+            GOOD,
+            f"installation: freqfilter {version('freqfilter')}, the versions of all dependencies are as required",
+        )
     quiet = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "").lower() in ("true", "1")
     yield GOOD, f"MLflow's telemetry is {'off' if quiet else 'on, as MLFLOW_DISABLE_TELEMETRY says'}"
 

@@ -48,7 +48,7 @@ def test_several_seeds_have_a_parent_with_mean_and_spread_over_all_of_them(typed
         assert len(set(values)) == 3
         assert parent.data.metrics[f"{name}_mean"] == pytest.approx(statistics.fmean(values))
         assert parent.data.metrics[f"{name}_std"] == pytest.approx(statistics.stdev(values))
-    table = pd.read_csv(download(parent, "comparison/runs.csv", folder), index_col="run")
+    table = pd.read_csv(download(parent, "comparison/runs.csv", folder), index_col="run", float_precision="round_trip")
     for column, name in {
         "test_mse": "test/mse",
         "test_mse_over_limit": "test/mse_over_limit",

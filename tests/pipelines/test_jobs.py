@@ -49,7 +49,7 @@ def test_find_learning_rate_keeps_its_curve_and_its_suggestion(typed: Typed, fol
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     assert {"range_test/curve.csv", "range_test/learning_rate.png"} <= artifacts(run)
-    curve = pd.read_csv(download(run, "range_test/curve.csv", folder))
+    curve = pd.read_csv(download(run, "range_test/curve.csv", folder), float_precision="round_trip")
     assert curve["learning_rate"].iloc[[0, -1]].tolist() == pytest.approx([1e-5, 1])
     suggested = run.data.metrics["range_test/suggested_learning_rate"]
     assert suggested in curve["learning_rate"].to_numpy()
