@@ -67,8 +67,8 @@ PLACEHOLDERS = {
 # Commands that are not executed here, and the test that does what they do.
 SERVED = "test_right_answers_to_many_and_a_reason_for_what_is_wrong"
 ELSEWHERE = {
-    ".venv/bin/pip install -c constraints.txt -e '.[onnx]'": "test_constraints_hold_the_same_versions",
-    ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'": "test_constraints_hold_the_same_versions",
+    ".venv/bin/pip install -c constraints.txt -e '.[onnx]'": "test_constraints_hold_a_version_in_every_range",
+    ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'": "test_constraints_hold_a_version_in_every_range",
     "tensorboard --logdir board": "test_tensorboard_gets_the_same_scalars_and_parameters",
     "curl -s http://127.0.0.1:5001/ping": SERVED,
     "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
@@ -76,9 +76,9 @@ ELSEWHERE = {
     "python -m benchmarks.gate": "test_the_filters_are_what_the_rates_speak_of",
     "python -m freqfilter ui": "test_the_ui_command_prints_addresses_that_answer",
     "mlflow ui": "test_the_ui_command_prints_addresses_that_answer",
-    "python3.11 -m venv .venv": "test_constraints_hold_the_same_versions",
-    "source .venv/bin/activate": "test_constraints_hold_the_same_versions",
-    "pip install -c constraints.txt -e .": "test_constraints_hold_the_same_versions",
+    "python3.11 -m venv .venv": "test_constraints_hold_a_version_in_every_range",
+    "source .venv/bin/activate": "test_constraints_hold_a_version_in_every_range",
+    "pip install -c constraints.txt -e .": "test_constraints_hold_a_version_in_every_range",
 }
 PYTHON_ELSEWHERE = {"urllib.request": SERVED}
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from docs import mlproject, reference
 from freqfilter.cli.command import GROUPS
@@ -50,7 +52,10 @@ SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
 
 def imports(path: Path, *, for_types: bool = True) -> set[str]:
     """Every module that a file imports, also inside functions, and for the type checker alone unless told otherwise."""
-    tree = ast.parse(path.read_text())
+    return imports_of(ast.parse(path.read_text()), for_types=for_types)
+
+
+def imports_of(tree: ast.Module, *, for_types: bool) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not for_types:
             node.body = []
@@ -116,33 +121,76 @@ def test_modules_of_a_part_form_no_circle() -> None:
         edges = {name: targets for name, targets in edges.items() if name not in leaves}
 
 
-def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() -> None:
+def requirements(*groups: str) -> dict[str, Requirement]:
+    """The requirements of pyproject.toml by normalized name: the dependencies, or those of extras."""
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for group in groups for line in stated["optional-dependencies"][group]] or stated["dependencies"]
+    found = [Requirement(line) for line in lines]
+    return {canonicalize_name(requirement.name): requirement for requirement in found if not requirement.extras}
+
+
+def locked() -> dict[str, str]:
+    """The exact versions of constraints.txt by normalized name."""
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def test_dependencies_are_ranges_with_lower_bounds() -> None:
+    """Installed beside other packages, freqfilter leaves their versions as they are where it can."""
+    for name, requirement in (requirements() | requirements("onnx", "tensorboard")).items():
+        operators = sorted(part.operator for part in requirement.specifier)
+        assert operators in ([">="], ["<", ">="]), name
+    for name, requirement in requirements("dev", "docs").items():
+        assert not requirement.specifier, f"{name}: the version of a tool belongs in constraints.txt alone"
+
+
+def test_constraints_hold_a_version_in_every_range() -> None:
+    found = locked()
+    required = requirements() | requirements("onnx", "tensorboard", "dev", "docs")
+    assert len(found) > len(required) > 30
+    assert required.keys() - found.keys() == set()
+    assert [name for name, stated in required.items() if not stated.specifier.contains(found[name])] == []
+    (build,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert build == f"hatchling=={found['hatchling']}"
+
+
+def test_conda_yaml_repeats_the_versions_of_constraints_and_a_full_python_version() -> None:
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
-    pip = next(line["pip"] for line in conda["dependencies"] if isinstance(line, dict))
-    assert pip == ["-c constraints.txt", *stated["dependencies"], *stated["optional-dependencies"]["onnx"]]
-    assert all("==" in dependency for dependency in stated["dependencies"])
+    constraints, *pins = next(line["pip"] for line in conda["dependencies"] if isinstance(line, dict))
+    assert constraints == "-c constraints.txt"
+    found = locked()
+    names = [*requirements(), *requirements("onnx")]
+    assert [(canonicalize_name(name), version) for name, _, version in (pin.partition("==") for pin in pins)] == [
+        (name, found[name]) for name in names
+    ]
     python = next(line for line in conda["dependencies"] if str(line).startswith("python="))
     assert re.fullmatch(r"python=3\.11\.\d+", python)
 
 
+def test_everything_of_this_project_installs_with_the_constraints() -> None:
+    files = ["Makefile", ".ci/run", *(path.relative_to(ROOT) for path in (ROOT / ".github").rglob("*.yml"))]
+    installs = [line for file in files for line in re.findall(r".*\bpip install\b.*", (ROOT / file).read_text())]
+    assert len(installs) >= 2
+    assert [line for line in installs if "-c constraints.txt" not in line] == []
+
+
+def test_packages_of_extras_are_imported_only_inside_functions() -> None:
+    """Without an extra everything else works."""
+    names = {name.partition("-")[0] for name in requirements("onnx", "tensorboard")}
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        assert {name.split(".")[0] for name in imports_of(tree, for_types=False)} & names == set(), path.name
+    assert any({name.split(".")[0] for name in imports(path)} & names for path in SOURCES)
+
+
 def test_there_is_a_reason_for_every_dependency() -> None:
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*stated["dependencies"], *(line for extra in stated["optional-dependencies"].values() for line in extra)]
-    names = {line.partition("==")[0] for line in lines if not re.match(r"freqfilter|types-|.*-stubs", line)}
+    stated = [*requirements().values(), *requirements("onnx", "tensorboard", "dev", "docs").values()]
+    names = {line.name for line in stated if not re.match(r"types-|.*-stubs", line.name)}
     page = (ROOT / "docs" / "architecture.md").read_text()
     table = page[page.index("## Dependencies, and why each") :]
     assert len(names) > 20
     assert {name for name in names if not re.search(rf"\b{name}\b", table)} == set()
-
-
-def test_constraints_hold_the_same_versions() -> None:
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    assert len(locked) > 50
-    every = [stated["dependencies"], *stated["optional-dependencies"].values()]
-    pins = [pin for group in every for pin in group if not pin.startswith("freqfilter[")]
-    assert [pin for pin in pins if pin.lower() not in locked] == []
 
 
 def test_every_job_that_records_a_run_is_an_entry_point_and_no_other_command_is() -> None:

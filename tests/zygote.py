@@ -63,7 +63,7 @@ class Popen(subprocess.Popen[str]):
         ValueError: If the environment differs from the zygote's in a variable that was read while importing.
     """
 
-    # The two private methods by which subprocess (of Python 3.11, which this project is bound to) starts a child and
+    # The two private methods by which subprocess (as it is in Python 3.11, which the tests run on) starts a child and
     # waits for it; pipes, communicate(), poll(), wait() and kill() are its own.
 
     def _execute_child(self, args: list[str], *positional: Any) -> None:

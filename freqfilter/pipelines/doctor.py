@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from freqfilter.atomic_io import remove_stale_temp_files, writable_folder
 from freqfilter.config import Params
 from freqfilter.errors import UserError
@@ -57,14 +59,16 @@ def check_installation(params: Params) -> None:
 
 def _check_packages() -> Iterator[tuple[str, str]]:
     wrong = []
-    for stated in requires("freqfilter") or []:
-        name, _, asked = stated.partition("==")
-        if ";" not in stated and (found := version(name).partition("+")[0]) != asked:  # extras have a condition
-            wrong.append(f"{name} {found} where {asked} is asked for")
+    for requirement in map(Requirement, requires("freqfilter") or []):
+        if requirement.marker:  # of an extra
+            continue
+        found = version(requirement.name)
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} where {requirement.specifier} is required")
     if wrong:
         yield PROBLEM, f"installation: {'; '.join(wrong)}: make install, or pip install -c constraints.txt -e ."
     else:
-        yield OK, f"installation: freqfilter {version('freqfilter')}, all packages in the versions asked for"
+        yield OK, f"installation: freqfilter {version('freqfilter')}, the versions of all dependencies are as required"
     quiet = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "").lower() in ("true", "1")
     yield OK, f"MLflow's telemetry is {'off' if quiet else 'on, as MLFLOW_DISABLE_TELEMETRY says'}"
 

@@ -81,3 +81,16 @@ def test_what_only_a_user_can_mend_is_said_and_ends_with_an_error(
     code, line = typed("doctor", "--run_dir", "/proc/x")
     assert code == 2
     assert line.startswith("freqfilter: 3 things need you, the first of them: installation: click 0.0.1 where ")
+
+
+def test_versions_within_the_required_ranges_are_well_and_others_are_named(
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freqfilter.pipelines.doctor.version", lambda name: "2.13.0+cpu")
+    stated = ["torch<3,>=2.13.0", 'onnx>=9; extra == "onnx"']
+    monkeypatch.setattr("freqfilter.pipelines.doctor.requires", lambda name: stated)
+    assert typed("doctor") == (0, "")
+    stated[0] = "torch<2.13,>=2.1"
+    code, line = typed("doctor")
+    assert code == 2
+    assert "installation: torch 2.13.0+cpu where <2.13,>=2.1 is required" in line
