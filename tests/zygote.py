@@ -278,8 +278,10 @@ def _above(descriptor: int, least: int) -> int:
 def _become(words: list[str]) -> None:
     """Run what ``python WORD…`` runs."""
     kind, *rest = words
+    if safe_path := kind == "-P":
+        kind, *rest = rest
     if kind == "-m":
-        sys.path[0] = str(Path.cwd())
+        sys.path[:1] = [] if safe_path else [str(Path.cwd())]
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
