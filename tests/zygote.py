@@ -35,7 +35,15 @@ from typing import Any
 
 # Everything outside the standard library that a training imports, directly or in passing.
 LIBRARIES = [
-    *("PIL.Image", "alembic.command", "filelock", "git", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *(
+        "IPython",
+        "PIL.Image",
+        "alembic.command",
+        "filelock",
+        "git",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+    ),
     *("mlflow", "mlflow.models.display_utils", "mlflow.pyfunc.model", "mlflow.pyfunc.scoring_server"),
     *("mlflow.store.model_registry.sqlalchemy_workspace_store", "mlflow.store.tracking.sqlalchemy_workspace_store"),
     *("mlflow.utils.search_logged_model_utils", "pandas", "platformdirs", "psutil", "pydantic", "scipy.signal"),
