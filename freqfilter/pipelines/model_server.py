@@ -36,6 +36,7 @@ COMMAND = [sys.executable, "-P", "-m", "freqfilter.pipelines.model_server"]
 WORKER = "worker"  # argument of a process that is a worker itself
 MESSAGE_LIMIT = 1 << 20  # bytes
 HEADER = struct.Struct("!I")  # length of the message that follows
+HANDLED = {signal.SIGCHLD, signal.SIGTERM}  # signals, by the server
 N_TIMED_CALLS = 20  # calls, whose median is the latency
 
 
@@ -151,7 +152,7 @@ class _Server:
         self._signals, self._wakeup = socket.socketpair()
         self._wakeup.setblocking(False)
         signal.set_wakeup_fd(self._wakeup.fileno())
-        for number in (signal.SIGCHLD, signal.SIGTERM):
+        for number in HANDLED:
             signal.signal(number, lambda *_: None)
 
     def serve(self) -> socket.socket | None:
@@ -179,9 +180,13 @@ class _Server:
 
     def _start_worker(self, connection: int, report: int, log: int) -> socket.socket | None:
         if _n_threads() == 1:
+            # A worker that has the server's handlers would pass its signals to the server.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
             pid = os.fork()
             if pid == 0:
                 self._leave()
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            if pid == 0:
                 os.close(report)
                 _redirect(log)
                 return socket.socket(fileno=connection)
@@ -200,7 +205,7 @@ class _Server:
         """Give up what is the server's, in a worker."""
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
+        for number in HANDLED:
             signal.signal(number, signal.SIG_DFL)
         for own in (self._control, self._signals, self._wakeup, *self._workers.values()):
             own.close()
@@ -246,6 +251,7 @@ def _main(arguments: list[str]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt is lost where it is raised in a callback
     connection: socket.socket | None = given
     if WORKER not in arguments:
         import_loader()

@@ -111,7 +111,7 @@ def test_the_alarm_asks_for_more_the_more_often_it_looks() -> None:
     assert leak(found, known, n_validations=1000) is None
 
 
-HONEST_RUNS = many(20, 1000)
+HONEST_RUNS = many(40, 1000)
 
 
 @pytest.mark.slow
