@@ -322,8 +322,8 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
 
 
 def fork_witnesses(patch: pytest.MonkeyPatch) -> None:
-    """Let this process fork those that it asks about a model from the zygote; other processes start them anew."""
-    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, PIPE=subprocess.PIPE))
+    """Let this process fork its model servers from the zygote; other processes start them anew."""
+    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, STDOUT=subprocess.STDOUT))
 
 
 Typed = Callable[..., tuple[object, str]]

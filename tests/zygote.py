@@ -35,11 +35,29 @@ from typing import Any
 
 # Everything outside the standard library that a training imports, directly or in passing.
 LIBRARIES = [
-    *("PIL.Image", "alembic.command", "filelock", "git", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *(
+        "IPython",
+        "PIL.Image",
+        "alembic.command",
+        "filelock",
+        "git",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+    ),
     *("mlflow", "mlflow.models.display_utils", "mlflow.pyfunc.model", "mlflow.pyfunc.scoring_server"),
     *("mlflow.store.model_registry.sqlalchemy_workspace_store", "mlflow.store.tracking.sqlalchemy_workspace_store"),
     *("mlflow.utils.search_logged_model_utils", "pandas", "platformdirs", "psutil", "pydantic", "scipy.signal"),
-    *("scipy.stats", "sqlalchemy.dialects.sqlite", "tabulate", "torch", "torch._dynamo", "torch.onnx", "tqdm", "yaml"),
+    *(
+        "scipy.stats",
+        "sqlalchemy.dialects.sqlite",
+        "tabulate",
+        "torch",
+        "torch._dynamo",
+        "torch.export._trace",
+        "torch.onnx",
+        "tqdm",
+        "yaml",
+    ),
 ]
 # Variables that those libraries, the OpenMP runtime or the interpreter read when they are loaded.
 READ_WHEN_IMPORTED = (
@@ -278,8 +296,10 @@ def _above(descriptor: int, least: int) -> int:
 def _become(words: list[str]) -> None:
     """Run what ``python WORD…`` runs."""
     kind, *rest = words
+    if safe_path := kind == "-P":
+        kind, *rest = rest
     if kind == "-m":
-        sys.path[0] = str(Path.cwd())
+        sys.path[:1] = [] if safe_path else [str(Path.cwd())]
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
@@ -297,6 +317,8 @@ def _main(descriptor: int) -> None:
     before = dict(os.environ)
     for name in LIBRARIES:
         importlib.import_module(name)
+    # MLflow reads the metadata of all installed packages when a process logs or loads its first model.
+    sys.modules["mlflow.utils.requirements_utils"]._init_packages_to_modules_map()
     changed = {name for name, _ in before.items() ^ os.environ.items()}
     by_imports = {name: os.environ.get(name) for name in changed}
     assert not any(name.partition(".")[0] == "freqfilter" for name in sys.modules)

@@ -34,7 +34,7 @@ from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL, Estimator
 from freqfilter.evaluation.significance import INTERIM_ANALYSES, PairedTest, Verdict, paired_test
 from freqfilter.pipelines.model_card import run_link
-from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelWorker, ModelWorkerError
+from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases, provenance
@@ -82,7 +82,12 @@ class GateReport:
 
 
 def run_checks(
-    candidate: RegisteredVersion, champion: RegisteredVersion | None, bounds: Bounds, *, noise_seed: int | None
+    candidate: RegisteredVersion,
+    champion: RegisteredVersion | None,
+    bounds: Bounds,
+    *,
+    noise_seed: int | None,
+    server: ModelServer,
 ) -> GateReport:
     """Every rung, as far as the candidate can be asked at all.
 
@@ -91,6 +96,7 @@ def run_checks(
         champion: The one that it is held against; None: there is none.
         bounds: What the candidate has to be.
         noise_seed: First of the realizations; None: they follow from what both models are.
+        server: Starts the models' processes.
 
     Raises:
         UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
@@ -98,8 +104,8 @@ def run_checks(
     if champion and champion.version == candidate.version:
         return GateReport([Check("better than the champion", False, "it is the champion")], {}, None, "")
     with ExitStack() as opened:
-        ours = opened.enter_context(ModelWorker(candidate.uri))
-        theirs = opened.enter_context(ModelWorker(champion.uri)) if champion else None
+        ours = opened.enter_context(ModelWorker(server, candidate.uri))
+        theirs = opened.enter_context(ModelWorker(server, champion.uri)) if champion else None
         try:
             about, params = ours.description, ours.params
         except ModelWorkerError as error:
@@ -259,14 +265,14 @@ def promote(
         raise UserError("force: a reason is needed")
     tracking_uri, name = open_store(), tracking.model_name
     candidate = aliases.candidate_version(name, version)
-    with open_run(tracking, name=f"promote {name} version {candidate.version}") as run:
+    with ModelServer() as server, open_run(tracking, name=f"promote {name} version {candidate.version}") as run:
         asked = {"model_name": name, "version": str(candidate.version)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
         run.log_params(asked | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
         run.log_source(provenance.source())
         for _ in range(MAX_ATTEMPTS):
             shutdown.check()
             champion = version_at_alias(name, CHAMPION)
-            evidence = run_checks(candidate, champion, bounds, noise_seed=noise_seed)
+            evidence = run_checks(candidate, champion, bounds, noise_seed=noise_seed, server=server)
             outcome, reason = _decide(evidence, champion, force=force)
             decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, evidence)
             with shutdown.deferred():
@@ -393,7 +399,7 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
     with open_run(tracking, name=f"rollback {name} to version {after.version}") as run:
         run.log_params({"model_name": name, "version": str(after.version)})
         run.log_source(provenance.source())
-        with ModelWorker(after.uri) as witness:
+        with ModelServer() as server, ModelWorker(server, after.uri) as witness:
             difference = witness.description["golden_difference"]
         if difference is not None and difference > GOLDEN_TOLERANCE:
             raise UserError(f"{after.uri} no longer gives what it gave when it was registered: off by {difference:.1e}")

@@ -84,12 +84,14 @@ def load_uri(uri: str) -> Filter:
         return load_files(uri, checked_files(uri, Path(folder)))
 
 
-def load_files(uri: str, files: Path) -> Filter:
+def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Filter:
     """Load a filter from its files, which are not needed afterwards, with unpickling forbidden.
 
     Args:
         uri: Where they are from.
         files: The folder; see ``checked_files``.
+        suppress_warnings: Do not compare the installed packages with those of the model. The first comparison of a
+            process reads the metadata of all of them, which takes longer than loading.
 
     Raises:
         UserError: If they are not a filter of ours, damaged, or of a newer schema.
@@ -104,7 +106,7 @@ def load_files(uri: str, files: Path) -> Filter:
         if schema > SCHEMA:
             raise UserError(f"{uri}: model schema {schema} is newer than {SCHEMA}; use a newer freqfilter")
         try:
-            loaded = mlflow.pyfunc.load_model(str(files))
+            loaded = mlflow.pyfunc.load_model(str(files), suppress_warnings=suppress_warnings)
             model = loaded.unwrap_python_model()
         except LOAD_ERRORS as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
@@ -118,6 +120,11 @@ def load_files(uri: str, files: Path) -> Filter:
         estimate=lambda inputs: np.asarray(model.predict(None, inputs)),
         golden=golden,
     )
+
+
+def import_loader() -> None:
+    """Import what ``load_files`` would import on its first call."""
+    mlflow.pyfunc.load_model  # noqa: B018 (a lazy module is imported by the first access)
 
 
 def _golden(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:

@@ -17,7 +17,7 @@ from freqfilter.evaluation import monitor
 from freqfilter.evaluation.monitor import Monitor, check_settings, frozen_weights, slow_epoch
 from freqfilter.training.loop import train
 from freqfilter.training.reports import EpochReport
-from tests.conftest import COARSEST, SMALL, fresh_state
+from tests.conftest import COARSEST, SMALL, fresh_state, many
 
 # Two components far apart: learnt within seconds.
 EASY = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01", "batch_size": "64", "epochs": "5"}
@@ -31,8 +31,17 @@ def small(**overrides: str) -> Params:
     return resolve(SMALL | overrides)
 
 
-def findings(params: Params, splits: Splits | None = None, *, holdout_every: int = 1) -> dict[str, str]:
-    """What is said of a training run, by name."""
+def findings(
+    params: Params, splits: Splits | None = None, *, holdout_every: int = 1, until: str | None = None
+) -> dict[str, str]:
+    """Lines of the findings of a training run, by name.
+
+    Args:
+        params: The run's.
+        splits: Its windows; None: those of the parameters.
+        holdout_every: Epochs between two evaluations on the holdout.
+        until: A finding after which the training is not continued; None: it is trained to its end.
+    """
     splits = splits or Splits.from_params(params)
     state = fresh_state(params)
     watched, found = Monitor.of(state, splits, params), list(check_settings(params))
@@ -48,12 +57,15 @@ def findings(params: Params, splits: Splits | None = None, *, holdout_every: int
         for report in steps:
             if isinstance(report, EpochReport):
                 found += watched.check(report)
+                if until in [finding.name for finding in found]:
+                    break
     names = [finding.name for finding in found]
     assert len(names) == len(set(names))  # each is said once
     return {finding.name: finding.line for finding in found}
 
 
-@pytest.mark.parametrize("seed", ["1", "2", "3"])
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [str(1 + number) for number in range(many(1, 10))])
 @pytest.mark.parametrize(
     "overrides",
     [{}, {"loss": "snr"}, {"loss": "mae", "precision": COARSEST}, {"dropout": "0.2"}, MUON_AND_COSINE],
@@ -108,7 +120,7 @@ def test_a_filter_that_no_learning_is_noticed() -> None:
 )
 def test_learning_nothing_is_said_after_a_while_or_at_the_end(overrides: dict[str, str], after: int) -> None:
     params = small(**EASY | {"noise_std": "300"} | overrides)
-    assert f"after {after} epochs" in findings(params)["no_learning"]
+    assert f"after {after} epochs" in findings(params, until="no_learning")["no_learning"]
 
 
 def test_no_value_is_advised_that_is_there_already() -> None:
@@ -130,7 +142,7 @@ def test_learning_by_heart_is_noticed_on_validation() -> None:
 
 def test_learning_by_heart_is_noticed_on_the_holdout_where_validation_leaks() -> None:
     params = small(**BY_HEART, split="random", allow_shared_realizations="true")
-    line = findings(params)["overfitting"]
+    line = findings(params, until="overfitting")["overfitting"]
     assert "far below the holdout's" in line
     assert line.endswith("try noise=fresh with split=independent")
 
@@ -140,18 +152,20 @@ def test_learning_by_heart_is_noticed_whatever_the_loss_and_however_rare_the_hol
     overrides: dict[str, str], holdout_every: int
 ) -> None:
     params = small(**BY_HEART, split="random", allow_shared_realizations="true", **overrides)
-    assert "far below the holdout's" in findings(params, holdout_every=holdout_every)["overfitting"]
+    assert (
+        "far below the holdout's" in findings(params, holdout_every=holdout_every, until="overfitting")["overfitting"]
+    )
 
 
 def test_learning_by_heart_is_noticed_in_decibels() -> None:
-    assert "overfitting" in findings(small(**BY_HEART, loss="snr"))
+    assert "overfitting" in findings(small(**BY_HEART, loss="snr"), until="overfitting")
 
 
 def test_a_data_file_is_not_advised_to_draw_fresh_noise() -> None:
     params = small(**BY_HEART | {"noise": "fixed"})
     splits = Splits.from_params(params)
     of_file = params.model_copy(update={"data": params.data.model_copy(update={"data_file": "mine.npz"})})
-    line = findings(of_file, replace(splits, holdout=None))["overfitting"]
+    line = findings(of_file, replace(splits, holdout=None), until="overfitting")["overfitting"]
     assert line.endswith("try dropout=0.3 (now 0) or weight_decay=0.0001 (now 0) or hidden_size=32 (now 64)")
 
 

@@ -54,24 +54,28 @@ def evaluation_figures(params: Params) -> dict[str, Figure]:
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("overrides", "has_other_panels"),
     [
-        {},
-        {"frequencies_hz": "12.5"},
-        {"frequencies_hz": str(list(range(1, 13)))},
-        {"window_length": "1"},
-        {"window_length": "400"},
-        {"noise_std": "0"},
-        {"n_samples": "20", "duration_s": "1", "window_length": "2"},
-        {"n_samples": "2", "duration_s": "0.02", "window_length": "1"},
+        ({}, True),
+        ({"frequencies_hz": "12.5"}, True),
+        ({"frequencies_hz": str(list(range(1, 13)))}, True),
+        ({"window_length": "1"}, False),
+        ({"window_length": "400"}, False),
+        ({"noise_std": "0"}, False),
+        ({"n_samples": "20", "duration_s": "1", "window_length": "2"}, False),
+        ({"n_samples": "2", "duration_s": "0.02", "window_length": "1"}, False),
     ],
 )
-def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(overrides: dict[str, str], tmp_path: Path) -> None:
+def test_every_signal_model_can_be_drawn_with_a_word_on_every_axis(
+    overrides: dict[str, str], has_other_panels: bool, tmp_path: Path
+) -> None:
     params = resolve(SMALL | overrides)
     figures = data_figures(params) | evaluation_figures(params)
     numbers = [Path(name).name[:2] for name in figures]
     assert numbers == ["01", "02", "03", "04", "05", "06", "08", "09", "10", "11", "12", "13", "14"]
     for name, figure in figures.items():
+        if not has_other_panels:
+            figure.set_layout_engine("none")  # laid out as the first one; this takes as long as drawing
         figure.savefig(tmp_path / Path(name).name, dpi=30)
         drawn = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         assert drawn

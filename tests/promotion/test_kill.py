@@ -30,7 +30,7 @@ def assert_a_champion_with_evidence() -> None:
 
 @pytest.fixture(scope="module")
 def start_s(registries: Path) -> float:
-    """How long a process takes to begin that is started and not forked, as a model's is."""
+    """How long a process takes to begin that is started and not forked, as the model server is."""
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", "import freqfilter.pipelines.promote"], cwd=registries, check=True)
     return time.monotonic() - started
@@ -48,8 +48,8 @@ def test_killed_while_the_champion_changes(
     process = zygote.Popen(
         [sys.executable, "-m", "freqfilter", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    # A promotion starts two processes that import everything, one after the other; a rollback one. Itself is forked.
-    killed_s = chance.uniform(0, 2.0 if rolls_back else 4.0) * start_s
+    # Both start one process that imports everything; a promotion then scores the models. The program itself is forked.
+    killed_s = chance.uniform(0, 1.5 if rolls_back else 2.5) * start_s
     time.sleep(killed_s)
     process.send_signal(signal.SIGKILL)
     process.wait()

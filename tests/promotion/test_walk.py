@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,7 +153,7 @@ def test_the_end_of_a_models_process_is_no_verdict(
 
     def killed(self: ModelWorker, noise_seeds: list[int] | None) -> None:
         if self._uri == version(number).uri:
-            self._process.kill()
+            os.kill(self.pid, signal.SIGKILL)
         ask(self, noise_seeds)
 
     monkeypatch.setattr(ModelWorker, "request_scores", killed)

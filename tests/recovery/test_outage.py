@@ -18,7 +18,7 @@ from tests.recovery.comparing import RICH, Outcome, end_by, history
 
 pytestmark = pytest.mark.slow
 
-EPOCHS = 150
+EPOCHS = many(75, 150)
 LONG = SMALL | {"epochs": str(EPOCHS), "checkpoint_every": "50"}
 # The program with less patience at its end than it has for its users.
 HASTY = (
@@ -82,14 +82,14 @@ def test_training_goes_on_through_outages_and_each_point_arrives_once(
     chance = random.Random(f"{SEED} outages {number}")
     outages = [("killed", "paused")[(number + n) % 2] for n in range(chance.randint(1, 2))]
     at_server.start()
-    process = wait_for_line("epoch   5/", [sys.executable, "-m", "freqfilter", "train", *options(LONG)], folder)
+    process = wait_for_line(f"/{EPOCHS} ", [sys.executable, "-m", "freqfilter", "train", *options(LONG)], folder)
     for outage in outages:
-        hear(process, chance.randint(1, 20))
+        hear(process, chance.randint(1, EPOCHS // 8))
         if outage == "killed":
             at_server.kill()
         else:
             at_server.send(signal.SIGSTOP)
-        hear(process, chance.randint(1, 40))  # training goes on meanwhile
+        hear(process, chance.randint(1, EPOCHS // 4))  # training goes on meanwhile
         if outage == "killed":
             at_server.start()
         else:
