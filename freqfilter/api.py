@@ -95,7 +95,7 @@ def ablate(
         require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress):
-        return train_variants(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
+        return train_variants(variants, workflow="ablate", options={"values": text}, recipe=recipe, name=name)
 
 
 def evaluate(

@@ -73,9 +73,9 @@ ELSEWHERE = {
     "curl -s http://127.0.0.1:5001/ping": SERVED,
     "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
     "-d '{\"inputs\": [[[0.1, 0, 0, 1, 0], [0.2, 0, 0, 1, 0]]]}'": SERVED,
-    "python -m benchmarks.gate": "test_the_filters_are_what_the_rates_speak_of",
-    "python -m freqfilter ui": "test_the_ui_command_prints_addresses_that_answer",
-    "mlflow ui": "test_the_ui_command_prints_addresses_that_answer",
+    "python -m benchmarks.gate": "test_the_filters_have_the_stated_ratios",
+    "python -m freqfilter ui": "test_the_ui_command_prints_reachable_addresses",
+    "mlflow ui": "test_the_ui_command_prints_reachable_addresses",
     "python3.11 -m venv .venv": "test_constraints_hold_the_same_versions",
     "source .venv/bin/activate": "test_constraints_hold_the_same_versions",
     "pip install -c constraints.txt -e .": "test_constraints_hold_the_same_versions",
