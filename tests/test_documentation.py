@@ -135,7 +135,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         draw_nothing(patch)
         fork_witnesses(patch)
         patch.setattr(catalog, "evaluation_figures", lambda *arguments, **settings: iter(()))
-        patch.setattr("freqfilter.pipelines.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
+        patch.setattr("freqfilter.pipelines.limit.MAX_WORK_PER_LENGTH", 1e6)  # of the curve alone
         for seed in ("1", "2", "3"):
             assert start("train", *options(SMALLEST | {"seed": seed})) == 0
         for alias, version in (("previous", "1"), ("champion", "2")):

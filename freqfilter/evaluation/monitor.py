@@ -61,7 +61,7 @@ class Monitor:
     ) -> None:
         self._state = state
         self._params = params
-        self._blind_mse = baseline_mse
+        self._baseline_mse = baseline_mse
         self._val_limit = val_limit
         self._weights = _flat(state)
         self._reported: set[str] = set()
@@ -86,7 +86,7 @@ class Monitor:
         n_validations = math.ceil(training.epochs / training.validate_every)
         findings = [
             frozen_weights(report, change, self._params),
-            no_learning(history, self._blind_mse, self._params, ended=ended),
+            no_learning(history, self._baseline_mse, self._params, ended=ended),
             overfitting(history, self._params),
             leak(report, self._val_limit, n_validations=n_validations),
             slow_epoch(history, self._params, threads=self._state.accelerator.threads),
