@@ -96,7 +96,7 @@ def ablate(
     with _job(progress):
         from freqfilter.pipelines.ablation import train_variants
 
-        return train_variants(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
+        return train_variants(variants, workflow="ablate", options={"values": text}, recipe=recipe, name=name)
 
 
 def evaluate(

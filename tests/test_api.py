@@ -79,7 +79,7 @@ def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> Non
         (lambda: freqfilter.evaluate(version=1, run_id="x"), "give one"),
         (lambda: freqfilter.evaluate(hidden_size=3), "hidden_size: not a parameter of this function"),
         (lambda: freqfilter.promote(tracking="offline"), "offline"),
-        (lambda: freqfilter.promote(force=" "), "a reason is needed"),
+        (lambda: freqfilter.promote(force=" "), "the reason is blank"),
         (lambda: freqfilter.compare([]), "runs"),
         (lambda: freqfilter.ablate({}), "a mapping is needed"),
         (lambda: freqfilter.load(), "give a name"),

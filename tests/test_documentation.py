@@ -73,9 +73,9 @@ ELSEWHERE = {
     "curl -s http://127.0.0.1:5001/ping": SERVED,
     "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
     "-d '{\"inputs\": [[[0.1, 0, 0, 1, 0], [0.2, 0, 0, 1, 0]]]}'": SERVED,
-    "python -m benchmarks.gate": "test_the_filters_are_what_the_rates_speak_of",
-    "python -m freqfilter ui": "test_the_ui_command_prints_addresses_that_answer",
-    "mlflow ui": "test_the_ui_command_prints_addresses_that_answer",
+    "python -m benchmarks.gate": "test_the_filters_have_the_stated_ratios",
+    "python -m freqfilter ui": "test_the_ui_command_prints_reachable_addresses",
+    "mlflow ui": "test_the_ui_command_prints_reachable_addresses",
     "python3.11 -m venv .venv": "test_constraints_hold_a_version_in_every_range",
     "source .venv/bin/activate": "test_constraints_hold_a_version_in_every_range",
     "pip install -c constraints.txt -e .": "test_constraints_hold_a_version_in_every_range",
@@ -135,7 +135,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         draw_nothing(patch)
         fork_witnesses(patch)
         patch.setattr(catalog, "evaluation_figures", lambda *arguments, **settings: iter(()))
-        patch.setattr("freqfilter.pipelines.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
+        patch.setattr("freqfilter.pipelines.limit.MAX_WORK_PER_LENGTH", 1e6)  # of the curve alone
         for seed in ("1", "2", "3"):
             assert start("train", *options(SMALLEST | {"seed": seed})) == 0
         for alias, version in (("previous", "1"), ("champion", "2")):

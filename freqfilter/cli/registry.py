@@ -89,7 +89,7 @@ def promote(
     click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.version}")
     click.echo(f"{decision.reason}\nrun {decision.run.run_id}, decision/report.md among its artifacts")
     click.echo("\n".join(run_links(decision.run, "decisions")))
-    if decision.outcome == Outcome.REFUSED:
+    if decision.outcome == Outcome.REJECTED:
         if process:
             from freqfilter.tracking.owner import set_status_after
 

@@ -143,7 +143,7 @@ def _train_variants(request: Request, variants: dict[str, Params], *, workflow: 
     from freqfilter.pipelines.ablation import train_variants
 
     name = request.run_name(**asked)
-    run = train_variants(variants, workflow=workflow, asked=asked, recipe=request.recipe, name=name).run
+    run = train_variants(variants, workflow=workflow, options=asked, recipe=request.recipe, name=name).run
     click.echo(f"run {run.run_id} in experiment {run.experiment}, with a run of its own for each line")
     return run
 

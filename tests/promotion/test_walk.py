@@ -64,7 +64,7 @@ def test_a_registry_is_walked_through(
     # A better one, which is the newest.
     code, said = promote()
     assert code == 0, said
-    assert "it is better than the champion" in said
+    assert "better than the champion" in said
     assert aliases() == {"candidate": 2, "champion": 2, "previous": 1}
     decision = [run for run in all_runs() if run.data.tags.get("workflow") == "promote"][-1]
     assert {"decision/report.md", "decision/errors.png", "decision/errors.csv"} <= artifacts(decision)
@@ -86,12 +86,12 @@ def test_a_registry_is_walked_through(
     # An equal one.
     equal = register(module_of(2), setting())
     code, said = promote()
-    assert (code, last_decision()["decision"]) == (0, "HELD"), said
-    assert "the same weights" in said
+    assert (code, last_decision()["decision"]) == (0, "NOT_BETTER"), said
+    assert "identical weights" in said
     # The champion itself, and one that is worse.
-    assert (promote("--version", "2")[0], last_decision()["decision"]) == (0, "HELD")
+    assert (promote("--version", "2")[0], last_decision()["decision"]) == (0, "NOT_BETTER")
     code, said = promote("--version", "1")
-    assert (code, last_decision()["decision"]) == (0, "HELD"), said
+    assert (code, last_decision()["decision"]) == (0, "NOT_BETTER"), said
     # Each refused for its own reason.
     damaged, pickled = register(module_of(2), setting()), pickled_version(tmp_path)
     source = MlflowClient().get_logged_model(version(damaged).source.removeprefix("models:/")).artifact_location
@@ -101,19 +101,19 @@ def test_a_registry_is_walked_through(
         register(zero(2), setting()): "beats zero",
         register(module_of(2), setting(), diagnoses="overfitting leak"): "no leak",
         register(deaf_to_the_last_component(2), setting()): "near the limit, 7hz",
-        register(module_of(2), setting(noise_std="0.3")): "comparable: trained for noise_std=0.3",
+        register(module_of(2), setting(noise_std="0.3")): "its task differs from the champion's: noise_std=0.3",
         damaged: "not those that were registered",
         pickled: "not a filter of freqfilter",
     }
     for number, reason in refused.items():
         code, said = promote("--version", str(number))
-        assert (code, last_decision()["decision"]) == (1, "REFUSED"), said
+        assert (code, last_decision()["decision"]) == (1, "REJECTED"), said
         assert reason in last_decision()["reason"]
-        assert version(number).tags["decision"] == "REFUSED"
+        assert version(number).tags["decision"] == "REJECTED"
         assert aliases()["champion"] == 2
     # Force has a reason, and does not help what cannot be loaded.
     code, said = promote("--version", str(damaged), "--force", "I insist")
-    assert (code, last_decision()["decision"]) == (1, "REFUSED")
+    assert (code, last_decision()["decision"]) == (1, "REJECTED")
     code, said = promote("--version", str(equal), "--force", "the same, trained anew")
     assert (code, last_decision()["decision"]) == (0, "PROMOTED"), said
     assert "forced: the same, trained anew" in last_decision()["reason"]
@@ -123,7 +123,8 @@ def test_a_registry_is_walked_through(
     assert (aliases()["champion"], aliases()["previous"]) == (2, equal)
     told = list(csv.DictReader(io.StringIO(say(["history", "--csv"], capsys, monkeypatch)[1])))
     events = [(row["event"], row["version"], row["champion_after"]) for row in told if row["event"] != "registered"]
-    assert events[:4] == [("PROMOTED", "1", "1"), ("PROMOTED", "2", "2"), ("HELD", str(equal), "2"), ("HELD", "2", "2")]
+    assert events[:2] == [("PROMOTED", "1", "1"), ("PROMOTED", "2", "2")]
+    assert events[2:4] == [("NOT_BETTER", str(equal), "2"), ("NOT_BETTER", "2", "2")]
     assert events[-1] == ("ROLLED BACK", "2", "2")
     assert told[-1]["why"] == "the new one hums"
     assert sum(row["event"] == "registered" for row in told) == len(refused) + 3
@@ -172,19 +173,19 @@ def test_to_ask_again_gives_the_same_and_another_seed_is_named(promote, registry
         assert promote("--version", "2", *seed)[0] == 0
         run = [run for run in all_runs() if run.data.tags.get("workflow") == "promote"][-1]
         errors.append(download(run, "decision/errors.csv", registry / str(len(errors))).read_text())
-        assert ("which somebody chose" in run.data.tags["mlflow.note.content"]) == bool(seed)
+        assert ("(user-specified)" in run.data.tags["mlflow.note.content"]) == bool(seed)
     assert errors[0] == errors[1] != errors[2]
 
 
 def test_under_mlflow_run_a_refusal_is_a_decision_made(promote, registry: Path, mlflow_run: Program) -> None:  # type: ignore[no-untyped-def]
     done = mlflow_run("-e", "promote", version="1", max_mse_ratio="1.0001")
     assert done.returncode == 1
-    assert "REFUSED: frequency-filter version 1" in done.stdout
+    assert "REJECTED: frequency-filter version 1" in done.stdout
     deadline = time.monotonic() + 60
     while (run := all_runs()[-1]).info.status != "FINISHED":
         assert time.monotonic() < deadline, run.info.status
         time.sleep(0.3)
-    assert run.data.tags["decision"] == "REFUSED"
+    assert run.data.tags["decision"] == "REJECTED"
 
 
 def test_a_filter_of_a_users_own_data_is_judged_without_a_limit(
@@ -197,7 +198,7 @@ def test_a_filter_of_a_users_own_data_is_judged_without_a_limit(
         assert call(["train", *options(own | {"epochs": epochs})], capsys, monkeypatch) == (0, "")
     assert promote("--model_name", "own", "--version", "1")[0] in (0, 1)
     code, said = promote("--model_name", "own", "--version", "2")
-    assert "the signal model of a user's own data is not known" in said
+    assert "the signal model of a data file is unknown" in said
     assert "near the limit, 1hz" not in said
     assert code == 0, said
 
@@ -206,7 +207,7 @@ def test_what_is_not_there_is_said(promote, registry: Path, typed: Typed) -> Non
     for words, part in [
         (("--model_name", "absent"), "absent"),
         (("--version", "99"), "99"),
-        (("--force", " "), "a reason is needed"),
+        (("--force", " "), "the reason is blank"),
         (("--version", "0"), "version"),
     ]:
         code, said = promote(*words)
@@ -255,7 +256,7 @@ def test_a_copy_that_does_not_arrive_as_it_was_is_taken_back(
     monkeypatch.setattr("freqfilter.tracking.remote_registry.RemoteRegistry.digest", lambda *_: "another")
     code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
     assert code == 2
-    assert "did not arrive as they were" in line
+    assert "checksum mismatch after the copy" in line
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
     assert MlflowClient().search_model_versions() == []
     assert all_runs() == []

@@ -53,10 +53,10 @@ def test_runs_of_dead_processes_and_of_failed_launches_are_closed_and_no_others(
             by_hand.info.run_id: "RUNNING",
         }
         lines = [line for line in done.stdout.splitlines() if " run " in line]
-        assert f"to go on: python -m freqfilter resume {dead}" in next(line for line in lines if dead in line)
-        assert next(line for line in lines if orphan in line).startswith("mended")
-        assert "is at work" in next(line for line in lines if working in line)
-        assert "mended" not in freqfilter("doctor").stdout
+        assert f"resume with: python -m freqfilter resume {dead}" in next(line for line in lines if dead in line)
+        assert next(line for line in lines if orphan in line).startswith("fixed")
+        assert "is running" in next(line for line in lines if working in line)
+        assert "fixed" not in freqfilter("doctor").stdout
     finally:
         end_by(at_work, signal.SIGKILL)
 
@@ -80,7 +80,7 @@ def test_what_only_a_user_can_mend_is_said_and_ends_with_an_error(
     monkeypatch.setattr("freqfilter.pipelines.doctor.version", lambda name: "0.0.1")
     code, line = typed("doctor", "--run_dir", "/proc/x")
     assert code == 2
-    assert line.startswith("freqfilter: 3 things need you, the first of them: installation: click 0.0.1 where ")
+    assert line.startswith("freqfilter: 3 problems found; first: installation: click 0.0.1 where ")
 
 
 def test_versions_within_the_required_ranges_are_well_and_others_are_named(

@@ -126,7 +126,7 @@ def test_a_server_that_is_gone_at_the_end_gets_everything_later(
     assert f"run {folder_of_run.name} is delivered: FINISHED, registered: frequency-filter version 1" in done.stdout
     whole.assert_same(MlflowClient().get_run(folder_of_run.name))
     assert list((folder / "runs").iterdir()) == []
-    assert "nothing waits" in freqfilter("sync").stdout
+    assert "nothing to sync" in freqfilter("sync").stdout
 
 
 def test_offline_runs_are_delivered_as_if_they_had_been_online(
@@ -170,7 +170,7 @@ def test_an_offline_run_that_was_interrupted_is_delivered_as_far_as_it_came_and_
     assert done.returncode == 0, done.stderr
     (run,) = all_runs()
     assert run.info.status == "KILLED"
-    assert f"to go on: python -m freqfilter resume {run.info.run_id}" in done.stdout
+    assert f"resume with: python -m freqfilter resume {run.info.run_id}" in done.stdout
     done = freqfilter("resume", run.info.run_id)
     assert done.returncode == 0, done.stderr
     run = MlflowClient().get_run(run.info.run_id)

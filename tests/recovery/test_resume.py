@@ -104,7 +104,7 @@ def test_a_run_that_is_at_work_is_left_alone_and_one_of_another_machine_only_whe
     run_id = all_runs()[0].info.run_id
     code, line = typed("resume", run_id)
     assert code == 2
-    assert f"at work, in process {process.pid}" in line
+    assert f"is running in process {process.pid}" in line
     end_by(process, signal.SIGKILL)
     client, tag = MlflowClient(), all_runs()[0].data.tags["process"]
     client.set_tag(run_id, "process", tag.replace('"host": "', '"host": "another-'))
@@ -122,7 +122,7 @@ def test_mlflow_run_with_a_run_id_goes_on_with_it(whole: Outcome, folder: Path, 
     whole.assert_same(MlflowClient().get_run(run_id))
     again = mlflow_run("--run-id", run_id)
     assert again.returncode == 1
-    assert "has finished: there is nothing to go on with" in again.stderr
+    assert "has finished; start a new run" in again.stderr
 
 
 def test_a_damaged_checkpoint_is_passed_over_aloud_and_lost_ones_come_from_the_artifacts(
