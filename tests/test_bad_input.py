@@ -75,7 +75,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "model_name": ("a/b", "without / and :"),
     "system_metrics_interval": ("-1", "greater than or equal to 0"),
     "run_dir": ("~", "nothing"),
-    "tensorboard_dir": ("/proc/x", "cannot be made"),
+    "tensorboard_dir": ("/proc/x", "cannot create this folder"),
 }
 
 
@@ -114,7 +114,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["train", "--recipe", "orignal"], ["recipe=orignal", "original"]),
         (["prepare", "--noise", "fresh"], ["noise=fresh", "fixed"]),
         (["prepare", "--data_file", "x.npz"], ["data_file", "already"]),
-        (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot be made"]),
+        (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot create this folder"]),
         (["evaluate"], ["frequency-filter/latest", "not found"]),
         (["evaluate", "--version", "7"], ["frequency-filter/7"]),
         (["evaluate", "--version", "../7"], ["../7"]),
@@ -139,7 +139,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["train", "--seeds", "3"], ["seeds=3", "[1, 2, 3]"]),
         (["train", "--seeds", "[]"], ["seeds=[]", "[1, 2, 3]"]),
         (["train", "--seeds", "[1, two]"], ["seed=two", "valid integer"]),
-        (["train", "--seeds", "[1, 1.0]"], ["seed=1.0 and seed=1", "leave one out"]),
+        (["train", "--seeds", "[1, 1.0]"], ["seed=1.0 and seed=1", "remove one"]),
         (["train", "--seeds", "[1, 2]", "--seed", "3"], ["seed and seeds"]),
         (["limit", "--noise_seed", "-1"], ["noise_seed", "-1"]),
         (["limit", "--data_file", "x.npz"], ["data_file", "no signal model"]),
@@ -148,7 +148,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["ablate", "--values", "hidden_size"], ["values=hidden_size", "mapping"]),
         (["ablate", "--values", "{hidden: 3}"], ["unknown parameter 'hidden'", "hidden_size"]),
         (["ablate", "--values", "{dropout: [0.1, 1]}"], ["dropout=1", "less than 1"]),
-        (["ablate", "--values", "{dropout: 0}"], ["dropout=0 and base", "leave one out"]),
+        (["ablate", "--values", "{dropout: 0}"], ["dropout=0 and base", "remove one"]),
     ],
 )
 def test_bad_words_are_refused(
@@ -169,12 +169,12 @@ def test_bad_words_are_refused(
         (b"- a\n- b\n", "no sections"),
         (b"training: 3\n", "section 'training'"),
         (b"training:\n  epochs: [\n", "not valid YAML"),
-        (b"training:\n  epochs: 1\n  epochs: 2\n", "'epochs' stands twice"),
+        (b"training:\n  epochs: 1\n  epochs: 2\n", "'epochs' is duplicated"),
         (b"training:\n  epoch: 1\n", "did you mean 'epochs'"),
         (b"model:\n  epochs: 1\n", "belongs in section training"),
         (b"nonsense:\n  epochs: 1\n", "belongs in section training"),
         (b"a: &a [x, x]\nb: &b [*a, *a]\n", "aliases"),
-        (b"training: {[a]: 1}\n", "no name"),
+        (b"training: {[a]: 1}\n", "not a name"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"[" * 5000, "not valid YAML"),
         (b"training:\n  epochs: !!python/object/apply:os.system ['touch owned']\n", "epochs"),

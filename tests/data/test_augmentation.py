@@ -136,7 +136,7 @@ def test_the_windows_of_a_file_are_not_copied_for_an_epoch(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", BOTH)
 def test_fresh_noise_and_augmentation_exclude_each_other(name: str) -> None:
-    with pytest.raises(UserError, match=rf"^{name}=1 needs noise=fixed or a data_file: .*; drop it$"):
+    with pytest.raises(UserError, match=rf"^{name}=1 needs noise=fixed or a data_file: .*; remove it$"):
         resolve({name: "1"})
     with pytest.raises(UserError, match=f"^{name}=1 needs"):
         resolve({name: "1", "noise": "fresh", "split": "independent"}, recipe="original")

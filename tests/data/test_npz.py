@@ -57,7 +57,7 @@ BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "two axes": (lambda a: a.update(y_train=a["y_train"][..., 0]), "y_train has shape"),
     "fewer targets": (lambda a: a.update(y_val=a["y_val"][1:]), "y_val has shape"),
     "shorter windows": (lambda a: a.update(X_val=a["X_val"][:, 1:], y_val=a["y_val"][:, 1:]), "windows of 49 samples"),
-    "another selector width": (lambda a: a.update(X_train=a["X_train"][..., :2]), "add frequencies_hz"),
+    "another selector width": (lambda a: a.update(X_train=a["X_train"][..., :2]), "set frequencies_hz"),
     "NaN": (with_value("X_val", (1, 2, 0), np.nan), r"X_val has nan at \(1, 2, 0\)"),
     "Inf": (with_value("y_test", (3, 0, 0), -np.inf), r"y_test has -inf at \(3, 0, 0\)"),
     "too large for float32": (lambda a: a.update(X_train=a["X_train"] * np.float64(1e300)), "has inf at"),
@@ -115,5 +115,5 @@ def test_a_header_that_lies_takes_no_memory(tmp_path: Path) -> None:
             if member == "X_train.npy":
                 content = content.replace(b"'shape': " + shape, b"'shape': " + claimed)
             new.writestr(member, content)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="X_train is corrupt"):
         npz.read(str(tmp_path / "lie.npz"), n_components=2)
