@@ -1,11 +1,11 @@
-"""freqfilter: train a filter that picks one sinusoid out of a noisy mixture, tracked in MLflow.
+"""freqfilter: filters that extract one sinusoid from a noisy mixture, trained with PyTorch and tracked in MLflow.
 
 ``freqfilter.train(epochs=3)`` trains a filter and registers it as a version, and
 ``freqfilter.load("frequency-filter", version=1)`` loads that version.
 
-The parts follow the workflow, and import only from those before them: ``params`` (parameters), ``signals`` (signal
-model and limit), ``filters`` (network and training), ``evaluation``, ``tracking`` (MLflow), ``workflows`` (a module for
-each job), ``api`` (the functions below) and ``cli``.
+The parts follow the workflow and import only from those before them: ``config`` (parameters), ``data`` (signal model),
+``models`` (network), ``training``, ``evaluation``, ``plots``, ``tracking`` (MLflow), ``pipelines`` (a module for each
+job), ``api`` (the functions below) and ``cli``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["UserError", "ablate", "compare", "evaluate", "history", "load", "pro
 
 
 def __getattr__(name: str) -> Any:
-    """A name of ``__all__``, imported when it is first used: the command line starts without."""
+    """Import a name of ``__all__`` on first use, so that the command line starts faster."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module("freqfilter.errors" if name == "UserError" else "freqfilter.api")

@@ -1,4 +1,4 @@
-"""Atomic file writes: a file is written whole or not at all."""
+"""Atomic file writes: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import BinaryIO, cast
 from freqfilter.errors import UserError
 from freqfilter.process import alive
 
-# A temporary file says who writes it: .NAME.HOST.PID.RANDOM.part
+# Names of temporary files contain host and process: .NAME.HOST.PID.RANDOM.part
 TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[^.]+\.part")
 HOST = re.sub(r"[^\w-]", "-", platform.node()) or "localhost"
 
 
 def writable_folder(path: Path) -> Path:
-    """The folder, made where it is missing.
+    """Create a folder if it is missing, and return it.
 
     Raises:
-        UserError: If it cannot be made or nothing can be written in it.
+        UserError: If it cannot be created or is not writable.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: this folder cannot be made: {error.strerror or error}") from None
+        raise UserError(f"{path}: cannot create this folder: {error.strerror or error}; use another") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: nothing can be written in this folder: no permission")
+        raise UserError(f"{path}: no permission to write in this folder; use another")
     return path
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of ``path`` when the block ends well, and vanishes otherwise.
+    """Open a temporary file that replaces ``path`` when the block ends, and is removed if the block raises.
 
-    The folder is made where it is missing, and what a process that died has left half-written in it is removed.
+    The folder is created if missing, and temporary files of dead processes are removed from it.
 
     Raises:
         UserError: If the file cannot be written: disk full, no permission, or a folder in its place.
@@ -63,7 +63,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut."""
+    """Flush a folder's entries to disk, so that new file names survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,7 +72,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_stale_temp_files(folder: Path) -> None:
-    """Remove the temporary files of processes of this machine that are gone."""
+    """Remove temporary files whose process, on this host, no longer exists."""
     for path in folder.glob(".*.part"):
         writer = TEMPORARY.fullmatch(path.name)
         if writer and writer["host"] == HOST and not alive(int(writer["pid"])):
@@ -81,11 +81,11 @@ def remove_stale_temp_files(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    """The one line about a file that the system does not let us write."""
+    """Error for a file that cannot be written."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
 
 
 def _umask() -> int:
-    umask = os.umask(0o077)  # it can only be read by setting it
+    umask = os.umask(0o077)  # the only way to read it is to set it
     os.umask(umask)
     return umask

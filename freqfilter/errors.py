@@ -1,4 +1,4 @@
-"""The errors that a user can cause."""
+"""Errors that a user can cause."""
 
 import re
 
@@ -6,7 +6,7 @@ CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
 
 
 def without_credentials(text: str) -> str:
-    """The text with no user's name and password in any address that it holds.
+    """Remove user names and passwords from all addresses in a text.
 
     >>> without_credentials("postgresql://me:secret@host/db")
     'postgresql://host/db'
@@ -14,23 +14,23 @@ def without_credentials(text: str) -> str:
     return CREDENTIALS.sub("", text)
 
 
-def one_line(error: object, *, most: int = 200) -> str:
-    """What an error says, in one line of so many characters, without credentials."""
-    return " ".join(without_credentials(str(error)).split())[:most]
+def one_line(error: object, *, max_length: int = 200) -> str:
+    """Message of an error on one line of at most ``max_length`` characters, without credentials."""
+    return " ".join(without_credentials(str(error)).split())[:max_length]
 
 
 class UserError(Exception):
-    """What is wrong, where, and what to do, in one line; shown without a traceback, and without credentials."""
+    """Error on one line: what is wrong, where, and what to do. Printed without traceback and credentials."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(without_credentials(message).splitlines()))  # what a user typed may hold line breaks
+        super().__init__(" ".join(without_credentials(message).splitlines()))  # user input may contain line breaks
 
 
 class TrainingError(UserError):
-    """What ended a training run.
+    """Error that ends a training run.
 
     Attributes:
-        diagnosis: Its name in the tag ``diagnosis.<name>``.
+        diagnosis: Name of the problem in the tag ``diagnosis.<name>``.
     """
 
     def __init__(self, diagnosis: str, message: str) -> None:
@@ -39,5 +39,5 @@ class TrainingError(UserError):
 
 
 def install_hint(extra: str) -> str:
-    """What to type where an extra is missing."""
+    """Command that installs a missing extra."""
     return f"pip install 'freqfilter[{extra}]', or in a checkout pip install -c constraints.txt -e '.[{extra}]'"

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Interrupted(BaseException):
-    """The user or the system has asked this process to end.
+    """Raised when the process is to end: on a signal, or when its launcher has ended.
 
     Attributes:
-        exit_code: 128 + the number of the signal, as shells have it.
-        remedy: The command that resumes the work; empty if nothing was begun.
+        exit_code: 128 + the signal's number, as in shells.
+        remedy: Command that resumes the work; empty before it starts.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -30,9 +30,9 @@ class Interrupted(BaseException):
 
 
 class ShutdownHandler:
-    """Graceful shutdown: the first signal interrupts the work, and those that follow during cleanup are ignored.
+    """Graceful shutdown: the first signal interrupts the work, later ones are ignored during cleanup.
 
-    Python delivers signals to the main thread. Each thread defers for itself.
+    Python delivers signals to the main thread. Deferral is local to a thread.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class ShutdownHandler:
         self._thread = threading.local()
 
     def follow(self, launcher: psutil.Process | None) -> None:
-        """Let ``check`` also interrupt once the process that launched this one has ended."""
+        """Make ``check`` interrupt when the launcher has ended, too."""
         self._launcher = launcher
 
     @property
@@ -50,7 +50,7 @@ class ShutdownHandler:
         return self._received is not None
 
     def check(self) -> None:
-        """Interrupt here if a signal was deferred.
+        """Raise a deferred interruption.
 
         Raises:
             Interrupted: If a signal was received, or the launcher has ended.
@@ -62,12 +62,12 @@ class ShutdownHandler:
             raise Interrupted(self._received)
 
     def ignore_signals(self) -> None:
-        """Ignore signals from here on, where to finish takes less time than to resume."""
+        """Ignore signals from now on, when finishing takes less time than resuming."""
         self._thread.deferred = True
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A block that a signal interrupts only where it calls ``check``, and at its end."""
+        """Defer signals inside the block to calls of ``check`` and to its end."""
         self._thread.deferred = True
         try:
             yield
@@ -77,10 +77,10 @@ class ShutdownHandler:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """A block in which SIGINT, SIGTERM and SIGHUP raise ``Interrupted`` in the main thread.
+        """Make SIGINT, SIGTERM and SIGHUP raise ``Interrupted`` in the main thread inside the block.
 
-        An ignored SIGHUP stays ignored (nohup). After a signal, all three are ignored when the block ends, since the
-        process is about to exit.
+        An ignored SIGHUP stays ignored (nohup). If a signal was received, all three are ignored after the block, since
+        the process is about to exit.
         """
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -113,12 +113,12 @@ SHELLS = {"bash", "sh", "dash", "zsh"}
 
 
 def launched_by_mlflow() -> bool:
-    """Whether ``mlflow run`` started this process and has made its run."""
+    """Whether ``mlflow run`` started this process and created its run."""
     return launched_run() is not None
 
 
 def launcher() -> psutil.Process | None:
-    """The ``mlflow run`` that started this process; None where none did or the system does not tell."""
+    """The ``mlflow run`` process that started this one; None if there is none or it cannot be determined."""
     import psutil
 
     if not launched_by_mlflow():
@@ -130,19 +130,19 @@ def launcher() -> psutil.Process | None:
 
 
 def launched_run() -> str | None:
-    """The id of the run that ``mlflow run`` has made, or was told to go on with; None where it did not start us."""
+    """Id of the run that ``mlflow run`` created or resumes; None if it did not start this process."""
     return os.environ.get("MLFLOW_RUN_ID")
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this number is there."""
+    """Whether a process with this id exists."""
     import psutil
 
     return bool(psutil.pid_exists(pid))
 
 
 def running(process: psutil.Process) -> bool:
-    """Whether a process is still there, and not one that has ended and waits for its parent to hear of it."""
+    """Whether a process exists and is not a zombie."""
     import psutil
 
     try:
@@ -152,7 +152,7 @@ def running(process: psutil.Process) -> bool:
 
 
 def launcher_folder() -> Path | None:
-    """The folder that ``mlflow run`` was typed in; None where the system does not tell."""
+    """Working directory of the ``mlflow run`` process; None if it cannot be determined."""
     import psutil
 
     try:

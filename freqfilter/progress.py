@@ -18,30 +18,30 @@ from freqfilter.training.reports import EpochReport, StepReport
 
 logger = logging.getLogger(__name__)
 
-SILENCE_S = 60  # after which a log file gets a line within an epoch, too
+MAX_SILENCE_S = 60  # seconds without output after which a log file gets a line within an epoch
 
 
 class ProgressHandler(logging.Handler):
     """Log handler that prints messages to standard output, with a progress bar below them on a terminal.
 
-    In a log file, each epoch is a line.
+    In a log file each epoch is one line.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._bar: tqdm[Never] | None = None
-        self._written = time.monotonic()  # when the last line was
+        self._written = time.monotonic()  # time of the last line
         self._forget()
 
     def _forget(self) -> None:
-        """Begin a new training."""
+        """Reset the progress for a new training."""
         self._started: float | None = None
         self._epochs_seen = 0
         self._figures = ""  # of the last epoch
         self._position = (0, 0.0)  # epoch and batch of the last report
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message, or show the report of ``show_progress``."""
+        """Print a message, or display a report of ``show_progress``."""
         if (report := getattr(record, "report", None)) is not None:
             self.show(report, epochs=record.__dict__["epochs"])
         elif record.levelno >= logging.INFO:
@@ -49,7 +49,7 @@ class ProgressHandler(logging.Handler):
             self._write(record.getMessage())
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
-        """Advance the bar, or print the line of an epoch above it."""
+        """Advance the progress bar after a step, or print a line after an epoch."""
         position = (report.epoch, report.batch if isinstance(report, StepReport) else math.inf)
         if position <= self._position:
             self._forget()
@@ -59,13 +59,13 @@ class ProgressHandler(logging.Handler):
             self._show_epoch(report, epochs)
         elif sys.stdout.isatty():
             self._show_step(report, epochs)
-        elif time.monotonic() - self._written >= SILENCE_S:
+        elif time.monotonic() - self._written >= MAX_SILENCE_S:
             self._write(f"{_epoch(report, epochs)}  batch {report.batch}/{report.n_batches}")
 
     def _show_epoch(self, report: EpochReport, epochs: int) -> None:
         now = time.monotonic()
         if not self._epochs_seen:
-            # Of an epoch that was resumed only the rest has been seen here.
+            # A resumed epoch began before this process.
             self._started = min(self._started or now, now - report.seconds)
         self._epochs_seen += 1
         left_s = (now - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
@@ -89,11 +89,11 @@ class ProgressHandler(logging.Handler):
         try:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
-        except BrokenPipeError:  # the reader has closed the pipe: continue without output
+        except BrokenPipeError:  # continue without output
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process ends)
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         with self.lock or nullcontext():
             self._close_bar()
         super().close()
@@ -106,10 +106,10 @@ class ProgressHandler(logging.Handler):
 
 @contextmanager
 def progress_output(enabled: bool = True) -> Iterator[None]:
-    """A block in which the messages and the progress of this package are printed to standard output.
+    """Print this package's messages and progress to standard output inside the block.
 
     Args:
-        enabled: False prints nothing.
+        enabled: Whether to print.
     """
     if not enabled:
         yield
@@ -118,7 +118,7 @@ def progress_output(enabled: bool = True) -> Iterator[None]:
     level, propagate = package.level, package.propagate
     package.addHandler(handler)
     package.setLevel(logging.DEBUG)
-    package.propagate = False  # the handlers of a user would print each message once more
+    package.propagate = False  # the root logger's handlers would print each message again
     try:
         yield
     finally:
@@ -129,12 +129,12 @@ def progress_output(enabled: bool = True) -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Print warnings alone until the block of ``progress_output`` ends."""
+    """Print only warnings until the block of ``progress_output`` ends."""
     logging.getLogger("freqfilter").setLevel(logging.WARNING)
 
 
 def show_progress(report: StepReport | EpochReport, *, epochs: int) -> None:
-    """Log a report of the training loop, which ``ProgressHandler`` draws: epochs as INFO, steps as DEBUG."""
+    """Log a report of the training loop for ``ProgressHandler``: epochs as INFO, steps as DEBUG."""
     extra = {"report": report, "epochs": epochs}
     if isinstance(report, EpochReport):
         logger.info("%s  %s", _epoch(report, epochs), "  ".join(_figures(report)), extra=extra)

@@ -1,11 +1,11 @@
-"""Names of metrics and artifacts, each in one place."""
+"""Names of metrics and artifacts."""
 
 from __future__ import annotations
 
-LOSSES = "visualizations/07_training_loss.png"  # the original's name for it
+LOSSES = "visualizations/07_training_loss.png"  # the original script's name
 PREDICTION = "visualizations/08_prediction.png"
 COMPONENTS = "visualizations/13_mse_per_frequency.png"
-# Figures that MLflow's UI shows side by side for several runs, and the key of each there.
+# Figures that MLflow's UI compares side by side for several runs, and their keys there.
 COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OUTBOX = "outbox.jsonl"  # in the folder of a run
@@ -21,15 +21,15 @@ HOLDOUT_MSE = "holdout/mse"
 BEST_HOLDOUT_MSE = "best/holdout_mse"
 EPOCH_SECONDS = "train/epoch_seconds"
 PEAK_MEMORY = "peak_memory_mb"
-SYSTEM = "system/"  # what the names of system metrics begin with; MLflow's UI has a tab for them
+SYSTEM = "system/"  # prefix of system metrics, which MLflow's UI shows in a tab
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
-# Metrics of runs of before, by their former name.
+# Former names of metrics, in older runs.
 LEGACY_METRICS = {"audit/mse": HOLDOUT_MSE, "best/audit_mse": BEST_HOLDOUT_MSE}
 
 
 def is_repeatable(name: str) -> bool:
-    """Whether a metric has the same value when a run is repeated: it is no time, memory or load.
+    """Whether a metric has the same value when a run is repeated: no time, memory or load.
 
     >>> is_repeatable("val/mse"), is_repeatable("system/cpu_utilization_percentage")
     (True, False)

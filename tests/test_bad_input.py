@@ -1,4 +1,4 @@
-"""Every public parameter and every kind of file and store has a bad case: one line, exit code 2, nothing left."""
+"""A bad case of each public parameter, file and store: one line on stderr, exit code 2, no files created."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from freqfilter.config.load import fields
 from tests.conftest import ROOT, SMALL, Program, call, options
 
-# What is typed, and what the line has to say beside the parameter's name.
+# Value, and expected part of the message beside the parameter's name.
 PARAMETERS: dict[str, tuple[str, str]] = {
     "frequencies_hz": ("[1, 600]", "600 Hz is not below half of the sample rate"),
     "phases_deg": ("[1, 2]", "add phases_deg='[0.0, 0.0, 0.0, 0.0]'"),
@@ -76,7 +76,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "model_name": ("a/b", "without / and :"),
     "system_metrics_interval": ("-1", "greater than or equal to 0"),
     "run_dir": ("~", "nothing"),
-    "tensorboard_dir": ("/proc/x", "cannot be made"),
+    "tensorboard_dir": ("/proc/x", "cannot create this folder"),
 }
 
 
@@ -95,7 +95,7 @@ def test_every_parameter_has_a_bad_case() -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_bad_value_is_refused_before_anything_is_made(
+def test_a_bad_value_is_refused_before_anything_is_created(
     name: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     value, part = PARAMETERS[name]
@@ -104,7 +104,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize(
-    ("words", "parts"),
+    ("arguments", "parts"),
     [
         (["train", "--learnin_rate", "1"], ["learnin_rate", "learning_rate"]),
         (["train", "--learning-rate", "1"], ["learning-rate", "learning_rate"]),
@@ -115,7 +115,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["train", "--recipe", "orignal"], ["recipe=orignal", "original"]),
         (["prepare", "--noise", "fresh"], ["noise=fresh", "fixed"]),
         (["prepare", "--data_file", "x.npz"], ["data_file", "already"]),
-        (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot be made"]),
+        (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot create this folder"]),
         (["evaluate"], ["frequency-filter/latest", "not found"]),
         (["evaluate", "--version", "7"], ["frequency-filter/7"]),
         (["evaluate", "--version", "../7"], ["../7"]),
@@ -132,7 +132,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         ),
         (["original", "--augment_noise_std", "-0.1"], ["augment_noise_std=-0.1", "greater than or equal to 0"]),
         (["train", "--loss", "mae", "--targets", "posterior_mean"], ["loss=mae", "targets=posterior_mean"]),
-        (["train", "--data_file", "~nobody_of_that_name/x.npz"], ["data_file=~nobody_of_that_name"]),
+        (["train", "--data_file", "~unknown_user/x.npz"], ["data_file=~unknown_user"]),
         (["train", "--frequencies_hz", str(list(range(1, 300)))], ["frequencies_hz", "at most 200"]),
         (["train", "--split", "file"], ["split=file", "data_file"]),
         (["train", "--start_from", "models:/nothing/1"], ["models:/nothing/1", "not found (looked in sqlite:///"]),
@@ -140,7 +140,7 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["train", "--seeds", "3"], ["seeds=3", "[1, 2, 3]"]),
         (["train", "--seeds", "[]"], ["seeds=[]", "[1, 2, 3]"]),
         (["train", "--seeds", "[1, two]"], ["seed=two", "valid integer"]),
-        (["train", "--seeds", "[1, 1.0]"], ["seed=1.0 and seed=1", "leave one out"]),
+        (["train", "--seeds", "[1, 1.0]"], ["seed=1.0 and seed=1", "remove one"]),
         (["train", "--seeds", "[1, 2]", "--seed", "3"], ["seed and seeds"]),
         (["limit", "--noise_seed", "-1"], ["noise_seed", "-1"]),
         (["limit", "--data_file", "x.npz"], ["data_file", "no signal model"]),
@@ -149,17 +149,17 @@ def test_a_bad_value_is_refused_before_anything_is_made(
         (["ablate", "--values", "hidden_size"], ["values=hidden_size", "mapping"]),
         (["ablate", "--values", "{hidden: 3}"], ["unknown parameter 'hidden'", "hidden_size"]),
         (["ablate", "--values", "{dropout: [0.1, 1]}"], ["dropout=1", "less than 1"]),
-        (["ablate", "--values", "{dropout: 0}"], ["dropout=0 and base", "leave one out"]),
+        (["ablate", "--values", "{dropout: 0}"], ["dropout=0 and base", "remove one"]),
     ],
 )
-def test_bad_words_are_refused(
-    words: list[str],
+def test_bad_commands_are_refused(
+    arguments: list[str],
     parts: list[str],
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert_refused(*call(words, capsys, monkeypatch), *parts)
+    assert_refused(*call(arguments, capsys, monkeypatch), *parts)
     assert list(folder.iterdir()) == []
 
 
@@ -170,12 +170,12 @@ def test_bad_words_are_refused(
         (b"- a\n- b\n", "no sections"),
         (b"training: 3\n", "section 'training'"),
         (b"training:\n  epochs: [\n", "not valid YAML"),
-        (b"training:\n  epochs: 1\n  epochs: 2\n", "'epochs' stands twice"),
+        (b"training:\n  epochs: 1\n  epochs: 2\n", "'epochs' is duplicated"),
         (b"training:\n  epoch: 1\n", "did you mean 'epochs'"),
         (b"model:\n  epochs: 1\n", "belongs in section training"),
         (b"nonsense:\n  epochs: 1\n", "belongs in section training"),
         (b"a: &a [x, x]\nb: &b [*a, *a]\n", "aliases"),
-        (b"training: {[a]: 1}\n", "no name"),
+        (b"training: {[a]: 1}\n", "not a name"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b"[" * 5000, "not valid YAML"),
         (b"training:\n  epochs: !!python/object/apply:os.system ['touch owned']\n", "epochs"),
@@ -191,7 +191,7 @@ def test_a_bad_recipe_file_is_refused(
     assert [path.name for path in folder.iterdir()] == ["mine.yaml"]
 
 
-def test_a_bad_data_file_is_refused_before_there_is_a_run(
+def test_a_bad_data_file_is_refused_before_a_run_is_created(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(folder / "mine.npz", X_train=np.zeros((2, 3, 5)))
@@ -200,7 +200,7 @@ def test_a_bad_data_file_is_refused_before_there_is_a_run(
     assert [path.name for path in folder.iterdir()] == ["mine.npz"]
 
 
-def test_an_experiment_is_not_chosen_under_mlflow_run(
+def test_experiment_is_refused_under_mlflow_run(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
@@ -226,9 +226,7 @@ def test_a_bad_store_is_refused(uri: str, parts: list[str], freqfilter: Program,
 
 
 @pytest.mark.slow
-def test_a_folder_that_takes_no_scratch_files_is_refused_before_there_is_a_run(
-    freqfilter: Program, folder: Path
-) -> None:
+def test_an_invalid_run_dir_is_refused_before_a_run_is_created(freqfilter: Program, folder: Path) -> None:
     (folder / "runs").write_text("a file where a folder should be")
     done = freqfilter("train", *options(SMALL))
     assert_refused(done.returncode, done.stderr, str(folder / "runs"))
@@ -238,27 +236,27 @@ def test_a_folder_that_takes_no_scratch_files_is_refused_before_there_is_a_run(
     assert runs == []
 
 
-def test_a_window_length_that_is_not_the_files_is_refused(
+def test_a_window_length_other_than_the_data_files_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = ["--n_samples", "400", "--duration_s", "0.4", "--window_length", "20", "--noise", " fixed "]
-    assert call(["prepare", "--output", "mine.npz", *made], capsys, monkeypatch) == (0, "")
+    arguments = ["--n_samples", "400", "--duration_s", "0.4", "--window_length", "20", "--noise", " fixed "]
+    assert call(["prepare", "--output", "mine.npz", *arguments], capsys, monkeypatch) == (0, "")
     assert_refused(*call(["train", "--data_file", "mine.npz"], capsys, monkeypatch), "add window_length=20")
 
 
-def test_a_split_that_leaves_nothing_to_train_on_is_refused(
+def test_a_split_without_training_windows_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--frequencies_hz", "50", "--window_length", "400", "--n_samples", "400", "--duration_s", "1"]
-    assert_refused(*call(["original", *words], capsys, monkeypatch), "validation_fraction")
+    arguments = ["--frequencies_hz", "50", "--window_length", "400", "--n_samples", "400", "--duration_s", "1"]
+    assert_refused(*call(["original", *arguments], capsys, monkeypatch), "validation_fraction")
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_more_memory_than_there_is_is_refused(freqfilter: Program, folder: Path) -> None:
-    words = "train --n_samples 1000000000 --noise fixed --threads 1"
+def test_running_out_of_memory_is_reported(freqfilter: Program, folder: Path) -> None:
+    command = "train --n_samples 1000000000 --noise fixed --threads 1"
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -v 6000000; {sys.executable} -m freqfilter {words}"],
+        ["bash", "-c", f"ulimit -v 6000000; {sys.executable} -m freqfilter {command}"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert_refused(done.returncode, done.stderr, "out of memory", "n_samples")
@@ -269,15 +267,15 @@ def test_more_memory_than_there_is_is_refused(freqfilter: Program, folder: Path)
     ("change", "part"),
     [(("  epochs: ", "  epochs: ["), "not valid YAML"), (("  dropout: ", "  # dropout: "), "dropout is missing")],
 )
-@pytest.mark.parametrize("word", ["--help", "train"])
-def test_a_broken_params_yaml_is_said_in_one_line(
-    word: str, change: tuple[str, str], part: str, tmp_path: Path
+@pytest.mark.parametrize("argument", ["--help", "train"])
+def test_an_invalid_params_yaml_is_reported_on_one_line(
+    argument: str, change: tuple[str, str], part: str, tmp_path: Path
 ) -> None:
     for name in ("freqfilter", "recipes"):
         shutil.copytree(ROOT / name, tmp_path / name)
     text = (ROOT / "params.yaml").read_text()
     assert change[0] in text
     (tmp_path / "params.yaml").write_text(text.replace(*change))
-    command = [sys.executable, "-m", "freqfilter", word]
+    command = [sys.executable, "-m", "freqfilter", argument]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert_refused(done.returncode, done.stderr, "params.yaml", part)

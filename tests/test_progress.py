@@ -1,4 +1,4 @@
-"""What is said while a training goes on."""
+"""Progress output of a training."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 
 import pytest
 
-from freqfilter import progress as under_test
+from freqfilter import progress
 from freqfilter.progress import ProgressHandler
 from freqfilter.training.reports import EpochReport, StepReport
 
 
-def test_the_time_left_counts_what_a_resumed_epoch_took_before(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_left_includes_the_time_before_a_resume(capsys: pytest.CaptureFixture[str]) -> None:
     handler = ProgressHandler()
     handler.show(EpochReport(2, 0.3, 1.0, 0.001, seconds=100.0), epochs=5)
     assert "100.0 s  left 5:00" in capsys.readouterr().out
@@ -19,14 +19,14 @@ def test_the_time_left_counts_what_a_resumed_epoch_took_before(capsys: pytest.Ca
     assert "left 1:40" in capsys.readouterr().out
 
 
-def test_a_log_file_hears_of_a_long_epoch_now_and_then(
+def test_a_log_file_gets_a_line_for_each_minute_of_a_long_epoch(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handler, now = ProgressHandler(), 0.0
-    monkeypatch.setattr(under_test.time, "monotonic", lambda: now)
-    handler.handle(logging.makeLogRecord({"msg": "begun", "levelno": logging.INFO}))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    handler.handle(logging.makeLogRecord({"msg": "started", "levelno": logging.INFO}))
     for batch in range(1, 251):
         now += 1.0
         handler.show(StepReport(1, batch, 250), epochs=25)
-    said = capsys.readouterr().out.splitlines()
-    assert said == ["begun", *(f"epoch  1/25  batch {batch}/250" for batch in (60, 120, 180, 240))]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["started", *(f"epoch  1/25  batch {batch}/250" for batch in (60, 120, 180, 240))]

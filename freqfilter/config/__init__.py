@@ -1,4 +1,4 @@
-"""Configuration: params.yaml, a recipe and overrides, resolved into one frozen, validated tree of sections."""
+"""Configuration: params.yaml, a recipe and overrides, resolved to a frozen, validated tree of sections."""
 
 from freqfilter.config.load import recipe_names, resolve, restore
 from freqfilter.config.schema import (

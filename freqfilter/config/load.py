@@ -15,11 +15,11 @@ from freqfilter.config.schema import Params
 from freqfilter.errors import UserError, one_line
 
 DEFAULT_RECIPE = "default"
-# What a data file settles: it carries its own noise and split, and no signal model to draw a holdout evaluation from.
+# A data file has its own noise and split, and no signal model to generate holdout windows from.
 FORCED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "holdout_every": "0"}
-# What suits one better, unless a recipe or the user says otherwise: few windows, each of them wanted.
+# Defaults with a data file: it has few windows, and each is used once an epoch.
 DEFAULT_WITH_DATA_FILE = {"windows_per_epoch": None}
-# What held before there were these parameters, for what was stored then.
+# Values for checkpoints and models stored before these parameters existed.
 LEGACY_DEFAULTS = {
     "validation_windows": None,
     "test_windows": None,
@@ -29,7 +29,7 @@ LEGACY_DEFAULTS = {
     "scheduler": "plateau",
     "validation_average": "batches",
 }
-# Former names of parameters, for what was stored then.
+# Former names of parameters in older checkpoints and models.
 LEGACY_NAMES = {
     "holdout_noise_seed": "audit_noise_seed",
     "holdout_every": "audit_every",
@@ -38,13 +38,13 @@ LEGACY_NAMES = {
 
 
 def _home() -> Path:
-    """The folder of params.yaml and recipes: inside an installed package, beside it in a checkout."""
+    """Folder of params.yaml and recipes: the package where installed, its parent in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return package if (package / "params.yaml").exists() else package.parent
 
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
-    """Every parameter as (section, name, field), in the order of the file."""
+    """Yield every parameter as (section, name, field), in the order of params.yaml."""
     for section, section_field in Params.model_fields.items():
         section_type = section_field.annotation
         if not (isinstance(section_type, type) and issubclass(section_type, BaseModel)):
@@ -54,28 +54,28 @@ def fields() -> Iterator[tuple[str, str, FieldInfo]]:
 
 
 def default_text(value: Any) -> str:
-    """A default as params.yaml writes it."""
+    """Text of a default value as in params.yaml."""
     return "null" if value is None else str(value).replace("'", "")
 
 
 def defaults() -> dict[str, Any]:
-    """What params.yaml states, by name.
+    """Default values from params.yaml, by name.
 
     Raises:
-        UserError: If the file is broken or a parameter is missing in it.
+        UserError: If the file is invalid or a parameter is missing.
     """
     path = _home() / "params.yaml"
     values = _flatten(path)
     for section, name, _ in fields():
         if name not in values:
             raise UserError(
-                f"{path}: {name} is missing in section {section}; `git checkout params.yaml` brings it back"
+                f"{path}: {name} is missing in section {section}; restore it with `git checkout params.yaml`"
             )
     return values
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Names of the recipes in the package."""
     return sorted(path.stem for path in (_home() / "recipes").glob("*.yaml"))
 
 
@@ -85,15 +85,15 @@ def resolve(
     recipe: str = DEFAULT_RECIPE,
     folder: Path | None = None,
 ) -> Params:
-    """Every parameter's value: the default, else the recipe's, else the one given.
+    """Resolve the parameters: overrides take precedence over the recipe, and the recipe over the defaults.
 
     Args:
-        overrides: Values by name; text is read as YAML.
-        recipe: A name of ``recipe_names()``, ``default``, or the path of a file in the form of params.yaml.
-        folder: What relative paths refer to; the working directory where none is given.
+        overrides: Values by name; text is parsed as YAML.
+        recipe: A name of ``recipe_names()``, ``default``, or the path of a file in the format of params.yaml.
+        folder: Base of relative paths; None: the working directory.
 
     Raises:
-        UserError: If a name is unknown, a value not allowed, or values do not fit together.
+        UserError: If a name is unknown, a value is invalid, or values are incompatible.
     """
     folder = folder or Path.cwd()
     given = {name: _parse_value(name, value) for name, value in (overrides or {}).items()}
@@ -101,9 +101,9 @@ def resolve(
     values = defaults() | stated
     if values["data_file"] is not None:
         values |= DEFAULT_WITH_DATA_FILE | stated
-        values |= {name: settled for name, settled in FORCED_BY_DATA_FILE.items() if name not in given}
+        values |= {name: forced for name, forced in FORCED_BY_DATA_FILE.items() if name not in given}
     if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
-        values["targets"] = "clean"  # nothing else goes with them
+        values["targets"] = "clean"  # the only targets that they allow
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
     for section, name, field in fields():
         value = values[name]
@@ -117,19 +117,21 @@ def resolve(
 
 
 def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
-    """What was typed in ``folder`` and differs from ``params``, such as ``epochs=3 (it has 25)``.
+    """Given values that differ from ``params``, such as ``epochs=3 (it has 25)``; paths are relative to ``folder``.
 
     Raises:
-        UserError: If a name is unknown or a value not allowed.
+        UserError: If a name is unknown or a value is invalid.
     """
     stored = params.model_dump()
     for section, name, field in fields():
         if name in given:
             value = _parse_value(name, given[name])
             stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
-    found = _validated(stored).canonical()
+    changed = _validated(stored).canonical()
     return [
-        f"{name}={found[name]} (it has {value})" for name, value in params.canonical().items() if found[name] != value
+        f"{name}={changed[name]} (it has {value})"
+        for name, value in params.canonical().items()
+        if changed[name] != value
     ]
 
 
@@ -141,19 +143,19 @@ def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
     path = user_path(recipe, folder)
     if not path.is_file():
         raise UserError(
-            f"recipe={recipe}: no such recipe or file; the recipes are {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
+            f"recipe={recipe}: no such recipe or file; choose from {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
         )
     return _flatten(path)
 
 
 def _flatten(path: Path) -> dict[str, Any]:
-    homes = {name: section for section, name, _ in fields()}
+    sections = {name: section for section, name, _ in fields()}
     values = {}
     for section, content in read_sections(path).items():
         for name, value in content.items():
-            if homes.get(name) != section:
-                home = f": it belongs in section {homes[name]}" if name in homes else ""
-                raise UserError(f"{path}: {section}: {_unknown(name) if not home else name + home}")
+            if sections.get(name) != section:
+                problem = f"{name} belongs in section {sections[name]}" if name in sections else _unknown(name)
+                raise UserError(f"{path}: section {section}: {problem}")
             values[name] = value
     return values
 
@@ -164,7 +166,7 @@ def _parse_value(name: str, value: Any) -> Any:
         raise UserError(_unknown(name))
     if not isinstance(value, str):
         return value
-    if field.annotation in (str, str | None):  # text is text, also where YAML would see a list or a mapping
+    if field.annotation in (str, str | None):  # not parsed: YAML would read lists and mappings
         return None if value.strip() in ("", "~", "null") else value.strip()
     try:
         return parse_yaml(value)
@@ -175,45 +177,44 @@ def _parse_value(name: str, value: Any) -> Any:
 def _unknown(name: str) -> str:
     known = [known for _, known, _ in fields()]
     nearest = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else "`python -m freqfilter train --help-all` lists all names"
+    hint = f"did you mean {nearest[0]!r}?" if nearest else "see `python -m freqfilter train --help-all`"
     return f"unknown parameter {name!r}: {hint}"
 
 
 def require_online(params: Params) -> None:
-    """Refuse ``tracking=offline`` for a job that needs the tracking store.
+    """Check that ``tracking`` is ``online``, for a job that needs the tracking store.
 
     Raises:
-        UserError: If the parameters state it.
+        UserError: If it is ``offline``.
     """
     if params.tracking.tracking == "offline":
-        raise UserError("tracking=offline: only a single training goes without its store, and not under `mlflow run`")
+        raise UserError("tracking=offline: possible only for a single training without `mlflow run`; use online")
 
 
 def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
-    """The parameters that a model or a checkpoint was stored with.
+    """Restore the parameters stored with a model or a checkpoint.
 
-    A parameter that did not exist then has the value that held, or today's default, and one that is gone since is
-    left out.
+    A parameter that did not exist then gets its legacy value or today's default; one that no longer exists is ignored.
 
     Raises:
-        UserError: If they are not parameters of ours.
+        UserError: If they are not parameters of this program.
     """
     sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
-    otherwise = defaults() | LEGACY_DEFAULTS
+    fallback = defaults() | LEGACY_DEFAULTS
     try:
         for section, name, _ in fields():
             values = stored.get(section, {})
-            sections[section][name] = values.get(name, values.get(LEGACY_NAMES.get(name, name), otherwise[name]))
+            sections[section][name] = values.get(name, values.get(LEGACY_NAMES.get(name, name), fallback[name]))
         return Params.model_validate(sections)
     except (AttributeError, TypeError, ValidationError):
-        raise UserError("the stored parameters are damaged, or of another program") from None
+        raise UserError("the stored parameters are corrupt or not of freqfilter; use another model or run") from None
 
 
 def user_path(text: str, folder: Path) -> Path:
-    """The path that a user typed in ``folder``.
+    """Path of a user's text relative to ``folder``, with ``~`` expanded.
 
     Raises:
-        UserError: If it starts with the home of a user who is not there.
+        UserError: If it starts with the home of an unknown user.
     """
     try:
         return folder / Path(text).expanduser()
@@ -222,12 +223,12 @@ def user_path(text: str, folder: Path) -> Path:
 
 
 def is_path(field: FieldInfo) -> bool:
-    """Whether a parameter is a path of the user's."""
+    """Whether a parameter is a path."""
     return _is_marked(field, "path")
 
 
 def is_everyday(field: FieldInfo) -> bool:
-    """Whether a parameter is one of the dozen that most users set."""
+    """Whether a parameter is shown by ``train --help``."""
     return _is_marked(field, "everyday")
 
 
@@ -245,7 +246,7 @@ def _validated(sections: dict[str, dict[str, Any]]) -> Params:
 def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     message = first["msg"].removeprefix("Value error, ")
-    if len(first["loc"]) < 2:  # a rule about several parameters names them itself
+    if len(first["loc"]) < 2:  # the message of a rule on several parameters names them
         return message
     section, name = str(first["loc"][0]), str(first["loc"][1])
     field = next(field for _, known, field in fields() if known == name)
@@ -254,11 +255,11 @@ def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> 
     return f"{name}={shown}: {message[0].lower()}{message[1:]} ({field.description})"
 
 
-MAX_FILE_BYTES = 1_000_000  # bytes; a file of parameters has a few thousand
+MAX_FILE_BYTES = 1_000_000  # a parameter file has a few thousand
 
 
 class _TextLoader(yaml.BaseLoader):
-    """YAML without types, aliases or doubled keys."""
+    """YAML loader without types, aliases and duplicate keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -266,22 +267,22 @@ class _TextLoader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
+        keys = set()
         for key, _ in node.value:
-            if not isinstance(key.value, str) or key.value in seen:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} stands twice or is no name")
-            seen.add(key.value)
+            if not isinstance(key.value, str) or key.value in keys:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is duplicated or not a name")
+            keys.add(key.value)
         return dict(super().construct_mapping(node, deep=deep))
 
 
 def parse_yaml(text: str) -> Any:
-    """The value that YAML text states, its scalars as text and ``null``, ``~`` and nothing as None.
+    """Parse YAML with scalars as text, and ``null``, ``~`` and empty scalars as None.
 
     >>> parse_yaml("[1e-3, no, null]")
     ['1e-3', 'no', None]
 
     Raises:
-        UserError: If the text is not YAML, has aliases or doubled keys.
+        UserError: If the text is not YAML, or has aliases or duplicate keys.
     """
     try:
         return _nulls(yaml.load(text, Loader=_TextLoader))  # noqa: S506 (BaseLoader makes text only)
@@ -301,24 +302,24 @@ def _nulls(value: Any) -> Any:
 
 
 def read_sections(path: Path) -> dict[str, dict[str, Any]]:
-    """The sections of a file of parameters.
+    """Read the sections of a parameter file.
 
     Raises:
         UserError: If the file cannot be read or is not a mapping of sections to names and values.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes, so not a file of parameters")
+            raise UserError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; use a parameter file")
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text, so not a file of parameters") from None
+        raise UserError(f"{path}: not UTF-8 text; use a parameter file") from None
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no sections; see params.yaml for the form")
+        raise UserError(f"{path}: no sections; use the format of params.yaml")
     for section, values in content.items():
         if not isinstance(values, dict):
-            raise UserError(f"{path}: section {section!r} holds no `name: value` lines")
+            raise UserError(f"{path}: section {section!r} has no `name: value` lines; use the format of params.yaml")
     return content

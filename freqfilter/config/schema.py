@@ -1,4 +1,4 @@
-"""Schema of the parameters: type, unit, range and a description of each."""
+"""Schema of the parameters: type, unit, range and description of each."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pydantic.config import JsonDict
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
+        raise ValueError("use a number, not true or false")
     return value
 
 
 def _integer(value: Any) -> Any:
-    """Read ``1e2`` and ``100.0`` as the whole number that they are."""
+    """Convert ``1e2`` and ``100.0`` to an integer."""
     try:
         number = float(_number(value))
     except (TypeError, ValueError):
@@ -43,8 +43,8 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(_list), Field(min_length=1, max_length=200)]
 Positives = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1, max_length=200)]
 
-PATH: JsonDict = {"path": True}  # a relative value means the folder in which the user typed it
-EVERYDAY: JsonDict = {"everyday": True}  # `train --help` and the MLproject show it
+PATH: JsonDict = {"path": True}  # relative to the folder in which the command was typed
+EVERYDAY: JsonDict = {"everyday": True}  # shown by `train --help` and in the MLproject
 
 
 class _Section(BaseModel):
@@ -67,7 +67,7 @@ class SignalParams(_Section):
 
     @property
     def sample_rate_hz(self) -> float:
-        """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
+        """Samples per second; the last sample is at ``duration_s``, hence the ``- 1``."""
         return (self.n_samples - 1) / self.duration_s
 
     @model_validator(mode="before")
@@ -88,15 +88,15 @@ class SignalParams(_Section):
         for name, example in (("phases_deg", 0.0), ("amplitudes", 1.0)):
             if (given := len(getattr(self, name))) != n_components:
                 raise ValueError(
-                    f"frequencies_hz has {n_components} values and {name} has {given}: "
+                    f"frequencies_hz has {n_components} values and {name} has {given}; "
                     f"add {name}='{json.dumps([example] * n_components)}' with your values"
                 )
-        if doubled := [f for f, n in Counter(self.frequencies_hz).items() if n > 1]:
-            raise ValueError(f"frequencies_hz: {doubled[0]:g} stands twice; components differ in frequency")
+        if duplicates := [f for f, n in Counter(self.frequencies_hz).items() if n > 1]:
+            raise ValueError(f"frequencies_hz: {duplicates[0]:g} is duplicated; give each component its own frequency")
         if max(self.frequencies_hz) >= self.sample_rate_hz / 2:
             raise ValueError(
-                f"frequencies_hz: component at {max(self.frequencies_hz):g} Hz is not below half of the sample "
-                f"rate {self.sample_rate_hz:g} Hz; raise n_samples or shorten duration_s"
+                f"frequencies_hz: {max(self.frequencies_hz):g} Hz is not below half of the sample rate, "
+                f"{self.sample_rate_hz:g} Hz; raise n_samples or lower duration_s"
             )
         return self
 
@@ -106,11 +106,11 @@ class DataParams(_Section):
 
     window_length: Count = Field(json_schema_extra=EVERYDAY, description="samples of a window")
     noise: Literal["fresh", "fixed"] = Field(
-        description="training noise: fresh, drawn anew for each window and epoch, or fixed, the training realization"
+        description="training noise: fresh, drawn anew for each window and epoch; fixed, the training realization"
     )
     split: Literal["independent", "blocked", "random", "file"] = Field(
-        description="validation from realizations of its own, from the training realization's end with a gap of a "
-        "window, from its windows at random, or as the data file has it"
+        description="validation windows: independent, from separate realizations; blocked, from the training "
+        "realization's end after a gap of a window; random, from its windows at random; file, from the data file"
     )
     validation_fraction: Number = Field(
         gt=0, lt=1, description="share of windows for validation, split random or blocked"
@@ -119,27 +119,26 @@ class DataParams(_Section):
     train_noise_seed: Seed = Field(description="noise seed of the training realization, noise fixed")
     test_noise_seed: Seed = Field(description="noise seed of the test realization")
     holdout_noise_seed: Seed = Field(description="noise seed of the holdout realization")
-    validation_noise_seed: Seed = Field(description="first noise seed of validation, split independent")
-    validation_realizations: Count = Field(le=1000, description="realizations of validation, split independent")
+    validation_noise_seed: Seed = Field(
+        description="first noise seed of the validation realizations, split independent"
+    )
+    validation_realizations: Count = Field(le=1000, description="number of validation realizations, split independent")
     validation_windows: Count | None = Field(
-        description="windows of validation, spread evenly over its realizations, split independent; null: all of them"
+        description="validation windows, spread evenly over their realizations, split independent; null: all"
     )
-    test_windows: Count | None = Field(
-        description="windows of the test, spread evenly over its realization; null: all of them"
-    )
-    allow_shared_realizations: bool = Field(description="let two purposes use one realization: a leak")
+    test_windows: Count | None = Field(description="test windows, spread evenly over their realization; null: all")
+    allow_shared_realizations: bool = Field(description="allow one realization for two purposes: a leak")
     data_file: str | None = Field(
         json_schema_extra=PATH | EVERYDAY, description="a .npz file of windows in place of generated signals, or null"
     )
     augment_noise_std: NonNegative = Field(
-        description="standard deviation of Gaussian noise that is added to each training mixture, drawn anew for each "
-        "window and epoch, noise fixed or a data file; 0: none"
+        description="standard deviation of Gaussian noise added to each training mixture, drawn anew for each window "
+        "and epoch, noise fixed or a data file; 0: none"
     )
     augment_gain_db: NonNegative = Field(
         le=60,
-        description="range of a random gain, dB: each training window, mixture and target together, is scaled by one "
-        "between minus and plus this, uniform in dB, drawn anew for each window and epoch, noise fixed or a data file; "
-        "0: none",
+        description="largest random gain of mixture and target, dB: uniform between minus and plus this, drawn anew "
+        "for each training window and epoch, noise fixed or a data file; 0: none",
     )
 
 
@@ -150,57 +149,58 @@ class ModelParams(_Section):
     hidden_size: Count = Field(json_schema_extra=EVERYDAY, le=65536, description="features of the hidden state")
     num_layers: Count = Field(le=100, description="stacked recurrent layers")
     dropout: NonNegative = Field(lt=1, description="dropout between the layers and before the output")
-    bidirectional: bool = Field(description="also run from the window's end backwards; not causal")
+    bidirectional: bool = Field(description="also run backwards from the window's end; not causal")
 
 
 class TrainingParams(_Section):
-    """How the weights are found."""
+    """Training: initial weights, device, optimization and checkpoints."""
 
     start_from: str | None = Field(
-        description="a run's id or models:/NAME/VERSION whose weights training starts from, or null: drawn by seed"
+        description="run id or models:/NAME/VERSION of the initial weights; null: drawn from seed"
     )
     seed: Seed = Field(
         json_schema_extra=EVERYDAY,
         description="seed of weights, windows and their order, dropout, fresh noise, augmentation, posterior means",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(description="auto takes CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="device; auto: CUDA if available, else the CPU")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="arithmetic of training; auto: bf16 on processors that are made for it, else fp32"
+        description="precision of training; auto: bf16 on CPUs with instructions for it, else fp32"
     )
-    deterministic: bool = Field(description="only algorithms that give the same bits each time")
+    deterministic: bool = Field(description="use only deterministic algorithms")
     threads: Annotated[Integer, Field(ge=0, le=4096)] = Field(
-        json_schema_extra=EVERYDAY, description="processor threads; 0: PyTorch's own choice"
+        json_schema_extra=EVERYDAY, description="CPU threads; 0: PyTorch's default"
     )
-    epochs: Count = Field(json_schema_extra=EVERYDAY, description="largest number of epochs")
+    epochs: Count = Field(json_schema_extra=EVERYDAY, description="maximum number of epochs")
     windows_per_epoch: Count | None = Field(
-        description="training windows of an epoch, drawn at random with replacement; null: each of them once"
+        description="training windows of an epoch, drawn at random with replacement; null: each window once"
     )
     batch_size: Count = Field(json_schema_extra=EVERYDAY, description="windows of a training step")
     optimizer: Literal["muon", "adam"] = Field(
-        description="muon: Muon for the matrices between hidden features, Adam for all else; adam: Adam for everything"
+        description="muon: Muon for the matrices between hidden features, Adam for the rest; adam: Adam for all"
     )
-    learning_rate: Positive = Field(json_schema_extra=EVERYDAY, description="step size of the optimizer at its highest")
+    learning_rate: Positive = Field(json_schema_extra=EVERYDAY, description="peak learning rate")
     weight_decay: NonNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
-    loss: Literal["mse", "mae", "huber", "snr"] = Field(description="what training minimizes")
+    loss: Literal["mse", "mae", "huber", "snr"] = Field(description="training loss")
     targets: Literal["posterior_mean", "clean"] = Field(
-        description="what estimates are moved towards: the clean component or, with noise fresh and loss mse, its mean "
-        "over stretches of the signal that a window may be"
+        description="training target: clean, the clean component; posterior_mean, its mean over segments of the "
+        "signal, weighted by their likelihood given the window, with noise fresh and loss mse"
     )
-    gradient_clip_norm: NonNegative = Field(description="largest norm of the gradient; 0: no clipping")
+    gradient_clip_norm: NonNegative = Field(description="maximum norm of the gradient; 0: no clipping")
     scheduler: Literal["cosine", "plateau"] = Field(
-        description="learning rate: a warm-up, then half a cosine down to zero over all epochs, or cut on a plateau"
+        description="learning rate: cosine, a warm-up, then half a cosine to zero over all epochs; plateau, reduced "
+        "when the validation loss stops improving"
     )
     warmup_fraction: Number = Field(ge=0, lt=1, description="share of all steps for the warm-up, scheduler cosine")
     scheduler_factor: Number = Field(
         gt=0, le=1, description="factor of the learning rate on a plateau, scheduler plateau; 1: none"
     )
     scheduler_patience: Annotated[Integer, Field(ge=0)] = Field(
-        description="validations without improvement before the learning rate falls, scheduler plateau"
+        description="validations without improvement before the learning rate is reduced, scheduler plateau"
     )
     early_stopping_patience: Annotated[Integer, Field(ge=0)] = Field(
         description="validations without improvement before training ends; 0: never"
     )
-    validate_every: Count = Field(description="epochs from one validation to the next")
+    validate_every: Count = Field(description="epochs between validations")
     validation_average: Literal["samples", "batches"] = Field(
         description="validation loss: the mean over samples, or over batches of batch_size, of which the last may be "
         "smaller and then weighs more, as in the original script"
@@ -209,25 +209,25 @@ class TrainingParams(_Section):
     checkpoint_minutes: NonNegative = Field(
         description="minutes between checkpoints within and between epochs; 0: none"
     )
-    checkpoints_kept: Count = Field(description="the newest checkpoints in the run's folder; older ones are removed")
+    checkpoints_kept: Count = Field(description="number of newest checkpoints kept in the run's folder")
 
 
 class EvaluationParams(_Section):
-    """What is measured beside validation."""
+    """Holdout evaluation during training."""
 
     holdout_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between holdout evaluations; 0: none")
     holdout_windows: Count = Field(description="windows of a holdout evaluation during training, spread evenly")
 
 
 with warnings.catch_warnings():
-    # `register` is also what Python's abstract base classes call a method that nobody here uses.
+    # `register` shadows an unused method of abc.ABCMeta.
     warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
 
     class TrackingParams(_Section):
-        """Where the run is kept."""
+        """Tracking: store, experiment, registration and folders."""
 
         tracking: Literal["online", "offline"] = Field(
-            description="online: in the store at once; offline: in run_dir, until `freqfilter sync` delivers it"
+            description="online: log to the tracking store; offline: log to run_dir until `freqfilter sync` uploads it"
         )
         experiment: str = Field(min_length=1, description="MLflow experiment; under `mlflow run`: --experiment-name")
         register: bool = Field(description="register the best model as a new version")
@@ -235,16 +235,16 @@ with warnings.catch_warnings():
             json_schema_extra=EVERYDAY, pattern=r"^[^/:]+$", description="name in the model registry, without / and :"
         )
         system_metrics_interval: NonNegative = Field(
-            description="seconds between points of processor, memory and GPU, MLflow's system metrics; 0: none"
+            description="seconds between samples of MLflow's system metrics (CPU, memory, GPU); 0: none"
         )
-        run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' scratch files")
+        run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' working files")
         tensorboard_dir: str | None = Field(
-            json_schema_extra=PATH, description="folder of TensorBoard's event files, or null: none"
+            json_schema_extra=PATH, description="folder of TensorBoard's event files; null: none"
         )
 
 
 class Params(_Section):
-    """Every parameter of a run, in sections. Names are unique across them."""
+    """All parameters of a run, in sections. Names are unique across sections."""
 
     signals: SignalParams
     data: DataParams
@@ -258,30 +258,31 @@ class Params(_Section):
         data = self.data
         if data.window_length > self.signals.n_samples:
             raise ValueError(
-                f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}"
+                f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}; "
+                "lower it"
             )
         if (data.split == "file") != (data.data_file is not None):
-            raise ValueError(f"split={data.split}: split=file goes with data_file, and with nothing else")
+            raise ValueError(f"split={data.split}: use split=file with data_file, another split without")
         if data.data_file is not None and (data.noise != "fixed" or self.evaluation.holdout_every):
-            wrong = "noise=fresh" if data.noise != "fixed" else f"holdout_every={self.evaluation.holdout_every}"
-            raise ValueError(f"{wrong}: it needs a signal model, which data_file has not; drop it")
+            invalid = "noise=fresh" if data.noise != "fixed" else f"holdout_every={self.evaluation.holdout_every}"
+            raise ValueError(f"{invalid}: not possible with data_file, which has no signal model; remove it")
         if data.split in ("random", "blocked") and data.noise == "fresh":
-            raise ValueError(f"split={data.split} cuts windows of one realization: add noise=fixed")
+            raise ValueError(f"split={data.split} takes windows from one realization; add noise=fixed")
         if data.noise == "fresh":
             for name in ("augment_noise_std", "augment_gain_db"):
                 if value := getattr(data, name):
                     raise ValueError(
                         f"{name}={value:g} needs noise=fixed or a data_file: with noise=fresh each window has new "
-                        "noise already, of the strength that the signal model states; drop it"
+                        "noise already, with the signal model's noise_std; remove it"
                     )
         if self.training.targets == "posterior_mean" and (data.noise, self.training.loss) != ("fresh", "mse"):
-            wrong = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
-            raise ValueError(f"targets=posterior_mean goes with noise=fresh and loss=mse, not with {wrong}: drop one")
+            other = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
+            raise ValueError(f"targets=posterior_mean needs noise=fresh and loss=mse, not {other}; remove one")
         self._keep_realizations_apart()
         return self
 
     def realizations(self) -> dict[str, range]:
-        """Noise seeds of the realizations by purpose, as far as this run generates them."""
+        """Noise seeds, by purpose, of the realizations that this run generates."""
         data = self.data
         if data.data_file is not None:
             return {}
@@ -300,74 +301,74 @@ class Params(_Section):
     def _keep_realizations_apart(self) -> None:
         if self.data.allow_shared_realizations:
             return
-        taken: dict[int, str] = {}
+        purposes: dict[int, str] = {}
         for purpose, seeds in self.realizations().items():
             for seed in seeds:
-                if seed in taken:
+                if seed in purposes:
                     raise ValueError(
-                        f"{taken[seed]} and {purpose} share realization {seed}, a leak: change one, "
+                        f"{purposes[seed]} and {purpose} share realization {seed}, a leak; change one, "
                         "or add allow_shared_realizations=true"
                     )
-                taken[seed] = purpose
+                purposes[seed] = purpose
 
     def with_tracking(self, **where: str) -> Self:
-        """The same parameters, with others for where the run is kept."""
+        """Copy the parameters with changed tracking parameters."""
         tracking = self.tracking.model_copy(update=where)
         return self.model_copy(update={"tracking": tracking})
 
     def with_start_from(self, uri: str) -> Self:
-        """The same parameters with the origin of the weights named for good, not by an alias that moves on."""
+        """Copy the parameters with an immutable URI of the initial weights in place of an alias."""
         training = self.training.model_copy(update={"start_from": uri})
         return self.model_copy(update={"training": training})
 
     def flat(self, sections: Container[str] | None = None) -> dict[str, Any]:
-        """Every parameter by its name alone, or those of some sections."""
+        """Values by name, of all sections or of some."""
         dumped = self.model_dump().items()
-        chosen = [values for section, values in dumped if sections is None or section in sections]
-        return {name: value for section in chosen for name, value in section.items()}
+        selected = [values for section, values in dumped if sections is None or section in sections]
+        return {name: value for section in selected for name, value in section.items()}
 
     def canonical(self, sections: Container[str] | None = None) -> dict[str, str]:
-        """Every parameter as the one text by which runs are compared: text as it is, all else as JSON."""
+        """Canonical text of each parameter, for comparisons of runs: text unchanged, other values as JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat(sections).items()}
 
     def digest(self) -> str:
-        """SHA-256 of every parameter that can change a number; where the run is kept cannot."""
-        kept = {k: v for k, v in self.canonical().items() if k not in TrackingParams.model_fields}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of all parameters outside the section ``tracking``, which changes no result."""
+        values = {k: v for k, v in self.canonical().items() if k not in TrackingParams.model_fields}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
-        """The resolved parameters as a file that repeats the run when given as ``recipe``."""
+        """YAML of the resolved parameters; as ``recipe`` it repeats the run."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def task_differences(params: Params, than: Params) -> list[str]:
-    """In what a filter is for something else than another, such as ``window_length=100 and not 50``.
+def task_differences(params: Params, other: Params) -> list[str]:
+    """Task parameters in which two filters differ, such as ``window_length=100 and not 50``.
 
-    A task is the signal model or the data file, the length of a window, and whether all of it is seen.
+    A task is the signal model or the data file, the window length, and whether the whole window is used.
 
     Args:
-        params: The parameters that the filter was trained with.
-        than: Those of the other.
+        params: Training parameters of the filter.
+        other: Training parameters of the filter that it is compared with.
     """
-    ours, theirs = (
-        of.signals.model_dump()
-        | of.data.model_dump(include={"window_length", "data_file"})
-        | of.model.model_dump(include={"bidirectional"})
-        for of in (params, than)
+    task, other_task = (
+        p.signals.model_dump()
+        | p.data.model_dump(include={"window_length", "data_file"})
+        | p.model.model_dump(include={"bidirectional"})
+        for p in (params, other)
     )
-    return [f"{name}={ours[name]} and not {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+    return [f"{name}={task[name]} and not {other_task[name]}" for name in task if task[name] != other_task[name]]
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The acceptance criteria that a user can set.
+    """Acceptance criteria that a user can set.
 
     Attributes:
-        max_mse_ratio: Largest ratio of the candidate's mean squared error to the limit, all components together.
-        max_mse_ratio_per_frequency: The same for each component.
-        margin: Share of the champion's mean squared error by which the candidate may be worse; 0: it has to be better.
-        max_latency_ms: Largest latency for one window of the training length on one thread, milliseconds.
-        max_size_mb: Largest size of the version's files, MB.
+        max_mse_ratio: Maximum ratio of the candidate's mean squared error, over all components, to the limit.
+        max_mse_ratio_per_frequency: Maximum of this ratio for each component.
+        margin: Share of the champion's mean squared error by which the candidate may be worse; 0: it must be better.
+        max_latency_ms: Maximum latency for one window of the training length on one thread, milliseconds.
+        max_size_mb: Maximum size of the version's files, MB.
     """
 
     max_mse_ratio: float = 1.05

@@ -1,4 +1,4 @@
-"""Windows in an ``.npz`` file."""
+"""Reading and writing of windows in an ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from freqfilter.errors import UserError
 
 PARTS = ("train", "val", "test")
 WRITE_CHUNK = 4096  # windows
-# Damaged, encrypted or oddly packed archives show in many ways.
+# Corrupt, encrypted or unsupported archives raise many types of error.
 READ_ERRORS = (
     OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError,
     zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error,
@@ -27,17 +27,17 @@ READ_ERRORS = (
 
 
 def write(path: Path, parts: dict[str, WindowDataset]) -> None:
-    """Write the windows of each part, never more than a few thousand of them in memory.
+    """Write the windows of each part, in chunks of ``WRITE_CHUNK`` windows.
 
     Args:
-        path: The file, replaced whole.
-        parts: Windows for each of ``train``, ``val`` and ``test``.
+        path: The file; it is replaced atomically.
+        parts: Windows of ``train``, ``val`` and ``test``.
 
     Raises:
         UserError: If the file cannot be written.
     """
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
-        for kind, which in (("X", 0), ("y", 1)):
+        for kind, index in (("X", 0), ("y", 1)):
             for part in PARTS:
                 windows = parts[part]
                 width = windows.n_components + 1 if kind == "X" else 1
@@ -49,34 +49,34 @@ def write(path: Path, parts: dict[str, WindowDataset]) -> None:
                 with archive.open(f"{kind}_{part}.npy", "w", force_zip64=True) as member:
                     npy.write_array_header_1_0(member, header)
                     for batch in batches(windows, WRITE_CHUNK, torch.device("cpu")):
-                        member.write(batch[which].contiguous().numpy().data)
+                        member.write(batch[index].contiguous().numpy().data)
 
 
 def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
-    """Read and check a file of windows.
+    """Read and validate a file of windows.
 
     Args:
         path: The ``.npz`` file.
-        n_components: Width that the one-hot selectors must have.
+        n_components: Required width of the one-hot selectors.
 
     Returns:
-        Inputs ``X_…`` (n_windows, n_samples, 1 + n_components) and targets ``y_…`` (n_windows, n_samples, 1) for
+        Inputs ``X_…`` (n_windows, n_samples, 1 + n_components) and targets ``y_…`` (n_windows, n_samples, 1) of
         each part, float32.
 
     Raises:
-        UserError: If the file is missing or damaged, an array is missing, empty, of a wrong type or shape, has
-            NaN or Inf (the first index is named), or a selector is not one-hot and constant over its window.
+        UserError: If the file is missing or corrupt, an array is missing, empty, of a wrong type or shape, contains
+            NaN or Inf (the first index is given), or a selector is not one-hot and constant over its window.
     """
     try:
         with Path(path).open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise UserError(f"data_file={path}: a single array, not a .npz file; `freqfilter prepare` writes one")
+                raise UserError(f"data_file={path}: a single array, not a .npz file; see `freqfilter prepare`")
             with stored:
                 arrays = {name: _array(path, stored, name) for part in PARTS for name in (f"X_{part}", f"y_{part}")}
     except READ_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable .npz file"
-        raise UserError(f"data_file={path}: {reason}; `freqfilter prepare` writes one") from None
+        raise UserError(f"data_file={path}: {reason}; write one with `freqfilter prepare`") from None
     n_samples = arrays["X_train"].shape[1]
     for part in PARTS:
         _check(path, part, arrays[f"X_{part}"], arrays[f"y_{part}"], (n_samples, n_components))
@@ -85,17 +85,17 @@ def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
 
 def _array(path: str, stored: Any, name: str) -> NDArray[np.float32]:
     if name not in stored.files:
-        raise UserError(f"data_file={path}: no array {name}; needed are X_train X_val X_test y_train y_val y_test")
+        raise UserError(f"data_file={path}: no array {name}; store X_train, X_val, X_test, y_train, y_val and y_test")
     _header(path, stored, name)
     array = stored[name]
     if array.dtype == np.float32:
         return np.asarray(array)
-    with np.errstate(over="ignore"):  # what does not fit becomes Inf, and is reported as such
+    with np.errstate(over="ignore"):  # an overflow becomes Inf, which _check reports
         return np.asarray(array, dtype=np.float32)
 
 
 def _header(path: str, stored: Any, name: str) -> None:
-    """Refuse a bad array by its header, before memory is taken for what it claims to hold."""
+    """Validate an array's header before memory is allocated for the shape that it states."""
     member = stored.zip.getinfo(f"{name}.npy")
     with stored.zip.open(member) as file:
         start = io.BytesIO(file.read(65536))
@@ -105,11 +105,11 @@ def _header(path: str, stored: Any, name: str) -> None:
     if dtype.kind not in "fiu":
         raise UserError(f"data_file={path}: {name} holds {dtype}, not numbers; store it as float32")
     if len(shape) != 3:
-        raise UserError(f"data_file={path}: {name} has shape {shape}; needed are (windows, samples, features)")
+        raise UserError(f"data_file={path}: {name} has shape {shape}; store it as (windows, samples, features)")
     if 0 in shape:
-        raise UserError(f"data_file={path}: {name} is empty, shape {shape}; each part needs at least one window")
+        raise UserError(f"data_file={path}: {name} is empty, shape {shape}; store at least one window in each part")
     if start.tell() + dtype.itemsize * np.prod(shape, dtype=object) != member.file_size:
-        raise UserError(f"data_file={path}: {name} claims shape {shape} but its body has another size: damaged")
+        raise UserError(f"data_file={path}: {name} is corrupt, its size is not that of shape {shape}; write it again")
 
 
 def _check(
@@ -118,25 +118,25 @@ def _check(
     n_samples, n_components = shape
     if inputs.shape[1] != n_samples:
         raise UserError(
-            f"data_file={path}: X_{part} has windows of {inputs.shape[1]} samples and X_train of {n_samples}"
+            f"data_file={path}: X_{part} has windows of {inputs.shape[1]} samples, X_train of {n_samples}; use one"
         )
     if inputs.shape[2] != n_components + 1:
         raise UserError(
-            f"data_file={path}: X_{part} has selectors for {inputs.shape[2] - 1} components and frequencies_hz "
-            f"names {n_components}: add frequencies_hz with the frequency of each"
+            f"data_file={path}: X_{part} has selectors for {inputs.shape[2] - 1} components, frequencies_hz has "
+            f"{n_components} values; set frequencies_hz to the frequency of each component"
         )
     if targets.shape != (*inputs.shape[:2], 1):
         raise UserError(
-            f"data_file={path}: y_{part} has shape {targets.shape}; X_{part} needs {(*inputs.shape[:2], 1)}"
+            f"data_file={path}: y_{part} has shape {targets.shape}; store {(*inputs.shape[:2], 1)} to match X_{part}"
         )
     for name, array in ((f"X_{part}", inputs), (f"y_{part}", targets)):
         if not (finite := np.isfinite(array)).all():
             first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
-            raise UserError(f"data_file={path}: {name} has {array[first]} at {first}; remove or repair that window")
+            raise UserError(f"data_file={path}: {name} has {array[first]} at {first}; remove or correct that window")
     selector = inputs[:, :1, 1:]
     one_hot = ((selector == 0) | (selector == 1)).all(axis=(1, 2)) & (selector.sum(axis=(1, 2)) == 1)
     constant = (inputs[:, :, 1:] == selector).all(axis=(1, 2))
-    if not (good := one_hot & constant).all():
+    if not (valid := one_hot & constant).all():
         raise UserError(
-            f"data_file={path}: X_{part} window {int(np.argmin(good))}: its selector is not one-hot and constant"
+            f"data_file={path}: X_{part} window {int(np.argmin(valid))}: selector not one-hot and constant; correct it"
         )

@@ -1,4 +1,4 @@
-"""The Bayes-optimal (MMSE) estimator of the components: an exact posterior over the window's start."""
+"""Bayes-optimal (MMSE) estimator of the components, from the exact posterior over the window's start."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 
 from freqfilter.data.signal_model import SignalModel, segment_samples
 
-CELL_CHUNK = 320_000  # windows × starts that are in memory together, so that they stay in the processor's cache
-LOWEST = -115.0  # log2 of a probability beside the highest: 2⁻¹¹⁵ is nothing, and what is less takes ten times as long
-SAMPLE_CHUNK = 64  # on a CUDA device, which takes longer to begin a step than to do it
-MIN_NOISE_STD = 1e-6  # stands for no noise; the starts that fit best then share the probability
+CELL_CHUNK = 320_000  # windows × starts computed together: they fit into the processor's cache
+MIN_LOG2_WEIGHT = -115.0  # relative to the largest; 2⁻¹¹⁵ is negligible, and smaller (subnormal) values are 10 × slower
+SAMPLE_CHUNK = 64  # on a CUDA device, where launching a kernel takes longer than running it
+MIN_NOISE_STD = 1e-6  # used for zero noise; the starts that fit best then share the probability
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """Means of the components, and the variances around them that remain.
+    """Posterior means and variances of the components.
 
     Attributes:
-        causal: From the samples so far, (n_windows, n_components, n_samples).
-        two_sided: From the whole window, the same shape.
-        causal_variance: Around ``causal``, the same shape: its expected squared error, given the window.
-        two_sided_variance: Around ``two_sided``.
+        causal: Means given the samples so far, (n_windows, n_components, n_samples).
+        two_sided: Means given the whole window, the same shape.
+        causal_variance: Variance around ``causal``, the same shape: its expected squared error, given the window.
+        two_sided_variance: Variance around ``two_sided``.
     """
 
     causal: Tensor
@@ -39,14 +39,14 @@ class Posterior:
 
 @dataclass(frozen=True)
 class MMSEEstimator:
-    """The posterior over the starts of a window, and what follows from it.
+    """Posterior means of the components over all starts of a window.
 
     Attributes:
-        components: The clean components, (n_components, signal length), float32; or stretches of them, end to end.
+        components: The clean components, (n_components, signal length), float32; or concatenated segments of them.
         noise_std: Standard deviation of the noise on the mixture.
         n_samples: Length of a window.
-        first_start: The first start that is considered.
-        start_step: From one considered start to the next; 1: all of them.
+        first_start: First start considered.
+        start_step: Step between the starts considered; 1: all of them.
     """
 
     components: Tensor
@@ -57,9 +57,9 @@ class MMSEEstimator:
 
     @classmethod
     def from_model(cls, model: SignalModel, *, n_samples: int, first_start: int = 0, start_step: int = 1) -> Self:
-        """The limit for windows of ``n_samples`` of a signal model."""
+        """Create the estimator for windows of ``n_samples`` samples of a signal model."""
         samples = None
-        if start_step > n_samples:  # of so long a signal only the stretches that are considered are held, end to end
+        if start_step > n_samples:  # keep only the segments considered, concatenated
             starts = np.arange(first_start, model.n_samples - n_samples + 1, start_step)
             samples, first_start, start_step = segment_samples(starts, n_samples), 0, n_samples
         components = torch.from_numpy(model.clean(samples)).float()
@@ -67,17 +67,17 @@ class MMSEEstimator:
 
     @property
     def n_starts(self) -> int:
-        """How many starts are considered."""
+        """Number of starts considered."""
         return (self.components.shape[1] - self.n_samples - self.first_start) // self.start_step + 1
 
     def posterior(self, mixtures: Tensor) -> Posterior:
-        """What is known of each window's components after each sample, and after all of them.
+        """Compute the posterior of each window's components after each sample, and after all of them.
 
         Args:
             mixtures: (n_windows, n_samples).
         """
-        at_once = max(1, CELL_CHUNK // self.n_starts)
-        parts = [self._posterior(some) for some in torch.split(mixtures, at_once)]
+        chunk_size = max(1, CELL_CHUNK // self.n_starts)
+        parts = [self._posterior(chunk) for chunk in torch.split(mixtures, chunk_size)]
         names = Posterior.__dataclass_fields__
         return Posterior(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
@@ -85,17 +85,17 @@ class MMSEEstimator:
         mixture = self.components.mean(dim=0)
         one = torch.ones_like(mixture)[None]
         moments = torch.cat([self.components, self.components.square(), one])
-        of_samples = [moments[:, self._starts(sample)].T for sample in range(self.n_samples)]
+        sample_moments = [moments[:, self._starts(sample)].T for sample in range(self.n_samples)]
         candidates = [mixture[self._starts(sample)] for sample in range(self.n_samples)]
         causal = []
-        for weights, of_sample in zip(_weights(mixtures, candidates, self.noise_std), of_samples, strict=True):
-            causal.append(weights @ of_sample)
-        two_sided = [weights @ of_sample for of_sample in of_samples]
-        (causal_mean, causal_variance), (mean, variance) = (self._mean_and_variance(of) for of in (causal, two_sided))
+        for weights, values in zip(_weights(mixtures, candidates, self.noise_std), sample_moments, strict=True):
+            causal.append(weights @ values)
+        two_sided = [weights @ values for values in sample_moments]
+        (causal_mean, causal_variance), (mean, variance) = map(self._mean_and_variance, (causal, two_sided))
         return Posterior(causal_mean, mean, causal_variance, variance)
 
     def _mean_and_variance(self, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """From weighted sums of values, squares and ones for each sample, both (n_windows, n_components, n_samples)."""
+        """Mean and variance (n_windows, n_components, n_samples) from each sample's weighted values, squares, ones."""
         n_components = len(self.components)
         sums = torch.stack(moments, dim=2)
         total = sums[:, -1:]
@@ -103,25 +103,25 @@ class MMSEEstimator:
         return mean, (sums[:, n_components:-1] / total - mean**2).clamp(min=0)
 
     def _starts(self, sample: int) -> slice:
-        """Where in the signal a sample of the window stands, for each start."""
+        """Positions in the signal of a sample of the window, one for each start."""
         first = self.first_start + sample
         return slice(first, first + (self.n_starts - 1) * self.start_step + 1, self.start_step)
 
 
 def posterior_mean(mixtures: Tensor, candidates: Tensor, *, noise_std: float, two_sided: bool) -> Tensor:
-    """Means of the components where a window is one of these stretches of the clean signal, each equally likely.
+    """Posterior means of the components, given equally likely candidate segments of the clean signal.
 
     Args:
         mixtures: (n_windows, n_samples).
-        candidates: The components of each stretch, (n_components, n_candidates, n_samples).
+        candidates: The components of each segment, (n_components, n_candidates, n_samples).
         noise_std: Standard deviation of the noise on the mixture.
-        two_sided: Whether a mean is given the whole window, or the samples so far.
+        two_sided: Whether to condition on the whole window, or on the samples so far.
 
     Returns:
         (n_windows, n_components, n_samples).
     """
     ones = torch.ones_like(candidates[:1])
-    of_samples = torch.cat([candidates, ones]).permute(2, 1, 0).contiguous()
+    sample_values = torch.cat([candidates, ones]).permute(2, 1, 0).contiguous()
     expected = candidates.mean(dim=0).T.contiguous()
     if mixtures.is_cuda:
         all_weights = _weights_in_blocks(mixtures, expected, noise_std)
@@ -129,70 +129,70 @@ def posterior_mean(mixtures: Tensor, candidates: Tensor, *, noise_std: float, tw
         all_weights = _weights(mixtures, list(expected), noise_std)
     if two_sided:
         (weights,) = deque(all_weights, maxlen=1)
-        sums = [weights @ of_sample for of_sample in of_samples]
+        sums = [weights @ values for values in sample_values]
     else:
-        sums = [weights @ of_sample for weights, of_sample in zip(all_weights, of_samples, strict=True)]
+        sums = [weights @ values for weights, values in zip(all_weights, sample_values, strict=True)]
     means = torch.stack(sums, dim=2)
     return means[:, :-1] / means[:, -1:]
 
 
 def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -> Iterator[Tensor]:
-    """How likely each candidate is after each sample, (n_windows, n_candidates), the likeliest 1.
+    """Yield the relative likelihood of each candidate after each sample, (n_windows, n_candidates), maximum 1.
 
-    All of them are the same memory.
+    All of them share one buffer.
 
     Args:
         mixtures: (n_windows, n_samples).
-        candidates: What the mixture would be without noise, for each sample (n_candidates,).
+        candidates: Noise-free mixture of each candidate, (n_candidates,) for each sample.
         noise_std: Standard deviation of the noise.
     """
     precision = _precision(noise_std)
     log_weights = mixtures.new_zeros(len(mixtures), len(candidates[0]))
     weights = torch.empty_like(log_weights)
-    for seen, candidate in zip(mixtures.T, candidates, strict=True):
-        torch.sub(seen[:, None], candidate, out=weights)
+    for observed, candidate in zip(mixtures.T, candidates, strict=True):
+        torch.sub(observed[:, None], candidate, out=weights)
         log_weights.addcmul_(weights, weights, value=-precision)
         log_weights.sub_(log_weights.amax(dim=1, keepdim=True))
-        torch.clamp(log_weights, min=LOWEST, out=weights)
+        torch.clamp(log_weights, min=MIN_LOG2_WEIGHT, out=weights)
         yield weights.exp2_()
 
 
 def _weights_in_blocks(mixtures: Tensor, candidates: Tensor, noise_std: float) -> Iterator[Tensor]:
-    """The same of candidates (n_samples, n_candidates), in few operations on much memory."""
+    """``_weights`` for candidates (n_samples, n_candidates), in fewer operations and with more memory."""
     log_weights = mixtures.new_zeros(len(mixtures), candidates.shape[1])
-    blocks = (torch.split(of_samples, SAMPLE_CHUNK) for of_samples in (mixtures.T.contiguous(), candidates))
-    for seen, candidate in zip(*blocks, strict=True):
-        distances = (seen[:, :, None] - candidate[:, None]).square_()
-        # PyTorch's cumulative sum is not repeatable on CUDA.
-        so_far = (mixtures.new_ones(len(seen), len(seen)).tril_() @ distances.flatten(1)).view_as(distances)
-        of_block = torch.sub(log_weights, so_far, alpha=_precision(noise_std))
-        of_block -= of_block.amax(dim=2, keepdim=True)
-        log_weights = of_block[-1]
-        yield from of_block.clamp(min=LOWEST).exp2_()
+    blocks = (torch.split(values, SAMPLE_CHUNK) for values in (mixtures.T.contiguous(), candidates))
+    for observed, candidate in zip(*blocks, strict=True):
+        distances = (observed[:, :, None] - candidate[:, None]).square_()
+        # A matrix product: torch.cumsum is not deterministic on CUDA.
+        sums = (mixtures.new_ones(len(observed), len(observed)).tril_() @ distances.flatten(1)).view_as(distances)
+        block_weights = torch.sub(log_weights, sums, alpha=_precision(noise_std))
+        block_weights -= block_weights.amax(dim=2, keepdim=True)
+        log_weights = block_weights[-1]
+        yield from block_weights.clamp(min=MIN_LOG2_WEIGHT).exp2_()
 
 
 def _precision(noise_std: float) -> float:
-    """What a squared distance is worth in the log2 of a probability; PyTorch's exp2 is faster than its exp."""
+    """Factor of a squared distance in the log2 of a likelihood; ``exp2`` is faster than ``exp`` in PyTorch."""
     return 1 / (2 * max(noise_std, MIN_NOISE_STD) ** 2) / math.log(2)
 
 
 class WindowMMSE:
-    """The limit as an extractor, so that it is judged by the same code as every filter.
+    """MMSE estimator with the call signature of a filter, so that the same code evaluates both.
 
     Args:
-        limit: For windows of the length that will be asked about.
+        estimator: The estimator for windows of the inputs' length.
         two_sided: Whether an estimate uses the whole window, or the samples so far.
     """
 
-    def __init__(self, limit: MMSEEstimator, *, two_sided: bool = False) -> None:
-        self._limit = limit
+    def __init__(self, estimator: MMSEEstimator, *, two_sided: bool = False) -> None:
+        self._estimator = estimator
         self._two_sided = two_sided
-        self._asked: list[tuple[Tensor, Posterior, Tensor]] = []
+        self._cache: list[tuple[Tensor, Posterior, Tensor]] = []  # of the last inputs
 
     def other_view(self) -> Self:
-        """The limit with the other view of the window; what one has computed, the other has not to."""
-        other = type(self)(self._limit, two_sided=not self._two_sided)
-        other._asked = self._asked
+        """Return the estimator with the other view of the window; both share one cache."""
+        other = type(self)(self._estimator, two_sided=not self._two_sided)
+        other._cache = self._cache
         return other
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -201,13 +201,13 @@ class WindowMMSE:
         Raises:
             ValueError: If the windows are of another length.
         """
-        if inputs.shape[1] != self._limit.n_samples:
-            raise ValueError(f"windows of {inputs.shape[1]} samples, and a limit for {self._limit.n_samples}")
-        if not self._asked or self._asked[0][0] is not inputs:
+        if inputs.shape[1] != self._estimator.n_samples:
+            raise ValueError(f"windows of {inputs.shape[1]} samples, estimator for {self._estimator.n_samples}")
+        if not self._cache or self._cache[0][0] is not inputs:
             # The windows of a start have the same mixture, one for each selector.
-            mixtures, place = torch.unique(inputs[..., 0].cpu(), dim=0, return_inverse=True)
-            self._asked[:] = [(inputs, self._limit.posterior(mixtures), place)]
-        _, posterior, place = self._asked[0]
+            mixtures, rows = torch.unique(inputs[..., 0].cpu(), dim=0, return_inverse=True)
+            self._cache[:] = [(inputs, self._estimator.posterior(mixtures), rows)]
+        _, posterior, rows = self._cache[0]
         estimates = posterior.two_sided if self._two_sided else posterior.causal
         selected = inputs[:, 0, 1:].argmax(dim=1).cpu()
-        return estimates[place, selected][..., None].to(inputs.device)
+        return estimates[rows, selected][..., None].to(inputs.device)

@@ -18,14 +18,14 @@ from freqfilter.data.windows import SlidingWindows, evenly_spaced
 
 @dataclass(frozen=True)
 class Component:
-    """One sinusoid, ``amplitude · sin(2π · frequency_hz · t + phase)``."""
+    """Sinusoid ``amplitude · sin(2π · frequency_hz · t + phase)``."""
 
     frequency_hz: float
     phase_deg: float
     amplitude: float
 
     def at(self, time_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Its value at each time, in the shape of ``time_s`` (seconds).
+        """Value at each time, in the shape of ``time_s`` (seconds).
 
         >>> Component(1.0, 90.0, 2.0).at(np.array([0.0, 0.5])).round(6).tolist()
         [2.0, -2.0]
@@ -35,7 +35,7 @@ class Component:
 
 
 def segment_samples(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
-    """The samples of the stretches at ``starts``, one after another, (n_starts · n_samples,).
+    """Sample indices of the segments that begin at ``starts``, concatenated, (n_starts · n_samples,).
 
     >>> segment_samples(np.array([3, 8]), 2).tolist()
     [3, 4, 8, 9]
@@ -45,12 +45,12 @@ def segment_samples(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int
 
 @dataclass(frozen=True)
 class SignalModel:
-    """Components whose mean, with noise added, is the mixture.
+    """Signal model: the mixture is the mean of the components plus noise.
 
     Attributes:
         components: The sinusoids.
-        n_samples: Samples of a realization.
-        duration_s: Time of the last sample, seconds; the first stands at 0.
+        n_samples: Number of samples of a realization.
+        duration_s: Time of the last sample, seconds; the first is at 0.
         noise_std: Standard deviation of the white Gaussian noise.
     """
 
@@ -61,17 +61,17 @@ class SignalModel:
 
     @classmethod
     def from_params(cls, params: SignalParams) -> Self:
-        """The signal model that a section of parameters states."""
+        """Create the signal model from its section of the parameters."""
         parts = zip(params.frequencies_hz, params.phases_deg, params.amplitudes, strict=True)
         return cls(tuple(Component(*part) for part in parts), params.n_samples, params.duration_s, params.noise_std)
 
     @property
     def sample_rate_hz(self) -> float:
-        """Samples per second; the last sample stands at ``duration_s``, hence the ``- 1``."""
+        """Samples per second; the last sample is at ``duration_s``, hence the ``- 1``."""
         return (self.n_samples - 1) / self.duration_s
 
     def clean(self, samples: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """The components without noise at samples of the signal, (n_components, *samples.shape); None: all of them."""
+        """Clean components at the given sample indices, (n_components, *samples.shape); None: all samples."""
         samples = np.arange(self.n_samples) if samples is None else samples
         last = self.n_samples - 1
         time_s = np.where(samples == last, self.duration_s, samples * (self.duration_s / last))
@@ -84,8 +84,8 @@ DRAW_CHUNK = 2**20  # samples of a realization
 def noise_realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
     """Standard normal noise of the realization ``noise_seed``, (n_samples,).
 
-    NumPy's legacy generator, as the original script has it: scaled by the standard deviation these are the
-    numbers of ``RandomState(noise_seed).normal(0, noise_std, n_samples)`` to the bit.
+    Drawn from NumPy's legacy generator, as in the original script: scaled by the standard deviation, it equals
+    ``RandomState(noise_seed).normal(0, noise_std, n_samples)`` bit for bit.
 
     >>> bool((0.1 * noise_realization(1, 5) == np.random.RandomState(1).normal(0, 0.1, 5)).all())
     True
@@ -94,22 +94,22 @@ def noise_realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
 
 
 def noise_realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The noise of a realization at some of its samples alone, however long it is, in the shape of ``samples``.
+    """Noise of a realization at some of its samples, in the shape of ``samples``; the rest is not kept in memory.
 
     >>> bool((noise_realization_at(1, np.array([4, 0])) == noise_realization(1, 5)[[4, 0]]).all())
     True
     """
     random = np.random.RandomState(noise_seed)
-    found = np.empty(samples.shape)
+    noise = np.empty(samples.shape)
     for first in range(0, int(samples.max()) + 1, DRAW_CHUNK):
-        part = random.standard_normal(DRAW_CHUNK)
-        here = (first <= samples) & (samples < first + DRAW_CHUNK)
-        found[here] = part[samples[here] - first]
-    return found
+        chunk = random.standard_normal(DRAW_CHUNK)
+        in_chunk = (first <= samples) & (samples < first + DRAW_CHUNK)
+        noise[in_chunk] = chunk[samples[in_chunk] - first]
+    return noise
 
 
 def random_stream(seed: int, name: str, *indices: int) -> np.random.Generator:
-    """The generator of the stream ``name``, independent of every other name, index and seed.
+    """Random generator of the stream ``name``, independent of every other name, index and seed.
 
     Source: NumPy, ``SeedSequence`` with a ``spawn_key``.
     """
@@ -118,16 +118,16 @@ def random_stream(seed: int, name: str, *indices: int) -> np.random.Generator:
 
 
 def torch_seed(seed: int, name: str) -> int:
-    """A 63-bit seed for PyTorch's generators, derived like a stream."""
+    """63-bit seed for PyTorch's generators, from the stream ``name``."""
     return int(random_stream(seed, name).integers(2**63))
 
 
-MAX_SAMPLES_IN_MEMORY = 10**6  # samples of a signal that is held as a whole where only some of its windows are wanted
-BLOCK_S = 1.0  # of neighbouring windows; a window where that is longer
+MAX_SAMPLES_IN_MEMORY = 10**6  # of a longer signal only the segments of the selected windows are kept
+BLOCK_S = 1.0  # seconds of a block of neighbouring windows, at least a window
 
 
 def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> SlidingWindows:
-    """All windows of the realizations with these noise seeds; without any seed, of the signal without noise."""
+    """All windows of the realizations with these noise seeds; without seeds, of the clean signal."""
     noise = [noise_realization(seed, model.n_samples) for seed in noise_seeds]
     return _cut_windows(model.clean(), noise, model, window_length, block_starts=_block_samples(model, window_length))
 
@@ -140,8 +140,8 @@ def evenly_spaced_windows(
     Args:
         model: The signal model.
         window_length: Samples of a window.
-        n_windows: At most so many, but at least one start of each realization; None: all of them.
-        noise_seeds: Of the realizations; none: of the signal without noise.
+        n_windows: Maximum number of windows, at least one start of each realization; None: all windows.
+        noise_seeds: Seeds of the realizations; none: the clean signal.
     """
     if n_windows is not None and model.n_samples > MAX_SAMPLES_IN_MEMORY:
         n_starts = max(1, n_windows // (len(model.components) * max(1, len(noise_seeds))))
@@ -154,13 +154,13 @@ def evenly_spaced_windows(
 def segment_windows(
     model: SignalModel, window_length: int, starts: NDArray[np.int64], *noise_seeds: int
 ) -> SlidingWindows:
-    """The windows at some starts, for each selector. Only the stretches that they are cut from are held, end to end.
+    """Windows at the given starts, for each selector. Only their segments of the signal are kept, concatenated.
 
     Args:
         model: The signal model.
         window_length: Samples of a window.
-        starts: Where in the signal the windows start, (n_starts,).
-        noise_seeds: Of the realizations that they are cut from; none: from the signal without noise.
+        starts: Index in the signal of each window's first sample, (n_starts,).
+        noise_seeds: Seeds of the realizations; none: the clean signal.
     """
     samples = segment_samples(starts, window_length)
     noise = [noise_realization_at(seed, samples) for seed in noise_seeds]
@@ -172,7 +172,7 @@ def segment_windows(
 
 
 def first_windows(model: SignalModel, window_length: int, n_samples: int, noise_seed: int) -> SlidingWindows:
-    """All windows of the first ``n_samples`` of a realization, or of all of it where it is shorter."""
+    """All windows of the first ``n_samples`` samples of a realization, or of all of it if it is shorter."""
     samples = np.arange(min(n_samples, model.n_samples))
     noise = noise_realization(noise_seed, len(samples))
     return _cut_windows(
@@ -193,7 +193,7 @@ def _cut_windows(
     block_starts: int,
     stride: int = 1,
 ) -> SlidingWindows:
-    """Windows of the mixtures that these components and draws of standard normal noise make."""
+    """Windows of the mixtures of clean components and standard normal noise."""
     mixtures = clean.mean(axis=0)[None]
     if noises:
         mixtures = mixtures + model.noise_std * np.stack(noises)

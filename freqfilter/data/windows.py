@@ -1,4 +1,4 @@
-"""Datasets of windows, cut from realizations when a batch needs them."""
+"""Datasets of windows, which are cut from realizations batch by batch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-N_HYPOTHESES = 1024  # stretches that a posterior mean is taken over
+N_HYPOTHESES = 1024  # candidate segments of a posterior mean
 
 
 class TrainingBatch(NamedTuple):
-    """The windows of a training step.
+    """Windows of a training step.
 
     Attributes:
         inputs: (n_windows, n_samples, 1 + n_components).
-        targets: What the step moves the estimates towards, (n_windows, n_samples, 1).
-        clean: The selected clean component, which the loss that is reported is taken against, the same shape.
+        targets: Targets of the gradient, (n_windows, n_samples, 1).
+        clean: The selected clean component, for the reported loss, the same shape.
     """
 
     inputs: Tensor
@@ -29,7 +29,7 @@ class TrainingBatch(NamedTuple):
 
 
 class WindowDataset(Protocol):
-    """A sequence of windows with their targets.
+    """Sequence of windows with their targets.
 
     ``inputs`` are (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over
     the window. ``targets`` are (n_windows, n_samples, 1): the selected clean component at the same samples.
@@ -52,49 +52,49 @@ class WindowDataset(Protocol):
         ...
 
     def subset(self, positions: Tensor) -> Self:
-        """The set of the windows at ``positions``, which may repeat."""
+        """Dataset of the windows at ``positions``, which may repeat."""
         ...
 
     def training_batch(self, positions: Tensor) -> TrainingBatch:
-        """The windows at ``positions`` with what a training step moves towards."""
+        """Inputs, training targets and clean components of the windows at ``positions``."""
         ...
 
     def block_ids(self, positions: Tensor) -> Tensor | None:
-        """The block of neighbours that each of the windows at ``positions`` is of, (n_windows,); None: unknown."""
+        """Block of neighbouring windows of each window at ``positions``, (n_windows,); None: unknown."""
         ...
 
     def to(self, device: torch.device) -> Self:
-        """The same windows on another device."""
+        """Copy the windows to a device."""
         ...
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """What stands in memory: signals and clean components, or windows and targets."""
+        """The tensors in memory: mixtures and clean components, or inputs and targets."""
         ...
 
     def digest(self) -> str:
-        """SHA-256 of what the windows hold."""
+        """SHA-256 of the data."""
         ...
 
 
 @dataclass(frozen=True)
 class SlidingWindows:
-    """Every stretch of ``n_samples`` of each realization, for each selector.
+    """Dataset of every segment of ``n_samples`` samples of each realization, for each selector.
 
-    In order of realization, then of start; the windows of a start stand together, one for each selector.
+    Ordered by realization, then start, then selector.
 
     Attributes:
         mixtures: (n_realizations, signal length).
         components: The clean components, (n_components, signal length).
         n_samples: Length of a window.
-        indices: Numbers of the windows that belong to the set, (n_windows,); None: all.
-        noise: Noise of each window's own, (n_windows, n_samples), added to its mixture; None: none.
+        indices: Indices of the windows of this dataset, (n_windows,); None: all.
+        noise: Noise added to each window's mixture, (n_windows, n_samples); None: none.
         gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
-            None: none. Posterior means take no account of it.
-        block_starts: Starts of a block of neighbouring windows: so many share their noise or have it from nearby.
+            None: none. Posterior means ignore it.
+        block_starts: Minimum number of starts in a block of neighbouring windows, whose noise overlaps or is close by.
         stride: Samples from one start to the next.
-        posterior_mean: Means (n_windows, n_components, n_samples) of the components, given mixtures (n_windows,
-            n_samples) and the candidates for what they hold, (n_components, n_candidates, n_samples), to train
-            towards; None: towards the clean component.
+        posterior_mean: Function of mixtures (n_windows, n_samples) and candidate segments (n_components,
+            n_candidates, n_samples) to means (n_windows, n_components, n_samples), the training targets; None: the
+            clean component is the target.
     """
 
     mixtures: Tensor
@@ -109,12 +109,12 @@ class SlidingWindows:
 
     @property
     def n_components(self) -> int:
-        """Selectors of a start."""
+        """Width of the selector."""
         return len(self.components)
 
     @property
     def n_starts(self) -> int:
-        """Window starts of a realization."""
+        """Number of window starts of a realization."""
         return (self.mixtures.shape[1] - self.n_samples) // self.stride + 1
 
     def __len__(self) -> int:
@@ -123,24 +123,24 @@ class SlidingWindows:
         return len(self.mixtures) * self.n_starts * self.n_components
 
     def subset(self, positions: Tensor) -> Self:
-        """The set of the windows at ``positions``, which may repeat."""
+        """Dataset of the windows at ``positions``, which may repeat."""
         indices = positions if self.indices is None else self.indices[positions]
         return replace(self, indices=indices, noise=_at(self.noise, positions), gain=_at(self.gain, positions))
 
     def block_ids(self, positions: Tensor) -> Tensor:
-        """The block of at least ``block_starts`` neighbouring starts that each window is of, (n_windows,).
+        """Block of at least ``block_starts`` neighbouring starts of each window, (n_windows,).
 
-        The blocks of a realization are equally large.
+        The blocks of a realization have the same size.
         """
         _, start, realization = self.decode(positions)
-        of_realization = max(1, self.n_starts // self.block_starts)
-        return realization * of_realization + start * of_realization // self.n_starts
+        n_blocks = max(1, self.n_starts // self.block_starts)
+        return realization * n_blocks + start * n_blocks // self.n_starts
 
     def decode(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Selector, start and realization of each window, (n_windows,)."""
-        numbers = positions if self.indices is None else self.indices[positions]
-        start = numbers // self.n_components % self.n_starts
-        return numbers % self.n_components, start, numbers // (self.n_components * self.n_starts)
+        indices = positions if self.indices is None else self.indices[positions]
+        start = indices // self.n_components % self.n_starts
+        return indices % self.n_components, start, indices // (self.n_components * self.n_starts)
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the windows at ``positions``."""
@@ -153,64 +153,64 @@ class SlidingWindows:
         return inputs, clean[..., None]
 
     def training_batch(self, positions: Tensor) -> TrainingBatch:
-        """The windows at ``positions`` with their clean component or its posterior means as targets.
+        """The windows at ``positions`` with the clean component or its posterior mean as target.
 
-        A mean is taken over the stretches at the starts of these windows and at others drawn at random from a full
-        set. Where a window's own start has been drawn like that too, it is equally likely to be any of them, given the
-        stretches and its mixture. So the mean is what can be known of the clean component, and on average over windows
-        and draws a network is moved as by the component itself (D. Blackwell, "Conditional Expectation and Unbiased
-        Sequential Estimation", 1947). What nobody can foresee, near the limit most of a gradient's noise, is gone.
+        The mean is taken over the segments at the starts of these windows and at random starts. If the windows' own
+        starts are random too, each segment is equally likely a priori, and the mean is the conditional expectation of
+        the clean component given the segments and the mixture. The expected gradient is then that of the component
+        itself (D. Blackwell, "Conditional Expectation and Unbiased Sequential Estimation", 1947), without its
+        unpredictable part, which near the limit is most of the gradient's noise.
         """
         inputs, clean = self.batch(positions)
         if self.posterior_mean is None:
             return TrainingBatch(inputs, clean, clean)
         selector, start, _ = self.decode(positions)
         means = [
-            self._means(*some)
-            for some in zip(
-                *(torch.split(of_window, N_HYPOTHESES // 2) for of_window in (inputs[..., 0], selector, start)),
+            self._means(*chunk)
+            for chunk in zip(
+                *(torch.split(values, N_HYPOTHESES // 2) for values in (inputs[..., 0], selector, start)),
                 strict=True,
             )
         ]
         return TrainingBatch(inputs, torch.cat(means), clean)
 
     def _means(self, mixtures: Tensor, selector: Tensor, start: Tensor) -> Tensor:
-        """Posterior means of some windows' components, (n_windows, n_samples, 1)."""
+        """Posterior means of the selected components, (n_windows, n_samples, 1)."""
         if self.posterior_mean is None:
-            raise ValueError("no posterior mean is asked for")
+            raise ValueError("posterior_mean is None")
         others = torch.randint(self.n_starts, (N_HYPOTHESES - len(start),), device=start.device)
         candidates = self.components[:, self._samples(torch.cat([start, others]))]
         means = self.posterior_mean(mixtures, candidates)
         return means[torch.arange(len(start), device=start.device), selector][..., None]
 
     def _samples(self, start: Tensor) -> Tensor:
-        """Where in a realization the samples of windows stand, (n_windows, n_samples)."""
+        """Indices of the windows' samples in a realization, (n_windows, n_samples)."""
         return self.stride * start[:, None] + torch.arange(self.n_samples, device=start.device)
 
     def to(self, device: torch.device) -> Self:
-        """The same windows on another device."""
-        held = {name: getattr(self, name) for name in ("mixtures", "components", "indices", "noise", "gain")}
-        return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
+        """Copy the windows to a device."""
+        tensors = {name: getattr(self, name) for name in ("mixtures", "components", "indices", "noise", "gain")}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The mixtures and the clean components."""
         return self.mixtures, self.components
 
     def digest(self) -> str:
-        """SHA-256 of mixtures, components, window length, choice, noise and gain."""
-        held = (self.mixtures, self.components, torch.tensor(self.n_samples), self.indices, self.noise, self.gain)
-        return _digest(*held)
+        """SHA-256 of mixtures, components, window length, indices, noise and gain."""
+        n_samples = torch.tensor(self.n_samples)
+        return _digest(self.mixtures, self.components, n_samples, self.indices, self.noise, self.gain)
 
 
 @dataclass(frozen=True)
 class TensorWindows:
-    """Windows that stand in memory as they are.
+    """Dataset of windows that are stored as tensors.
 
     Attributes:
         inputs: (n_windows, n_samples, 1 + n_components).
         targets: (n_windows, n_samples, 1).
-        noise: Noise that a batch adds to each mixture, (n_windows, n_samples); None: none.
-        gain: Factor by which a batch multiplies each mixture and target, (n_windows,), before ``noise`` is added;
+        noise: Noise added to each mixture of a batch, (n_windows, n_samples); None: none.
+        gain: Factor of each mixture and target of a batch, (n_windows,), applied before ``noise`` is added;
             None: none.
     """
 
@@ -240,22 +240,22 @@ class TensorWindows:
         return torch.cat([mixture[..., None], inputs[..., 1:]], dim=-1), clean[..., None]
 
     def training_batch(self, positions: Tensor) -> TrainingBatch:
-        """The windows at ``positions``; nobody knows more of them than their targets."""
+        """The windows at ``positions``; targets and clean component are the same."""
         inputs, targets = self.batch(positions)
         return TrainingBatch(inputs, targets, targets)
 
     def subset(self, positions: Tensor) -> Self:
-        """The set of the windows at ``positions``, which may repeat; a copy."""
+        """Dataset of the windows at ``positions``, which may repeat; a copy."""
         noise, gain = _at(self.noise, positions), _at(self.gain, positions)
         return replace(self, inputs=self.inputs[positions], targets=self.targets[positions], noise=noise, gain=gain)
 
     def block_ids(self, positions: Tensor) -> None:
-        """Nobody knows which windows of a file are neighbours."""
+        """None: a file does not state which windows are neighbours."""
 
     def to(self, device: torch.device) -> Self:
-        """The same windows on another device."""
-        held = {name: getattr(self, name) for name in ("inputs", "targets", "noise", "gain")}
-        return replace(self, **{name: tensor.to(device) for name, tensor in held.items() if tensor is not None})
+        """Copy the windows to a device."""
+        tensors = {name: getattr(self, name) for name in ("inputs", "targets", "noise", "gain")}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets."""
@@ -267,17 +267,17 @@ class TensorWindows:
 
 
 def batches(windows: WindowDataset, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """All windows in order, ``batch_size`` at a time."""
+    """Yield all windows in order, ``batch_size`` at a time."""
     for first in range(0, len(windows), batch_size):
         yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))
 
 
 def block_means(values: Tensor, block_ids: Tensor) -> list[float]:
-    """Means of values over the blocks that occur, in order of their numbers.
+    """Mean of the values of each block that occurs, ordered by block id.
 
     Args:
         values: (n_windows,).
-        block_ids: The block of each, (n_windows,) of int64.
+        block_ids: Block of each value, (n_windows,) of int64.
 
     >>> block_means(torch.tensor([1.0, 3.0, 8.0]), torch.tensor([0, 0, 2]))
     [2.0, 8.0]
@@ -288,22 +288,22 @@ def block_means(values: Tensor, block_ids: Tensor) -> list[float]:
 
 
 def evenly_spaced(windows: SlidingWindows, n_windows: int) -> SlidingWindows:
-    """``n_windows`` of a full set, spread evenly over its starts, each start with all of its selectors.
+    """At most ``n_windows`` windows of a full dataset, spread evenly over its starts, each with all its selectors.
 
-    As many whole starts as fit into ``n_windows``, but at least one and at most all.
+    The number of starts is at least one.
     """
     n_starts = max(1, min(n_windows // windows.n_components, len(windows) // windows.n_components))
     starts = torch.linspace(0, len(windows) // windows.n_components - 1, n_starts, dtype=torch.float64).round()
-    numbers = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)
-    return windows.subset(numbers.flatten())
+    indices = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)
+    return windows.subset(indices.flatten())
 
 
-def _at(of_windows: Tensor | None, positions: Tensor) -> Tensor | None:
-    return None if of_windows is None else of_windows[positions]
+def _at(values: Tensor | None, positions: Tensor) -> Tensor | None:
+    return None if values is None else values[positions]
 
 
 def _augment(mixture: Tensor, clean: Tensor, gain: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mixtures and clean components (n_windows, n_samples) with gain, then noise."""
+    """Apply the gain to mixtures and clean components (n_windows, n_samples), then add the noise to the mixtures."""
     if gain is not None:
         mixture, clean = gain[:, None] * mixture, gain[:, None] * clean
     return (mixture if noise is None else mixture + noise), clean

@@ -1,1 +1,1 @@
-"""The network, trained filters, and their export."""
+"""Network, trained filters, and export."""

@@ -17,7 +17,7 @@ from freqfilter.models.network import FrequencyFilterLSTM
 if TYPE_CHECKING:
     import onnx
 
-EXAMPLE_SHAPE = (2, 3)  # windows and samples that are traced; a size of 1 would become a constant
+EXAMPLE_SHAPE = (2, 3)  # windows and samples of the traced example; a size of 1 would become a constant
 
 # The arguments of aten::lstm.input and aten::gru.input.
 _ARGUMENTS = (
@@ -44,20 +44,20 @@ def _gru_shapes(features: Tensor, state: Tensor, _weights: Any, *settings: Any) 
 
 
 def _output(features: Tensor, hidden: Tensor, *settings: Any) -> Tensor:
-    """An empty output (n_samples, n_windows, n_directions · hidden_size); ``bidirectional`` is the last but one."""
+    """Empty output (n_samples, n_windows, n_directions · hidden_size); ``settings[-2]`` is ``bidirectional``."""
     bidirectional = settings[-2]
     return features.new_empty(*features.shape[:2], (1 + bidirectional) * hidden.shape[2])
 
 
 class _Traceable(nn.Module):
-    """The network in evaluation mode, with a placeholder for its recurrent layers.
+    """The network in evaluation mode, with one placeholder operator for its recurrent layers.
 
-    Its submodules have the network's names, so that its state dict is the network's.
+    Submodules have the same names as in the network, so that the state dicts are equal.
     """
 
     def __init__(self, network: FrequencyFilterLSTM, layers: nn.RNNBase) -> None:
         super().__init__()
-        self._layers = [layers]  # in a list, so that it is registered under the cell's name alone
+        self._layers = [layers]  # in a list: registered as a submodule under the cell's name only
         self.add_module(network.cell, layers)
         self.fc = network.fc
         self._placeholder = getattr(torch.ops.freqfilter, network.cell)
@@ -69,8 +69,8 @@ class _Traceable(nn.Module):
             layers.num_layers * (1 + layers.bidirectional), features.shape[1], layers.hidden_size
         )
         state = [zeros, zeros] if isinstance(layers, nn.LSTM) else zeros
-        weights = [weight for of_direction in layers.all_weights for weight in of_direction]
-        # With biases, without dropout, not in training, time first.
+        weights = [weight for direction in layers.all_weights for weight in direction]
+        # has_biases=True, dropout=0, train=False, batch_first=False.
         output, *_ = self._placeholder(
             features, state, weights, True, layers.num_layers, 0.0, False, layers.bidirectional, False
         )
@@ -79,14 +79,14 @@ class _Traceable(nn.Module):
 
 
 def exported_program(network: FrequencyFilterLSTM) -> ExportedProgram:
-    """The network in evaluation mode as an exported program; ``torch.export.save`` writes it.
+    """Export the network in evaluation mode as a program that ``torch.export.save`` writes.
 
     Args:
-        network: A network on the CPU. The program's ``module()`` has its state dict.
+        network: A network on the CPU.
 
     Returns:
-        A program of inputs (n_windows, n_samples, 1 + n_components), any sizes of 1 and more, that gives estimates
-        (n_windows, n_samples, 1).
+        A program from inputs (n_windows, n_samples, 1 + n_components), of any sizes of at least 1, to estimates
+        (n_windows, n_samples, 1). Its ``module()`` has the network's state dict.
     """
     layers = network.recurrent
     traced = _Traceable(network, layers).eval() if isinstance(layers, nn.RNNBase) else network
@@ -100,26 +100,26 @@ def exported_program(network: FrequencyFilterLSTM) -> ExportedProgram:
 
 
 INPUTS, ESTIMATES = "inputs", "estimates"
-OPSET, IR_VERSION = 17, 8  # of 2022: old runtimes read them, and nothing newer is needed
-# Where PyTorch's gates (LSTM: input, forget, cell, output; GRU: reset, update, new) stand in ONNX's order.
+OPSET, IR_VERSION = 17, 8  # of 2022, for compatibility with old runtimes
+# Positions of PyTorch's gates (LSTM: input, forget, cell, output; GRU: reset, update, new) in ONNX's order.
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 
 Array = NDArray[np.float32]
 
 
 def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.ModelProto:
-    """The network's estimates as an ONNX model, for any number of windows and samples.
+    """Convert the network to an ONNX model, for any number of windows and samples.
 
     Args:
-        network: In evaluation mode, on the processor.
-        facts: What the file says of itself, its metadata.
+        network: The network in evaluation mode, on the CPU.
+        facts: Metadata of the file.
 
     Returns:
         A model with the input ``inputs`` (n_windows, n_samples, 1 + n_components) and the output ``estimates``
         (n_windows, n_samples, 1), both float32.
 
     Raises:
-        UserError: If the cell has no operator in ONNX.
+        UserError: If ONNX has no operator for the cell.
     """
     import onnx  # an extra: training imports this module and must not need it
     from onnx import TensorProto, helper, numpy_helper
@@ -134,7 +134,7 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
         weights |= _layer_weights(recurrent, layer)
         nodes += _layer_nodes(recurrent, layer, features)
         features = f"features_{layer}"
-    # In versions of model schema 1 the layer is called output.
+    # In model schema 1 the layer is named output.
     fc = cast(nn.Linear, network.fc if hasattr(network, "fc") else network.output)
     weights |= {"output_weight": _array(fc.weight.T), "output_bias": _array(fc.bias)}
     nodes += [
@@ -160,18 +160,18 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
 
 
 def _layer_nodes(recurrent: nn.RNNBase, layer: int, features: str) -> Iterator[onnx.NodeProto]:
-    """A recurrent layer; its directions stand behind each other in the features that it gives."""
+    """Nodes of a recurrent layer; its output concatenates the directions' features."""
     from onnx import helper
 
-    # As PyTorch has it, a GRU's reset gate is applied after the matrix product.
-    of_cell: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
+    # In PyTorch a GRU's reset gate is applied after the matrix product.
+    attributes: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
     yield helper.make_node(
         recurrent.mode,
         [features, f"input_{layer}", f"recurrence_{layer}", f"bias_{layer}"],
         [f"by_direction_{layer}"],
         hidden_size=recurrent.hidden_size,
         direction="bidirectional" if recurrent.bidirectional else "forward",
-        **of_cell,
+        **attributes,
     )
     yield helper.make_node("Transpose", [f"by_direction_{layer}"], [f"in_turn_{layer}"], perm=[0, 2, 1, 3])
     yield helper.make_node("Reshape", [f"in_turn_{layer}", "time_windows_features"], [f"features_{layer}"])
@@ -179,7 +179,7 @@ def _layer_nodes(recurrent: nn.RNNBase, layer: int, features: str) -> Iterator[o
 
 def _layer_weights(recurrent: nn.RNNBase, layer: int) -> dict[str, Array]:
     n_directions = 2 if recurrent.bidirectional else 1
-    # Of each direction: input and recurrent weights, input and recurrent biases.
+    # For each direction: input and recurrent weights, input and recurrent biases.
     directions = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
     inputs, recurrence, input_bias, recurrent_bias = (
         np.stack([_in_order(weight, recurrent.mode) for weight in kind]) for kind in zip(*directions, strict=True)
@@ -189,9 +189,9 @@ def _layer_weights(recurrent: nn.RNNBase, layer: int) -> dict[str, Array]:
 
 
 def _in_order(weight: Tensor, mode: str) -> Array:
-    """A direction's weights or biases, their gates in ONNX's order."""
+    """Weights or biases of a direction, with the gates in ONNX's order."""
     gates = torch.chunk(weight, len(GATES[mode]))
-    return _array(torch.cat([gates[place] for place in GATES[mode]]))
+    return _array(torch.cat([gates[position] for position in GATES[mode]]))
 
 
 def _array(tensor: Tensor) -> Array:

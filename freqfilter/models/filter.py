@@ -1,4 +1,4 @@
-"""A trained filter: prediction on windows, extraction from a signal, streaming."""
+"""Trained filter: prediction on windows, extraction from a signal, streaming."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
 
-CHUNK_SIZE = 4096  # windows of a signal in memory together
-RATE_TOLERANCE = 1e-3  # two sample rates that differ by less are the same
+CHUNK_SIZE = 4096  # windows in memory together
+RATE_TOLERANCE = 1e-3  # relative difference up to which two sample rates count as equal
 
 Array = NDArray[np.float32]
 
 
 class Filter:
-    """A registered filter.
+    """A trained filter, loaded from a model version or from files.
 
     Attributes:
-        uri: Where it was loaded from.
-        model_id: MLflow's id of the logged model; None where it was loaded from files.
+        uri: URI that it was loaded from.
+        model_id: MLflow's id of the logged model; None if it was loaded from files.
         module: The network, in evaluation mode.
-        facts: What is known of it: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``limit_mse`` (the least
-            error that a filter of its kind can expect; None where nobody knows it), ``params``.
-        golden: Inputs (n_windows, n_samples, 1 + n_components) and the estimates that it gave when it was registered;
-            None of an old version.
+        facts: Metadata: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``limit_mse`` (the least expected
+            error of any filter with the same view of the window; None if unknown), ``params``.
+        golden: Inputs (n_windows, n_samples, 1 + n_components) and their estimates at registration; None in old
+            versions.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Filter:
 
     @property
     def params(self) -> Params:
-        """The parameters of its training run."""
+        """Parameters of the training run."""
         return restore(self.facts["params"])
 
     @property
     def pinned_uri(self) -> str:
-        """Where the very same model will be found, also when an alias or the newest version is another."""
+        """URI of exactly this model, which no moved alias and no newer version changes."""
         return f"models:/{self.model_id}" if self.model_id else self.uri
 
     def predict(self, x: ArrayLike) -> Array:
@@ -64,63 +64,63 @@ class Filter:
 
         Args:
             x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector. Any number of
-                windows and samples; computed in float32.
+                windows and samples; converted to float32.
 
         Returns:
             (n_windows, n_samples, 1), float32.
 
         Raises:
-            UserError: If the shape is another, or a value is NaN or Inf.
+            UserError: If the shape is wrong, or a value is NaN or Inf.
         """
         inputs = np.asarray(x, dtype=np.float32)
         n_features = 1 + len(self.facts["frequencies_hz"])
         if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
             raise UserError(
-                f"x has shape {inputs.shape}; this filter takes (windows, samples, {n_features}): the mixture, then "
-                f"a one-hot selector among {self.facts['frequencies_hz']} Hz"
+                f"x has shape {inputs.shape}; pass (windows, samples, {n_features}): the mixture, then "
+                f"a one-hot selector for {self.facts['frequencies_hz']} Hz"
             )
         if not np.isfinite(inputs).all():
-            raise UserError("x has NaN or Inf; remove or repair those samples")
+            raise UserError("x has NaN or Inf; remove or correct those samples")
         return self._estimate(inputs)
 
     def extract(self, signal: ArrayLike, frequency_hz: float, *, sample_rate_hz: float | None = None) -> Array:
         """Estimate a component of a signal of any length.
 
-        Each sample is estimated from a window as long as those that the filter was trained on: one that ends there
-        or, of a bidirectional filter, one around it. Samples near the signal's ends have less to go by.
+        Each sample is estimated from a window of the training length that ends at the sample or, for a bidirectional
+        filter, is centred on it. Samples near the signal's ends have a shorter context.
 
         Args:
             signal: The mixture, (n_samples,).
-            frequency_hz: The component that is wanted.
-            sample_rate_hz: Of the signal, to be compared with the filter's; None: it is the same.
+            frequency_hz: Frequency of the component.
+            sample_rate_hz: Sample rate of the signal, checked against the filter's; None: not checked.
 
         Returns:
             (n_samples,), float32.
 
         Raises:
-            UserError: If the filter does not know the frequency, has another sample rate, or the signal is not a row
-                of numbers.
+            UserError: If the filter was not trained on the frequency or the sample rate, or the signal is not a
+                one-dimensional array of finite numbers.
         """
         mixture = np.asarray(signal, dtype=np.float32)
         if mixture.ndim != 1 or len(mixture) == 0:
-            raise UserError(f"signal has shape {mixture.shape}; needed is a row of samples, (n_samples,)")
+            raise UserError(f"signal has shape {mixture.shape}; pass one row of samples, (n_samples,)")
         self._check_rate(sample_rate_hz)
         n_samples = min(self.facts["window_length"], len(mixture))
         windows = np.lib.stride_tricks.sliding_window_view(mixture, n_samples)
-        at = n_samples // 2 if self.facts["network"]["bidirectional"] else n_samples - 1
+        position = n_samples // 2 if self.facts["network"]["bidirectional"] else n_samples - 1
         first = self._select(windows[:1], frequency_hz)[0]
-        found = [first[:at]]
+        estimates = [first[:position]]
         for start in range(0, len(windows), CHUNK_SIZE):
-            found.append(self._select(windows[start : start + CHUNK_SIZE], frequency_hz)[:, at])
-        if at < n_samples - 1:
-            found.append(self._select(windows[-1:], frequency_hz)[0, at + 1 :])
-        return np.concatenate(found)
+            estimates.append(self._select(windows[start : start + CHUNK_SIZE], frequency_hz)[:, position])
+        if position < n_samples - 1:
+            estimates.append(self._select(windows[-1:], frequency_hz)[0, position + 1 :])
+        return np.concatenate(estimates)
 
     def stream(self, frequency_hz: float, *, sample_rate_hz: float | None = None) -> Stream:
-        """Estimate a component as samples come in; see ``Stream``.
+        """Return a ``Stream`` that estimates a component sample by sample.
 
         Raises:
-            UserError: If the filter does not know the frequency or has another sample rate.
+            UserError: If the filter was not trained on the frequency or the sample rate.
         """
         self._check_rate(sample_rate_hz)
         self._selector(frequency_hz)
@@ -136,7 +136,9 @@ class Filter:
     def _selector(self, frequency_hz: float) -> Array:
         known = self.facts["frequencies_hz"]
         if frequency_hz not in known:
-            raise UserError(f"frequency_hz={frequency_hz:g}: this filter knows {', '.join(f'{f:g}' for f in known)} Hz")
+            raise UserError(
+                f"frequency_hz={frequency_hz:g}: unknown; choose from {', '.join(f'{f:g}' for f in known)} Hz"
+            )
         return np.array([frequency == frequency_hz for frequency in known], dtype=np.float32)
 
     def _check_rate(self, sample_rate_hz: float | None) -> None:
@@ -148,24 +150,24 @@ class Filter:
 
 
 class Stream:
-    """Estimates as samples come in, each from the newest samples, as many as a window of training has.
+    """Sample-by-sample estimates, each from the newest samples, at most a training window of them.
 
-    A bidirectional filter has no samples to come here, and estimates the newest one from those before.
+    A bidirectional filter too estimates the newest sample from past samples only.
     """
 
-    def __init__(self, owner: Filter, frequency_hz: float) -> None:
-        self._owner = owner
+    def __init__(self, filter_: Filter, frequency_hz: float) -> None:
+        self._filter = filter_
         self._frequency_hz = frequency_hz
-        self._newest: deque[float] = deque(maxlen=owner.facts["window_length"])
+        self._newest: deque[float] = deque(maxlen=filter_.facts["window_length"])
 
     def push(self, sample: float) -> float:
-        """The estimate at a sample that has just come in.
+        """Add a sample and return the estimate at it.
 
         Raises:
-            UserError: If it is NaN or Inf.
+            UserError: If the sample is NaN or Inf.
         """
         if not np.isfinite(sample):
-            raise UserError("a sample is NaN or Inf; leave it out or repair it")
+            raise UserError("a sample is NaN or Inf; omit or correct it")
         self._newest.append(float(sample))
         window = np.array(self._newest, dtype=np.float32)[None]
-        return float(self._owner._select(window, self._frequency_hz)[0, -1])
+        return float(self._filter._select(window, self._frequency_hz)[0, -1])

@@ -1,4 +1,4 @@
-"""The network. It needs torch alone: this file travels with every registered model and is loaded from there."""
+"""The network. It imports torch alone: a copy of this file is stored with, and loaded from, each registered model."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-# What makes the layers of a cell: PyTorch's recurrent layers, or a module with the same arguments that turns features
-# (n_samples, n_windows, input_size) and a state, or None, into (n_samples, n_windows, n_directions · hidden_size) and a
+# Constructors of a cell's layers: PyTorch's recurrent layers, or a module with the same arguments that maps features
+# (n_samples, n_windows, input_size) and a state or None to (n_samples, n_windows, n_directions · hidden_size) and a
 # state.
 CELLS: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class Dropout(nn.Dropout):
-    """Dropout that on processors takes 16 random bits for an element, and a third of the time of PyTorch's own.
+    """Dropout with 16 random bits per element on CPUs, in a third of the time of ``nn.Dropout``.
 
-    Its probability is the nearest multiple of 2⁻¹⁶.
+    The probability is rounded to a multiple of 2⁻¹⁶.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        """Elements that stay, scaled so that their expectation does too; all of them in evaluation mode."""
+        """Zero elements at random and scale the others; the identity in evaluation mode."""
         threshold = min(round(self.p * 2**16), 2**16 - 1)
         if not self.training or threshold == 0 or features.is_cuda:
             return super().forward(features)
@@ -34,15 +34,15 @@ class Dropout(nn.Dropout):
 
 
 class FrequencyFilterLSTM(nn.Module):
-    """A recurrent filter that estimates the selected component of a mixture, sample by sample.
+    """Recurrent filter that estimates the selected component of a mixture, sample by sample.
 
     Args:
         n_components: Width of the one-hot selector.
         cell: A key of ``CELLS``.
         hidden_size: Features of the hidden state.
-        num_layers: Stacked recurrent layers.
-        dropout: Dropout between the layers and before the output.
-        bidirectional: Also run backwards from the last sample; an estimate then uses what comes after it.
+        num_layers: Number of stacked recurrent layers.
+        dropout: Dropout probability between the layers and before the output.
+        bidirectional: Also run backwards from the last sample; an estimate then uses later samples too.
 
     Its state dict has the keys ``lstm.*`` (or ``gru.*``) and ``fc.*``, with the names and shapes of PyTorch's layers.
 
@@ -89,7 +89,7 @@ class FrequencyFilterLSTM(nn.Module):
 
         Args:
             inputs: (n_windows, n_samples, 1 + n_components).
-            state: What an earlier call returned, to go on where that one ended; None starts from zero.
+            state: State returned by an earlier call, to continue from; None starts from zero.
         """
         time_first = inputs.transpose(0, 1).contiguous()
         recurrent = self.recurrent
@@ -100,10 +100,9 @@ class FrequencyFilterLSTM(nn.Module):
         return self.fc(self.dropout(features)).transpose(0, 1), state
 
     def _layer_by_layer(self, recurrent: nn.RNNBase, inputs: Tensor) -> Tensor:
-        """What the recurrent layers give from a state of zero, with our own dropout between them.
+        """Output of the recurrent layers from a zero state, with ``Dropout`` between them.
 
-        That of cuDNN has a random state of its own, which nobody can read: training could not go on from a checkpoint
-        with the same numbers.
+        cuDNN's dropout has a random state that a checkpoint cannot store, so a resumed training would differ.
         """
         features = inputs
         n_directions = 2 if recurrent.bidirectional else 1
@@ -115,7 +114,7 @@ class FrequencyFilterLSTM(nn.Module):
                 features = self.dropout(features)
             if features.is_cuda:
                 weights = _in_one_piece(weights)
-            # With biases; one layer, without dropout; in training; in these directions; time first.
+            # has_biases=True, num_layers=1, dropout=0, train=True, bidirectional, batch_first=False.
             if isinstance(recurrent, nn.LSTM):
                 features, *_ = torch.lstm(
                     features, (zeros, zeros), weights, True, 1, 0.0, True, recurrent.bidirectional, False
@@ -126,9 +125,9 @@ class FrequencyFilterLSTM(nn.Module):
 
 
 def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
-    """A layer's weights as cuDNN wants them, one behind the other: the matrices of all directions, then the biases.
+    """A layer's weights in one contiguous buffer, as cuDNN requires: the matrices of all directions, then the biases.
 
-    It would copy them itself, and warn at each call.
+    Otherwise cuDNN copies them, and PyTorch warns, at each call.
     """
     order = sorted(range(len(weights)), key=lambda place: weights[place].dim(), reverse=True)
     piece = torch.cat([weights[place].flatten() for place in order])
@@ -138,14 +137,14 @@ def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
 
 
 def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Tensor:
-    """The module's estimates for any number of windows.
+    """Compute a module's estimates for any number of windows.
 
-    On processors each thread computes batches of its own: one matrix product of a batch is too small to be shared.
+    On CPUs each thread computes its own batches: the matrix products of one batch are too small to be split.
 
     Args:
         module: A network in evaluation mode.
         inputs: (n_windows, n_samples, 1 + n_components).
-        batch_size: Windows computed together, by one thread.
+        batch_size: Windows computed together by one thread.
 
     Returns:
         (n_windows, n_samples, 1).
@@ -153,7 +152,7 @@ def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Ten
     batches, threads = torch.split(inputs, batch_size), torch.get_num_threads()
 
     def of_batch(batch: Tensor) -> Tensor:
-        with torch.inference_mode():  # a thread is in none that another one has entered
+        with torch.inference_mode():  # the mode is local to a thread
             return cast(Tensor, module(batch))
 
     if len(inputs) == 0:
@@ -164,4 +163,4 @@ def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Ten
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return torch.cat(list(pool.map(of_batch, batches)))
     finally:
-        torch.set_num_threads(threads)  # what was set last is what threads to come begin with
+        torch.set_num_threads(threads)  # the last value set is the default of new threads

@@ -107,7 +107,7 @@ def wrap_store_errors(subject: str) -> Iterator[None]:
     except STORE_ERRORS as error:
         missing = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
         where = f" (looked in {without_credentials(mlflow.get_tracking_uri())})" if missing else ""
-        raise UserError(f"{subject}: {one_line(error, most=300)}{where}") from error
+        raise UserError(f"{subject}: {one_line(error, max_length=300)}{where}") from error
 
 
 def retry(ask: Callable[[], Answer]) -> Answer:

@@ -19,8 +19,8 @@ from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
 from freqfilter.training.state import Progress, TrainingState
 
-SCHEMA = 6  # of checkpoint files; a change that old readers cannot follow raises it
-OLDEST_SCHEMA = 4  # that is still read
+SCHEMA = 6  # of checkpoint files; raised by each change that older versions cannot read
+OLDEST_SCHEMA = 4  # that can still be read
 NAME = re.compile(r"epoch_(\d+)(?:_batch_(\d+))?\.pt")
 READ_ERRORS = (
     RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile
@@ -29,11 +29,11 @@ READ_ERRORS = (
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What a training was asked to do.
+    """Specification of a training, which also applies when it is resumed.
 
     Attributes:
-        params: The parameters, which hold when it goes on too.
-        recipe: The name of the recipe that they came from.
+        params: The parameters.
+        recipe: Name of their recipe.
         data: Digests of the data by purpose.
     """
 
@@ -44,11 +44,11 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that is needed to go on.
+    """All that is needed to resume a training.
 
     Attributes:
-        spec: What was asked for.
-        state: For ``TrainingState.load_state_dict``.
+        spec: Specification of the training.
+        state: Argument of ``TrainingState.load_state_dict``.
     """
 
     spec: TrainingSpec
@@ -56,13 +56,13 @@ class Checkpoint:
 
     @property
     def ended(self) -> bool:
-        """Whether training itself is over, so that only evaluation and registration are left."""
+        """Whether training is complete, so that only evaluation and registration remain."""
         progress = self.state["progress"]
         return bool(progress["stopped_early"] or progress["epoch"] > self.spec.params.training.epochs)
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write a state dict that PyTorch alone reads back: ``module.load_state_dict(torch.load(path))``.
+    """Write a state dict, to be read with PyTorch alone: ``module.load_state_dict(torch.load(path))``.
 
     Raises:
         UserError: If the file cannot be written.
@@ -70,36 +70,36 @@ def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
     _write(path, {name: tensor.detach().cpu() for name, tensor in weights.items()})
 
 
-def write_checkpoint(path: Path, state: TrainingState, stated: TrainingSpec) -> None:
-    """Write all that is needed to go on; see ``Checkpoint``.
+def write_checkpoint(path: Path, state: TrainingState, spec: TrainingSpec) -> None:
+    """Write a checkpoint, from which training can be resumed.
 
     Raises:
         UserError: If the file cannot be written.
     """
-    asked = {"params": stated.params.model_dump(mode="json"), "recipe": stated.recipe, "data": stated.data}
-    _write(path, {"schema": SCHEMA, **asked, "state": state.state_dict()})
+    fields = {"params": spec.params.model_dump(mode="json"), "recipe": spec.recipe, "data": spec.data}
+    _write(path, {"schema": SCHEMA, **fields, "state": state.state_dict()})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint, its checksums compared. Nothing is unpickled.
+    """Read a checkpoint and verify its checksums, without unpickling.
 
     Raises:
-        UserError: If the file is missing, damaged, not a checkpoint, or of another schema.
+        UserError: If the file is missing, corrupt, not a checkpoint, or of an unsupported schema.
     """
-    damaged = UserError(f"{path}: damaged, or not a checkpoint; take the one before it")
+    corrupt = UserError(f"{path}: corrupt, or not a checkpoint; use an earlier one")
     try:
-        whole = path.read_bytes()
+        file_content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        # PyTorch's files are ZIP archives, whose checksums it does not look at.
-        if zipfile.ZipFile(io.BytesIO(whole)).testzip() is not None:
-            raise damaged
-        content = torch.load(io.BytesIO(whole), map_location="cpu", weights_only=True)
+        # PyTorch's files are ZIP archives, but torch.load does not verify their checksums.
+        if zipfile.ZipFile(io.BytesIO(file_content)).testzip() is not None:
+            raise corrupt
+        content = torch.load(io.BytesIO(file_content), map_location="cpu", weights_only=True)
     except READ_ERRORS:
-        raise damaged from None
+        raise corrupt from None
     if not isinstance(content, dict) or not isinstance(content.get("schema"), int):
-        raise UserError(f"{path}: not a checkpoint of freqfilter")
+        raise UserError(f"{path}: not a checkpoint of freqfilter; use another file")
     if content["schema"] > SCHEMA:
         raise UserError(f"{path}: checkpoint schema {content['schema']} is newer than {SCHEMA}; use a newer freqfilter")
     if content["schema"] < OLDEST_SCHEMA:
@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     kinds = {"params": dict, "recipe": str, "data": dict, "state": dict}
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
-        raise damaged
+        raise corrupt
     spec = TrainingSpec(restore(content["params"]), content["recipe"], _renamed(content["data"], "audit", "holdout"))
     progress = content["state"].get("progress", {})
     if content["schema"] < 6 and "history" in progress:
@@ -118,13 +118,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 class Checkpoints:
-    """The newest checkpoints of a run, in a folder of their own.
+    """The newest checkpoints of a run, in one folder.
 
-    ``epoch_0010.pt`` is of the end of epoch 10, ``epoch_0010_batch_000005.pt`` of five batches later.
+    ``epoch_0010.pt`` is written at the end of epoch 10, ``epoch_0010_batch_000005.pt`` five batches later.
 
     Args:
-        folder: The folder, which need not be there.
-        kept: How many stay.
+        folder: The folder, which need not exist.
+        kept: Number of checkpoints that ``remove_old`` keeps.
     """
 
     def __init__(self, folder: Path, *, kept: int) -> None:
@@ -132,32 +132,32 @@ class Checkpoints:
         self._kept = kept
 
     def path(self, progress: Progress) -> Path:
-        """The file of a state of training."""
+        """Path of the checkpoint at a given progress."""
         batch = f"_batch_{progress.batch:06d}" if progress.batch else ""
         return self._folder / f"epoch_{progress.epoch - 1:04d}{batch}.pt"
 
     def remove_old(self, *, needed: Collection[Path] = ()) -> None:
-        """Remove all but the newest and those that somebody still needs."""
+        """Remove all but the newest checkpoints and those still needed."""
         for path in self.files()[self._kept :]:
             if path not in needed:
                 path.unlink(missing_ok=True)
 
     def files(self) -> list[Path]:
-        """The files, the newest first."""
+        """Checkpoint files, newest first."""
         named = {path: name for path in self._folder.glob("*.pt") if (name := NAME.fullmatch(path.name))}
         return sorted(named, key=lambda path: [int(number or 0) for number in named[path].groups()], reverse=True)
 
-    def latest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest that is whole; None where there is none.
+    def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """Read the newest readable checkpoint; None if there is none.
 
         Args:
-            say: Hears of those that are damaged and passed over.
+            warn: Called with a message for each checkpoint that is skipped.
         """
         for path in self.files():
             try:
                 return read_checkpoint(path)
             except UserError as error:
-                say(f"passed over: {error}")
+                warn(f"skipped: {error}")
         return None
 
 
@@ -169,5 +169,5 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _renamed(values: dict[str, Any], before: str, now: str) -> dict[str, Any]:
-    """Values by name, one of which had another name until checkpoint schema 5."""
+    """Rename one key of a mapping."""
     return {now if name == before else name: value for name, value in values.items()}

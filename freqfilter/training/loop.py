@@ -1,4 +1,4 @@
-"""The training loop: a generator of reports that knows no tracker."""
+"""Training loop: a generator of reports, independent of the tracker."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from freqfilter.training.optim import LOSSES, mse, warmup_and_cosine
 from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
 
-VALIDATION_CHUNK = 4096  # windows of validation that are cut at once
-CHECK_EVERY = 50  # steps; to look at a loss after each would make the processor wait for a CUDA device
+VALIDATION_CHUNK = 4096  # validation windows in memory together
+CHECK_EVERY = 50  # steps between checks of the loss; each check synchronizes with a CUDA device
 
 
 def train(
@@ -32,25 +32,25 @@ def train(
     holdout_every: int = 1,
     params: TrainingParams,
 ) -> Generator[StepReport | EpochReport]:
-    """Train until the last epoch or an early stop; the network ends with its best weights.
+    """Train until the last epoch or an early stop, then load the best weights into the network.
 
-    It goes on where ``state`` stands. At each yield ``state.state_dict()`` is all that is needed to go on from
-    there with the same numbers. The loss of an epoch is the mean over its batches. Hold it in
-    ``contextlib.closing``: also a loop that is left early ends with the best weights so far.
+    Training continues from ``state``. At each yield ``state.state_dict()`` suffices to resume with identical numbers.
+    The loss of an epoch is the mean over its batches. Use ``contextlib.closing``, so that the best weights so far are
+    loaded too when the loop is left early.
 
     Args:
-        state: What is trained; changed in place.
-        training_windows: The training windows of an epoch, numbered from 1.
-        validation: What chooses the best epoch.
-        holdout: What is scored every ``holdout_every`` epochs and chooses nothing.
-        holdout_every: Epochs from one holdout to the next.
-        params: How to train.
+        state: The state of training, modified in place.
+        training_windows: Function from the epoch, counted from 1, to its training windows.
+        validation: Windows for the choice of the best epoch.
+        holdout: Windows that are evaluated every ``holdout_every`` epochs and used for no choice.
+        holdout_every: Epochs between holdout evaluations.
+        params: Training parameters.
 
     Yields:
         A report after each step, and one after each epoch.
 
     Raises:
-        TrainingError: If the loss is no longer finite; ``state.good_weights`` are those of shortly before.
+        TrainingError: If the loss is not finite; ``state.good_weights`` are then the last weights with a finite loss.
     """
     progress = state.progress
     validation = validation.to(state.accelerator.device)
@@ -83,8 +83,8 @@ def _epoch(
             share = warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
             state.learning_rate = params.learning_rate * share
         with state.randomness():
-            lesson = windows.training_batch(order[first : first + params.batch_size])
-            state.sums += training_step(state, lesson, params)
+            batch = windows.training_batch(order[first : first + params.batch_size])
+            state.sums += training_step(state, batch, params)
         progress.batch += 1
         if progress.batch % CHECK_EVERY == 0 or progress.batch == n_batches:
             _check(state, n_batches, params)
@@ -106,44 +106,44 @@ def _epoch(
 
 
 def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
-    """The order in which an epoch takes its windows, (n_windows,) of int64."""
+    """Random order of an epoch's windows, (n_windows,) of int64."""
     return torch.from_numpy(random_stream(seed, "order", epoch).permutation(n_windows))
 
 
-def training_step(state: TrainingState, lesson: TrainingBatch, params: TrainingParams) -> Tensor:
-    """One step of the optimizer: what it adds to the epoch's sums, (4,).
+def training_step(state: TrainingState, batch: TrainingBatch, params: TrainingParams) -> Tensor:
+    """Take one optimizer step and return its contribution to ``state.sums``, (4,).
 
-    The loss in the sums is that against the clean component, whatever the step moves towards.
+    The loss in the sums is computed with the clean component, independent of ``batch.targets``.
     """
     network, scaler = state.network, state.scaler
     network.train()
     with state.accelerator.autocast():
-        estimates = network(lesson.inputs).float()
-    step_loss = LOSSES[params.loss](estimates, lesson.targets).mean()
+        estimates = network(batch.inputs).float()
+    step_loss = LOSSES[params.loss](estimates, batch.targets).mean()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
     torch.autograd.backward(scaler.scale(step_loss))
     for optimizer in state.optimizers:
         scaler.unscale_(optimizer)
     gradient_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), params.gradient_clip_norm or math.inf)
-    taken = torch.isfinite(gradient_norm)
-    # After a gradient that has overflown the scaler finds a smaller scale. It would skip the step of the optimizer that
-    # has it; all of them have to, since clipping has spoilt the gradients of the others.
-    if not scaler.is_enabled() or taken:
+    finite = torch.isfinite(gradient_norm)
+    # If a scaled gradient overflows, GradScaler skips the step of that optimizer only. All optimizers must skip it,
+    # since clipping by an infinite norm has invalidated the other gradients.
+    if not scaler.is_enabled() or finite:
         for optimizer in state.optimizers:
             scaler.step(optimizer)
     scaler.update()
-    loss = LOSSES[params.loss](estimates.detach(), lesson.clean).mean()
+    loss = LOSSES[params.loss](estimates.detach(), batch.clean).mean()
     finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
-    return torch.stack([loss, torch.where(taken, gradient_norm.detach(), 0.0), taken.float(), finite_so_far.float()])
+    return torch.stack([loss, torch.where(finite, gradient_norm.detach(), 0.0), finite.float(), finite_so_far.float()])
 
 
 def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:
-    """End training where a loss of this epoch was not finite, and keep track of the good weights."""
-    finite = int(state.sums[3])
-    state.save_good_weights(tried=finite)
-    if finite < state.progress.batch:
-        where = f"epoch {state.progress.epoch}, batch {finite + 1} of {n_batches}"
+    """Save weights with a finite loss, and raise an error if a loss of this epoch was not finite."""
+    n_finite = int(state.sums[3])
+    state.save_good_weights(n_finite=n_finite)
+    if n_finite < state.progress.batch:
+        where = f"epoch {state.progress.epoch}, batch {n_finite + 1} of {n_batches}"
         raise _divergence_error("training", where, params)
 
 
@@ -159,32 +159,32 @@ def _divergence_error(name: str, where: str, params: TrainingParams) -> Training
 def _validate(
     state: TrainingState, report: EpochReport, validation: WindowDataset, params: TrainingParams
 ) -> EpochReport:
-    """Validate, keep the best weights, and let scheduler and early stopping see the result."""
+    """Validate, save the best weights, and update scheduler and early stopping."""
     progress = state.progress
-    judged = validate(state, validation, params)
-    if not math.isfinite(judged.loss):
+    result = validate(state, validation, params)
+    if not math.isfinite(result.loss):
         raise _divergence_error("validation", f"epoch {progress.epoch}", params)
-    improved = judged.loss < progress.best_loss
+    improved = result.loss < progress.best_loss
     if improved:
-        progress.best_loss, progress.best_epoch = judged.loss, progress.epoch
+        progress.best_loss, progress.best_epoch = result.loss, progress.epoch
         progress.validations_since_best = 0
         state.save_best_weights()
     else:
         progress.validations_since_best += 1
-    state.cut_learning_rate_on_plateau(judged.loss)
+    state.cut_learning_rate_on_plateau(result.loss)
     patience = params.early_stopping_patience
     progress.stopped_early = 0 < patience <= progress.validations_since_best
-    return replace(report, val_loss=judged.loss, val_mse=judged.mse, val_blocks=judged.blocks, improved=improved)
+    return replace(report, val_loss=result.loss, val_mse=result.mse, val_blocks=result.blocks, improved=improved)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a validation came to, in fp32.
+    """Result of a validation, computed in float32.
 
     Attributes:
         loss: Mean over samples, or over batches (``validation_average``).
         mse: Mean squared error over all samples.
-        block_ids: Mean squared error of each block of neighbouring windows; empty where nobody knows the neighbours.
+        blocks: Mean squared error of each block of neighbouring windows; empty if the neighbours are unknown.
     """
 
     loss: float
@@ -193,7 +193,7 @@ class Validation:
 
 
 def validate(state: TrainingState, windows: WindowDataset, params: TrainingParams) -> Validation:
-    """Judge the network on windows."""
+    """Evaluate the network on windows."""
     windows = windows.to(state.accelerator.device)
     state.network.eval()
     losses, errors = [], []

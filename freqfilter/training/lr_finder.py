@@ -16,15 +16,15 @@ from freqfilter.data.windows import TrainingBatch, WindowDataset
 from freqfilter.training.loop import epoch_order, training_step
 from freqfilter.training.state import TrainingState
 
-SMOOTHING = 0.9  # weight of the past in the mean that smooths the loss
-N_SETTLING_STEPS = 10  # steps until the smoothed loss is a mean over as many as it will ever be
-# What falls less has not been learnt but drawn: standard deviations of the smoothed loss, and share of the loss.
+SMOOTHING = 0.9  # weight of the previous mean in the exponentially smoothed loss
+N_SETTLING_STEPS = 10  # steps until the smoothed loss is a mean over about 1 / (1 - SMOOTHING) steps
+# Smallest significant fall of the smoothed loss: in its standard deviations, and as a share of the loss.
 MIN_FALL, MIN_SHARE = 6.0, 0.01
 
 
 @dataclass(frozen=True)
 class Point:
-    """A step: the rate that it was taken with, and the training loss that it saw."""
+    """Learning rate and training loss of a step."""
 
     learning_rate: float
     loss: float
@@ -39,30 +39,29 @@ def range_test(
     highest: float,
     n_steps: int,
 ) -> Generator[Point]:
-    """Take steps as training would, at rates from ``lowest`` to ``highest``, spaced evenly in their logarithm.
+    """Take training steps at learning rates from ``lowest`` to ``highest``, spaced evenly on a logarithmic scale.
 
-    It ends early where the loss is no longer finite. At its end, or where it is closed before, the state is what it
-    was, to the bit.
+    The test ends early if the loss is not finite. When it ends or is closed, the state is restored bit for bit.
 
     Args:
-        state: The training as it would begin.
-        training_windows: The training windows of an epoch, numbered from 1.
-        params: How to train; the learning rate apart.
+        state: The state at the start of training.
+        training_windows: Function from the epoch, counted from 1, to its training windows.
+        params: Training parameters; the learning rate is ignored.
         lowest: Learning rate of the first step.
-        highest: Learning rate of the last one.
-        n_steps: How many steps, at least 2.
+        highest: Learning rate of the last step.
+        n_steps: Number of steps, at least 2.
 
     Yields:
         A point for each step whose loss was finite.
     """
     before = copy.deepcopy(state.state_dict())
     try:
-        source = _batches(state, training_windows, params)
+        batches = _batches(state, training_windows, params)
         for step in range(n_steps):
             rate = lowest * (highest / lowest) ** (step / (n_steps - 1))
             state.learning_rate = rate
             with state.randomness():
-                loss = float(training_step(state, next(source), params)[0])
+                loss = float(training_step(state, next(batches), params)[0])
             if not math.isfinite(loss):
                 return
             yield Point(rate, loss)
@@ -71,7 +70,7 @@ def range_test(
 
 
 def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Exponentially weighted mean of the losses so far, (n_steps,), unbiased from the first one on.
+    """Exponentially weighted mean of the losses so far, (n_steps,), bias-corrected.
 
     >>> smooth(np.array([2.0, 2.0, 2.0])).round(12).tolist()
     [2.0, 2.0, 2.0]
@@ -84,16 +83,14 @@ def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def suggest_learning_rate(points: list[Point]) -> float | None:
-    """The rate at which the smoothed loss falls most steeply, against the logarithm of the rate.
+    """Learning rate at which the smoothed loss falls most steeply on a logarithmic scale.
 
     Returns:
-        A learning rate; None where the loss does not fall.
+        The learning rate; None if the loss does not fall.
     """
     raw = np.array([point.loss for point in points])
     losses = smooth(raw)
-    settled = min(
-        N_SETTLING_STEPS, len(losses) // 2
-    )  # a mean over few steps says little, and its ups and downs even less
+    settled = min(N_SETTLING_STEPS, len(losses) // 2)  # a mean over fewer steps is noisy
     lowest = settled + int(losses[settled:].argmin()) if points else 0
     falling = losses[settled : lowest + 1]
     if len(falling) < 2:
@@ -105,15 +102,15 @@ def suggest_learning_rate(points: list[Point]) -> float | None:
 
 
 def _spread(raw: NDArray[np.float64]) -> float:
-    """Standard deviation that the smoothed loss has by chance, from how much neighbouring steps differ."""
-    of_step = 1.4826 * float(np.median(np.abs(np.diff(raw)))) / math.sqrt(2)
-    return of_step * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
+    """Standard deviation of the smoothed loss by chance, from differences of neighbouring steps."""
+    step_std = 1.4826 * float(np.median(np.abs(np.diff(raw)))) / math.sqrt(2)
+    return step_std * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))
 
 
 def _batches(
     state: TrainingState, training_windows: Callable[[int], WindowDataset], params: TrainingParams
 ) -> Iterator[TrainingBatch]:
-    """The batches of training, epoch after epoch without end."""
+    """Yield the batches of training, epoch after epoch without end."""
     device, epoch = state.accelerator.device, 0
     while True:
         epoch += 1

@@ -16,7 +16,7 @@ from freqfilter.config import TrainingParams
 
 
 class _InFloat32(TorchFunctionMode):
-    """A block in which what asks for bfloat16 gets float32."""
+    """Context in which ``Tensor.bfloat16`` returns a float32 copy."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -27,45 +27,45 @@ class _InFloat32(TorchFunctionMode):
 
 
 class Float32Muon(torch.optim.Muon):
-    """Muon that multiplies in float32.
+    """Muon with matrix products in float32.
 
-    PyTorch's own always does so in bfloat16, which a processor without instructions for it takes twenty times as long
-    for: longer than for all else in a training step.
+    ``torch.optim.Muon`` always uses bfloat16, which takes twenty times as long on a CPU without instructions for it:
+    longer than the rest of a training step.
     """
 
     def step(self, closure: Any = None) -> Any:
-        """A step as ``torch.optim.Muon`` takes it."""
+        """Take a step; see ``torch.optim.Muon``."""
         with _InFloat32():
             return super().step(closure)  # type: ignore[no-untyped-call]
 
 
 def create_optimizers(network: nn.Module, params: TrainingParams, *, dtype: torch.dtype) -> list[Optimizer]:
-    """The optimizers of a network's parameters, each of which belongs to exactly one.
+    """Create the optimizers of a network; each parameter belongs to exactly one.
 
-    Muon is made for matrices between hidden features: it takes a step that moves all their directions equally far,
-    where the gradient itself is dominated by a few. Its learning rate is scaled to mean the same as Adam's.
+    Muon is designed for matrices between hidden features: its steps have equal length in all directions, while the
+    gradient is dominated by a few. Its learning rate is scaled to match Adam's.
     Sources: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is
     Scalable for LLM Training", 2025, section 2.2.
 
     Args:
-        network: What is trained.
-        params: ``optimizer``, ``learning_rate`` and ``weight_decay``.
-        dtype: What training computes in.
+        network: The network.
+        params: ``optimizer``, ``learning_rate`` and ``weight_decay`` are used.
+        dtype: Data type of the forward pass.
     """
     hidden: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         (hidden if params.optimizer == "muon" and _is_hidden(name) else other).append(parameter)
     rate, weight_decay = params.learning_rate, params.weight_decay
-    found: list[Optimizer] = [torch.optim.Adam(other, lr=rate, weight_decay=weight_decay)]
+    optimizers: list[Optimizer] = [torch.optim.Adam(other, lr=rate, weight_decay=weight_decay)]
     if hidden:
         muon = torch.optim.Muon if dtype is torch.bfloat16 else Float32Muon
-        found.append(muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
-    return found
+        optimizers.append(muon(hidden, lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a parameter is a matrix from hidden features to hidden features, by PyTorch's name for it."""
+    """Whether a parameter is a matrix from hidden to hidden features, by its name in PyTorch."""
     _, _, matrix = name.rpartition(".")
     return matrix.startswith("weight_hh_l") or (
         matrix.startswith("weight_ih_l") and not matrix.startswith("weight_ih_l0")
@@ -73,14 +73,13 @@ def _is_hidden(name: str) -> bool:
 
 
 def warmup_and_cosine(done: float, *, warmup_fraction: float) -> float:
-    """The share of the learning rate that holds after a share of training.
+    """Factor of the learning rate: linear warm-up, then half a cosine down to zero.
 
-    It rises in a straight line, then falls as half a cosine does, to reach zero at the end.
     Source: I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, equation 5.
 
     Args:
-        done: Share of training, from 0 to 1.
-        warmup_fraction: Share of all steps that the rise takes.
+        done: Completed share of training, from 0 to 1.
+        warmup_fraction: Share of all steps in the warm-up.
 
     >>> [round(warmup_and_cosine(done, warmup_fraction=0.2), 3) for done in (0.1, 0.2, 0.6, 1.0)]
     [0.5, 1.0, 0.5, 0.0]
@@ -92,7 +91,7 @@ def warmup_and_cosine(done: float, *, warmup_fraction: float) -> float:
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-EPSILON = 1e-8  # keeps the ratio of the SNR finite for a silent target or a perfect estimate
+EPSILON = 1e-8  # keeps the SNR finite for a silent target or a perfect estimate
 
 
 def mse(estimate: Tensor, target: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ def mse(estimate: Tensor, target: Tensor) -> Tensor:
         target: The same shape.
 
     Returns:
-        (n_windows,), as for every loss here.
+        (n_windows,), as for every loss.
     """
     return (estimate - target).square().mean(dim=(1, 2))
 
@@ -114,7 +113,7 @@ def mae(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def huber(estimate: Tensor, target: Tensor) -> Tensor:
-    """Huber loss of each window: squared below an error of 1, linear above.
+    """Huber loss of each window: quadratic for errors below 1, linear above.
 
     Source: P. J. Huber, "Robust Estimation of a Location Parameter", 1964.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where training stands within an epoch: ``batch`` of ``n_batches`` done."""
+    """Progress within an epoch: ``batch`` of ``n_batches`` steps are done."""
 
     epoch: int
     batch: int
@@ -16,19 +16,19 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What an epoch came to.
+    """Results of an epoch.
 
     Attributes:
-        epoch: Counted from 1.
-        train_loss: Mean over the batches.
-        gradient_norm: Mean over the batches, before clipping.
-        learning_rate: In force at the epoch's last step.
-        seconds: Wall time of training and validation, holdout apart.
-        val_loss: Mean over samples or batches (``validation_average``); None if the epoch was not validated.
-        val_mse: Mean over samples, whatever the loss.
-        val_blocks: The same for each block of neighbouring windows; empty where nobody knows the neighbours.
-        improved: Whether it is the best validation loss so far.
-        holdout_mse: Mean squared error on the holdout windows; None where the epoch was not evaluated.
+        epoch: Number of the epoch, counted from 1.
+        train_loss: Training loss, mean over the batches.
+        gradient_norm: Gradient norm before clipping, mean over the batches.
+        learning_rate: Learning rate of the last step.
+        seconds: Wall time of training and validation, without the holdout.
+        val_loss: Validation loss, mean over samples or batches (``validation_average``); None without one.
+        val_mse: Mean squared error over all validation samples, for any loss.
+        val_blocks: The same for each block of neighbouring windows; empty if the neighbours are unknown.
+        improved: Whether the validation loss is the best so far.
+        holdout_mse: Mean squared error on the holdout windows; None without a holdout evaluation.
     """
 
     epoch: int

@@ -23,7 +23,7 @@ from freqfilter.training.reports import EpochReport
 
 @dataclass
 class Progress:
-    """Counters of training, the plain numbers of its state."""
+    """Counters and history of a training."""
 
     epoch: int = 1
     batch: int = 0
@@ -36,12 +36,12 @@ class Progress:
 
     @property
     def best(self) -> EpochReport:
-        """The report of the best epoch; there is one after the first validation."""
+        """Report of the best epoch; it exists after the first validation."""
         return self.history[self.best_epoch - 1]
 
 
 class TrainingState:
-    """Network, optimizers, scheduler, scaler, random streams, best weights, counters and history."""
+    """State of a training: network, optimizers, scheduler, scaler, random states, best weights, counters, history."""
 
     def __init__(
         self, *, n_components: int, model: ModelParams, training: TrainingParams, accelerator: Accelerator
@@ -60,28 +60,28 @@ class TrainingState:
                 self.optimizers[0],
                 factor=training.scheduler_factor,
                 patience=training.scheduler_patience,
-                # A share of a negative loss would call a slightly worse one better.
+                # With a negative loss a relative threshold would count a slightly worse one as better.
                 threshold_mode="abs" if training.loss == "snr" else "rel",
             )
             if training.scheduler == "plateau" and training.scheduler_factor < 1
             else None
         )
-        # Only float16 has so few exponent bits that small gradients vanish unless the loss is scaled up.
+        # In float16 small gradients underflow unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
-        # What is left if training breaks down: weights whose loss was finite, and later ones that nobody has tried yet.
+        # For a diverging training: the last weights with a finite loss, and later ones whose loss is still unknown.
         self.good_weights = self.best_weights
         self._untried_weights = self.best_weights
         self._untried_since = 0
-        # Losses, gradient norms and their count, summed over the epoch's batches, and how many batches there were
-        # until the first whose loss was not finite. They stay on the device: to read a number after every step would
-        # make the processor wait for it.
+        # Sums over the epoch's batches: losses, gradient norms, number of finite norms, and number of batches before
+        # the first loss that is not finite. They stay on the device: reading them after every step would synchronize
+        # with it.
         self.sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
         self.progress = Progress()
 
     @property
     def learning_rate(self) -> float:
-        """That of all optimizers, now."""
+        """Current learning rate of all optimizers."""
         return float(self.optimizers[0].param_groups[0]["lr"])
 
     @learning_rate.setter
@@ -92,32 +92,32 @@ class TrainingState:
 
     @property
     def n_parameters(self) -> int:
-        """Trainable numbers of the network."""
+        """Number of trainable parameters of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
 
     def cut_learning_rate_on_plateau(self, loss: float) -> None:
-        """Let the scheduler see a validation loss, where it is one that cuts the rate on a plateau."""
+        """Pass a validation loss to the plateau scheduler, if there is one."""
         if self._plateau:
             self._plateau.step(loss)
-            self.learning_rate = self.learning_rate  # the scheduler knows the first optimizer alone
+            self.learning_rate = self.learning_rate  # the scheduler sets that of the first optimizer only
 
     def save_best_weights(self) -> None:
-        """Remember the weights as they are now."""
+        """Save the current weights as the best ones."""
         self.best_weights = copy.deepcopy(self.network.state_dict())
 
-    def save_good_weights(self, *, tried: int) -> None:
-        """Call the weights of the last time good if a batch after them had a finite loss, and note those of now.
+    def save_good_weights(self, *, n_finite: int) -> None:
+        """Save the current weights; those of the last call become ``good_weights`` if a later loss was finite.
 
         Args:
-            tried: Batches of this epoch whose loss was finite, up to the first whose was not.
+            n_finite: Number of batches of this epoch before the first loss that is not finite.
         """
-        if tried > self._untried_since:
+        if n_finite > self._untried_since:
             self.good_weights = self._untried_weights
         self._untried_weights = copy.deepcopy(self.network.state_dict())
         self._untried_since = self.progress.batch
 
     def begin_epoch(self) -> None:
-        """Go on with the first batch of the next epoch."""
+        """Advance to the first batch of the next epoch."""
         self.progress.epoch += 1
         self.progress.batch = 0
         self.progress.seconds = 0.0
@@ -125,27 +125,27 @@ class TrainingState:
         self._untried_since = 0
 
     def start_from(self, weights: dict[str, Tensor]) -> None:
-        """Begin with these weights, of a network with the same arguments."""
+        """Load the initial weights from a network with the same arguments."""
         self.network.load_state_dict(self._current_names(weights))
         self.save_best_weights()
         self.good_weights = self._untried_weights = self.best_weights
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
-        """A block in which PyTorch's global generators are this training's own, and untouched for all others.
+        """Use this training's random state in PyTorch's global generators inside the block, then restore theirs.
 
-        A recurrent layer's dropout takes no generator as argument, so the global one is lent to a step.
+        Dropout takes no generator as argument.
         """
-        others = _read_generators(self.accelerator)
+        global_state = _read_generators(self.accelerator)
         _set_generators(self._randomness)
         try:
             yield
         finally:
             self._randomness = _read_generators(self.accelerator)
-            _set_generators(others)
+            _set_generators(global_state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, as tensors and plain values that ``torch.load(weights_only=True)`` reads back."""
+        """The state as tensors and plain values, which ``torch.load(weights_only=True)`` can read."""
         return {
             "network": self.network.state_dict(),
             "best_weights": self.best_weights,
@@ -161,7 +161,7 @@ class TrainingState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what ``state_dict`` gave."""
+        """Restore a state from ``state_dict``."""
         self.network.load_state_dict(self._current_names(state["network"]))
         self.best_weights = self._current_names(state["best_weights"])
         for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
@@ -179,9 +179,9 @@ class TrainingState:
         self._untried_since = state["untried_since"]
 
     def _current_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A copy of a state dict, its layers under the names of today.
+        """Copy a state dict and rename its layers.
 
-        Until checkpoint schema 4 and model schema 1 the recurrent layers were called ``recurrent`` and the linear one
+        Up to checkpoint schema 4 and model schema 1 the recurrent layers were named ``recurrent`` and the linear layer
         ``output``.
         """
         names = {"recurrent": self.network.cell, "output": "fc"}

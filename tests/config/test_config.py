@@ -22,7 +22,7 @@ def test_every_line_of_params_yaml_is_a_field_in_its_section_and_the_reverse() -
     ]
 
 
-def test_no_name_stands_in_two_sections() -> None:
+def test_names_are_unique_across_sections() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
@@ -30,7 +30,7 @@ def test_no_field_of_the_schema_has_a_default_of_its_own() -> None:
     assert [name for _, name, field in fields() if not field.is_required()] == []
 
 
-def test_every_field_has_a_sentence() -> None:
+def test_every_field_has_a_description() -> None:
     assert [name for _, name, field in fields() if not field.description] == []
 
 
@@ -40,7 +40,7 @@ def test_one_value_has_one_canonical_text(spelling: str) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["10", "010", "1e1", "10.0", " 10 "])
-def test_whole_numbers_may_be_spelled_as_people_do(spelling: str) -> None:
+def test_integers_may_be_written_in_several_ways(spelling: str) -> None:
     assert resolve({"epochs": spelling}).training.epochs == 10
 
 
@@ -50,7 +50,7 @@ def test_text_stays_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "null", "~"])
-def test_nothing_means_none_where_there_may_be_none(empty: str) -> None:
+def test_empty_text_is_none_for_an_optional_parameter(empty: str) -> None:
     assert resolve({"data_file": empty}).data.data_file is None
 
 
@@ -64,19 +64,19 @@ def test_default_phases_are_spread_evenly(frequencies_hz: str, phases_deg: tuple
     assert signals.amplitudes == (1,) * len(phases_deg)
 
 
-def test_one_number_holds_for_all_components() -> None:
+def test_one_number_applies_to_all_components() -> None:
     signals = resolve({"frequencies_hz": "[2, 5]", "phases_deg": "30", "amplitudes": "0.5"}).signals
     assert signals.phases_deg == (30, 30)
     assert signals.amplitudes == (0.5, 0.5)
 
 
-def test_resolved_parameters_are_a_recipe_that_gives_them_again(tmp_path: Path) -> None:
+def test_resolved_parameters_as_a_recipe_resolve_to_themselves(tmp_path: Path) -> None:
     first = resolve({"frequencies_hz": "[2, 5, 9]", "learning_rate": "1e-3", "cell": "gru"}, recipe="original")
     (tmp_path / "again.yaml").write_text(first.to_yaml())
     assert resolve(recipe=str(tmp_path / "again.yaml")) == first
 
 
-def test_a_typed_value_wins_over_the_recipe_and_the_recipe_over_the_default() -> None:
+def test_an_override_precedes_the_recipe_and_the_recipe_the_default() -> None:
     assert resolve().training.epochs != 50
     assert resolve(recipe="original").training.epochs == 50
     assert resolve({"epochs": "7"}, recipe="original").training.epochs == 7
@@ -104,28 +104,28 @@ def test_a_recipe_holds_only_what_differs_from_the_defaults(recipe: str) -> None
     assert repeated == []
 
 
-def test_the_digest_follows_what_changes_numbers_and_nothing_else() -> None:
+def test_the_digest_ignores_tracking_parameters_and_no_others() -> None:
     assert resolve({"run_dir": "elsewhere"}).digest() == resolve({"experiment": "x"}).digest()
     assert resolve({"seed": "1"}).digest() != resolve().digest()
 
 
-def test_a_data_file_settles_noise_split_and_holdout() -> None:
+def test_a_data_file_determines_noise_split_and_holdout() -> None:
     values = resolve({"data_file": "mine.npz"}, folder=Path("/typed/here")).flat()
     assert values["data_file"] == "/typed/here/mine.npz"
-    settled = (values["noise"], values["split"], values["holdout_every"], values["targets"])
-    assert settled == ("fixed", "file", 0, "clean")
+    forced = (values["noise"], values["split"], values["holdout_every"], values["targets"])
+    assert forced == ("fixed", "file", 0, "clean")
     assert values["windows_per_epoch"] is None
 
 
 @pytest.mark.parametrize("given", [{"noise": "fixed"}, {"loss": "mae"}, {"data_file": "/mine.npz"}])
-def test_posterior_means_give_way_to_what_they_do_not_go_with(given: dict[str, str], tmp_path: Path) -> None:
+def test_targets_are_clean_where_posterior_means_are_not_possible(given: dict[str, str], tmp_path: Path) -> None:
     assert resolve().training.targets == "posterior_mean"
     assert resolve(given).training.targets == "clean"
     (tmp_path / "again.yaml").write_text(resolve().to_yaml())
     assert resolve(given, recipe=str(tmp_path / "again.yaml")).training.targets == "clean"
 
 
-def test_of_a_data_file_each_window_is_taken_once_unless_typed_or_a_recipe_says_otherwise(tmp_path: Path) -> None:
+def test_windows_per_epoch_of_an_override_or_a_recipe_applies_to_a_data_file(tmp_path: Path) -> None:
     typed = resolve({"data_file": "/mine.npz", "windows_per_epoch": "500"})
     assert typed.training.windows_per_epoch == 500
     (tmp_path / "again.yaml").write_text(typed.to_yaml())
@@ -141,7 +141,7 @@ def test_of_a_data_file_each_window_is_taken_once_unless_typed_or_a_recipe_says_
         ({"noise": "fixed", "split": "random"}, "train_noise_seed and split=random"),
     ],
 )
-def test_two_purposes_share_a_realization_only_where_that_is_said(overrides: dict[str, str], leak: str) -> None:
+def test_shared_realizations_are_refused_unless_allowed(overrides: dict[str, str], leak: str) -> None:
     with pytest.raises(UserError, match=leak):
         resolve(overrides)
     assert isinstance(resolve(overrides | {"allow_shared_realizations": "true"}), Params)
@@ -149,7 +149,7 @@ def test_two_purposes_share_a_realization_only_where_that_is_said(overrides: dic
 
 @settings(max_examples=300, deadline=None)
 @given(name=st.sampled_from(NAMES), text=st.text(max_size=30) | st.from_regex(r"[\[\]{}:,*&!|>'\"%@`0-9.e\-]{0,12}"))
-def test_any_text_for_any_parameter_is_taken_or_refused_in_one_line(name: str, text: str) -> None:
+def test_any_text_for_any_parameter_is_accepted_or_refused_on_one_line(name: str, text: str) -> None:
     try:
         values = resolve({name: text})
     except UserError as error:

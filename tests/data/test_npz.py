@@ -26,7 +26,7 @@ def good() -> Arrays:
     return arrays
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_written_windows_are_read_unchanged(tmp_path: Path) -> None:
     params = resolve({"n_samples": "60", "duration_s": "0.1", "frequencies_hz": "[10, 20]", "noise": "fixed"})
     splits = Splits.from_params(params)
     path = tmp_path / "new folder" / "data.npz"
@@ -38,7 +38,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["data.npz"]
 
 
-def test_other_number_types_are_taken_as_float32(tmp_path: Path) -> None:
+def test_other_number_types_are_converted_to_float32(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **{name: array.astype(np.float64) for name, array in good().items()})
     read = npz.read(str(tmp_path / "data.npz"), n_components=2)
     assert {array.dtype for array in read.values()} == {np.dtype(np.float32)}
@@ -57,7 +57,7 @@ BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "two axes": (lambda a: a.update(y_train=a["y_train"][..., 0]), "y_train has shape"),
     "fewer targets": (lambda a: a.update(y_val=a["y_val"][1:]), "y_val has shape"),
     "shorter windows": (lambda a: a.update(X_val=a["X_val"][:, 1:], y_val=a["y_val"][:, 1:]), "windows of 49 samples"),
-    "another selector width": (lambda a: a.update(X_train=a["X_train"][..., :2]), "add frequencies_hz"),
+    "another selector width": (lambda a: a.update(X_train=a["X_train"][..., :2]), "set frequencies_hz"),
     "NaN": (with_value("X_val", (1, 2, 0), np.nan), r"X_val has nan at \(1, 2, 0\)"),
     "Inf": (with_value("y_test", (3, 0, 0), -np.inf), r"y_test has -inf at \(3, 0, 0\)"),
     "too large for float32": (lambda a: a.update(X_train=a["X_train"] * np.float64(1e300)), "has inf at"),
@@ -71,7 +71,7 @@ BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_is_refused_with_the_array_and_the_place(case: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_refused_with_the_array_and_the_index(case: str, tmp_path: Path) -> None:
     change, message = BAD[case]
     arrays = good()
     change(arrays)
@@ -81,39 +81,39 @@ def test_a_bad_file_is_refused_with_the_array_and_the_place(case: str, tmp_path:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, **good())
-    whole = path.read_bytes()
+    valid = path.read_bytes()
     np.save(tmp_path / "single.npy", np.zeros(3))
-    contents = [b"", b"hello", whole[: len(whole) // 2], (tmp_path / "single.npy").read_bytes()]
+    contents = [b"", b"hello", valid[: len(valid) // 2], (tmp_path / "single.npy").read_bytes()]
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"data.npz"):
             npz.read(str(path), n_components=2)
     np.savez_compressed(path, **good())
-    packed = bytearray(path.read_bytes())
-    packed[2000:2100] = bytes(100)
-    path.write_bytes(bytes(packed))
+    corrupt = bytearray(path.read_bytes())
+    corrupt[2000:2100] = bytes(100)
+    path.write_bytes(bytes(corrupt))
     with pytest.raises(UserError, match="not a readable"):
         npz.read(str(path), n_components=2)
     with pytest.raises(UserError, match="No such file"):
         npz.read(str(tmp_path / "absent.npz"), n_components=2)
 
 
-def test_a_header_that_lies_takes_no_memory(tmp_path: Path) -> None:
+def test_a_header_with_a_wrong_shape_is_refused_before_memory_is_allocated(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **good())
     body = (tmp_path / "data.npz").read_bytes()
     shape = str(good()["X_train"].shape).encode()
-    claimed = b"(90, 50, 9)"[: len(shape)].ljust(len(shape))
+    wrong_shape = b"(90, 50, 9)"[: len(shape)].ljust(len(shape))
     assert body.count(b"'shape': " + shape) >= 1
     import zipfile
 
-    with zipfile.ZipFile(tmp_path / "data.npz") as old, zipfile.ZipFile(tmp_path / "lie.npz", "w") as new:
+    with zipfile.ZipFile(tmp_path / "data.npz") as old, zipfile.ZipFile(tmp_path / "corrupt.npz", "w") as new:
         for member in old.namelist():
             content = old.read(member)
             if member == "X_train.npy":
-                content = content.replace(b"'shape': " + shape, b"'shape': " + claimed)
+                content = content.replace(b"'shape': " + shape, b"'shape': " + wrong_shape)
             new.writestr(member, content)
-    with pytest.raises(UserError, match="damaged"):
-        npz.read(str(tmp_path / "lie.npz"), n_components=2)
+    with pytest.raises(UserError, match="X_train is corrupt"):
+        npz.read(str(tmp_path / "corrupt.npz"), n_components=2)

@@ -14,13 +14,13 @@ from freqfilter.evaluation.baselines import Mean, Random, TargetMoments, zero
 from tests.conftest import SMALL
 
 
-def everything(windows: WindowDataset) -> tuple[np.ndarray, np.ndarray]:
+def all_windows(windows: WindowDataset) -> tuple[np.ndarray, np.ndarray]:
     inputs, targets = windows.batch(torch.arange(len(windows)))
     return inputs.numpy(), targets.numpy()
 
 
 def slow_windows(noise_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The original's windows, by the most obvious loop."""
+    """Windows of the original script, by a plain loop."""
     time_s = np.linspace(0, 10, 10_000)
     components = [
         np.sin(2 * np.pi * f * time_s + np.deg2rad(theta))
@@ -50,22 +50,22 @@ def test_the_original_split_is_that_of_scikit_learn(original: tuple[Params, Spli
     x_train, x_val, y_train, y_val = train_test_split(inputs, targets, test_size=0.1, random_state=42)
     assert (x_train.shape, x_val.shape) == ((35_823, 50, 5), (3_981, 50, 5))
     for windows, expected in ((splits.epoch(1), (x_train, y_train)), (splits.validation, (x_val, y_val))):
-        found = everything(windows)
+        found = all_windows(windows)
         assert found[0].dtype == found[1].dtype == np.float32
         np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-7)
         np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-7)
 
 
 def test_the_test_set_is_all_of_realization_2(original: tuple[Params, Splits]) -> None:
-    found, expected = everything(original[1].test), slow_windows(2)
+    found, expected = all_windows(original[1].test), slow_windows(2)
     assert found[0].shape == (39_804, 50, 5)
     np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=1e-7)
     np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-7)
 
 
 def test_windows_are_views_until_a_batch_needs_them(original: tuple[Params, Splits]) -> None:
-    held = sum(tensor.numel() for tensor in original[1].test.tensors())
-    assert held == 10_000 * (1 + 4)
+    n_numbers = sum(tensor.numel() for tensor in original[1].test.tensors())
+    assert n_numbers == 10_000 * (1 + 4)
 
 
 def test_permuting_components_permutes_the_windows() -> None:
@@ -89,8 +89,8 @@ def test_fresh_noise_differs_from_epoch_to_epoch_and_repeats_from_run_to_run() -
     assert len({first.epoch(1).digest(), first.epoch(2).digest(), other.epoch(1).digest()}) == 3
 
 
-def test_fresh_noise_is_each_windows_own_with_the_stated_strength() -> None:
-    """Neighbouring windows of a realization share all samples but one; those of fresh noise share none."""
+def test_fresh_noise_is_independent_between_windows_with_the_stated_strength() -> None:
+    """Neighbouring windows of a realization share all noise samples but one; with fresh noise they share none."""
     splits = Splits.from_params(resolve({"noise_std": "0.3", "windows_per_epoch": "null"}))
     clean = Splits.from_params(resolve({"noise_std": "0"})).test
     for windows, shared in ((splits.epoch(1), 0.0), (splits.test, 1.0)):
@@ -108,7 +108,7 @@ def test_fixed_noise_is_the_same_each_epoch() -> None:
 
 @pytest.mark.parametrize("noise", ["fresh", "fixed"])
 def test_an_epoch_of_a_stated_number_of_windows_draws_them_evenly_from_all(noise: str) -> None:
-    """Each of 1,524 windows comes as often as binomial chance has it, and its target is that window's."""
+    """Each of 1,524 windows is drawn with equal probability, and its target is that window's."""
     params = resolve(SMALL | {"noise": noise, "windows_per_epoch": "150000"})
     splits = Splits.from_params(params)
     drawn, again, n_windows = splits.epoch(1), splits.epoch(2), len(splits.train)
@@ -125,7 +125,7 @@ def test_an_epoch_of_a_stated_number_of_windows_draws_them_evenly_from_all(noise
     assert again.digest() == Splits.from_params(params).epoch(2).digest()
 
 
-def test_drawn_windows_are_those_of_training_alone_where_a_split_holds_some_out() -> None:
+def test_an_epoch_draws_no_validation_windows() -> None:
     params = resolve(SMALL | {"windows_per_epoch": "5000"}, recipe="original")
     splits = Splits.from_params(params)
     drawn, held_out = splits.epoch(1), splits.validation
@@ -136,7 +136,7 @@ def test_drawn_windows_are_those_of_training_alone_where_a_split_holds_some_out(
     assert not set(drawn.indices.tolist()) & set(held_out.indices.tolist())
 
 
-def test_independent_validation_shares_no_noise_with_anything() -> None:
+def test_independent_validation_shares_no_noise_with_other_data() -> None:
     splits = Splits.from_params(resolve({"validation_realizations": "3", "noise": "fixed"}))
     assert splits.holdout is not None
     mixtures = torch.cat([w.tensors()[0] for w in (splits.train, splits.validation, splits.test, splits.holdout)])
@@ -158,7 +158,7 @@ def test_noise_is_standard_normal() -> None:
     assert abs(noise.std() - 1) < 0.02
 
 
-def test_a_spread_of_windows_covers_the_signal_evenly_with_all_selectors() -> None:
+def test_evenly_spaced_windows_cover_the_signal_with_all_selectors() -> None:
     windows = Splits.from_params(resolve()).test
     assert isinstance(windows, SlidingWindows)
     some = evenly_spaced(windows, 4000)

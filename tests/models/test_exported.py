@@ -1,4 +1,4 @@
-"""The exported program gives the network's estimates for any sizes, and is loaded without unpickling."""
+"""The exported program gives the network's estimates for any sizes and is loaded without unpickling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A filter in use: windows, signals of any length, and samples as they come."""
+"""Filter on windows, on signals of any length, and sample by sample."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import SMALL
 LENGTH = 20
 
 
-def made(*, bidirectional: bool = False) -> Filter:
+def make_filter(*, bidirectional: bool = False) -> Filter:
     torch.manual_seed(3)
     params = resolve(SMALL | {"bidirectional": str(bidirectional).lower()})
     module = FrequencyFilterLSTM(n_components=4, **params.model.model_dump()).eval()
@@ -39,13 +39,13 @@ def signal(n_samples: int) -> np.ndarray:
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_signal_of_any_length_gives_an_estimate_for_each_sample(n_samples: int, bidirectional: bool) -> None:
     mixture = signal(n_samples)
-    found = made(bidirectional=bidirectional).extract(mixture, 5.0)
+    found = make_filter(bidirectional=bidirectional).extract(mixture, 5.0)
     assert found.shape == (n_samples,)
     assert np.isfinite(found).all()
 
 
-def test_each_estimate_is_of_the_window_that_ends_there() -> None:
-    filter_, mixture = made(), signal(60)
+def test_each_estimate_is_from_the_window_that_ends_at_its_sample() -> None:
+    filter_, mixture = make_filter(), signal(60)
     found = filter_.extract(mixture, 3.0)
     for at in (LENGTH - 1, 30, 59):
         x = np.zeros((1, LENGTH, 5), dtype=np.float32)
@@ -54,21 +54,21 @@ def test_each_estimate_is_of_the_window_that_ends_there() -> None:
 
 
 @pytest.mark.parametrize("n_samples", [5, 60])
-def test_a_stream_gives_what_the_whole_signal_gives(n_samples: int) -> None:
-    filter_, mixture = made(), signal(n_samples)
+def test_a_stream_gives_the_same_estimates_as_the_whole_signal(n_samples: int) -> None:
+    filter_, mixture = make_filter(), signal(n_samples)
     stream = filter_.stream(7.0)
     streamed = [stream.push(sample) for sample in mixture]
     np.testing.assert_allclose(streamed, filter_.extract(mixture, 7.0), atol=1e-6)
 
 
-def test_what_comes_later_changes_nothing_of_a_causal_filter() -> None:
-    filter_, mixture = made(), signal(80)
+def test_later_samples_do_not_change_causal_estimates() -> None:
+    filter_, mixture = make_filter(), signal(80)
     whole, first = filter_.extract(mixture, 1.0), filter_.extract(mixture[:50], 1.0)
     np.testing.assert_allclose(whole[:50], first, atol=1e-6)
 
 
-def test_a_bidirectional_filter_looks_to_both_sides() -> None:
-    filter_, mixture = made(bidirectional=True), signal(80)
+def test_a_bidirectional_filter_uses_samples_on_both_sides() -> None:
+    filter_, mixture = make_filter(bidirectional=True), signal(80)
     changed = mixture.copy()
     changed[45] += 1
     moved = np.flatnonzero(np.abs(filter_.extract(changed, 1.0) - filter_.extract(mixture, 1.0)) > 1e-6)
@@ -80,21 +80,21 @@ def test_a_bidirectional_filter_looks_to_both_sides() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f: f.extract(signal(30), 4.0), "frequency_hz=4: this filter knows 1, 3, 5, 7 Hz"),
+        (lambda f: f.extract(signal(30), 4.0), "frequency_hz=4: unknown; choose from 1, 3, 5, 7 Hz"),
         (lambda f: f.extract(signal(30), 3.0, sample_rate_hz=500), "trained at 1000 Hz; resample"),
         (lambda f: f.stream(3.0, sample_rate_hz=500), "trained at 1000 Hz; resample"),
-        (lambda f: f.stream(2.0), "this filter knows"),
+        (lambda f: f.stream(2.0), "choose from"),
         (lambda f: f.extract(np.zeros((3, 30)), 3.0), r"shape \(3, 30\)"),
         (lambda f: f.extract([], 3.0), r"shape \(0,\)"),
         (lambda f: f.extract([0.0, np.nan], 3.0), "NaN or Inf"),
         (lambda f: f.stream(3.0).push(float("inf")), "NaN or Inf"),
-        (lambda f: f.predict(np.zeros((1, 5, 4))), "this filter takes"),
+        (lambda f: f.predict(np.zeros((1, 5, 4))), r"pass \(windows, samples, 5\)"),
     ],
 )
-def test_what_it_does_not_take_is_said(call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_input_is_refused(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=message):
-        call(made())
+        call(make_filter())
 
 
-def test_a_rate_that_is_as_good_as_the_same_is_taken() -> None:
-    assert made().extract(signal(30), 3.0, sample_rate_hz=1000.1).shape == (30,)
+def test_a_nearly_equal_sample_rate_is_accepted() -> None:
+    assert make_filter().extract(signal(30), 3.0, sample_rate_hz=1000.1).shape == (30,)

@@ -41,7 +41,7 @@ def test_the_network_has_the_documented_number_of_parameters() -> None:
     assert sum(layers) == sum(counts.values()) == 201_345
 
 
-def test_it_is_pytorchs_own_lstm_and_linear_layer() -> None:
+def test_the_network_equals_pytorchs_lstm_and_linear_layer() -> None:
     network = small(cell="lstm", bidirectional=False, num_layers=2)
     lstm, linear = nn.LSTM(4, 6, num_layers=2, batch_first=True), nn.Linear(6, 1)
     state = network.state_dict()
@@ -51,7 +51,7 @@ def test_it_is_pytorchs_own_lstm_and_linear_layer() -> None:
     torch.testing.assert_close(network(inputs), linear(lstm(inputs)[0]))
 
 
-def test_its_weights_are_those_of_the_originals_network_under_the_same_names() -> None:
+def test_the_original_network_loads_the_state_dict() -> None:
     kind = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False}
     network, original = FrequencyFilterLSTM(n_components=4, **kind).eval(), reference.Filter().eval()  # type: ignore[arg-type]
     original.load_state_dict(network.state_dict(), strict=True)
@@ -66,7 +66,7 @@ def test_any_number_of_windows_and_samples(kind: dict[str, object], shape: tuple
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind["bidirectional"]])
-def test_state_in_and_out_makes_pieces_equal_to_the_whole(kind: dict[str, object]) -> None:
+def test_segments_with_the_state_passed_on_equal_the_whole(kind: dict[str, object]) -> None:
     network, inputs = small(**kind), torch.randn(2, 30, 4)
     state, pieces = None, []
     for piece in inputs.split([1, 12, 17], dim=1):
@@ -76,7 +76,7 @@ def test_state_in_and_out_makes_pieces_equal_to_the_whole(kind: dict[str, object
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_a_bidirectional_filter_sees_what_comes_later(kind: dict[str, object]) -> None:
+def test_only_a_bidirectional_filter_uses_later_samples(kind: dict[str, object]) -> None:
     network, inputs = small(**kind), torch.randn(1, 20, 4)
     changed = inputs.clone()
     changed[:, 15:] += 1
@@ -86,7 +86,7 @@ def test_only_a_bidirectional_filter_sees_what_comes_later(kind: dict[str, objec
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_of_an_estimate_reaches_the_windows_first_sample(kind: dict[str, object]) -> None:
-    """Back-propagation through time is not truncated: it gives the derivative by the first sample."""
+    """Back-propagation through time is not truncated: it gives the derivative with respect to the first sample."""
     network, inputs = small(**kind).double(), torch.randn(1, 30, 4).double().requires_grad_(True)
     (gradient,) = torch.autograd.grad(network(inputs)[0, -1, 0], inputs)
     step = torch.zeros_like(inputs)
@@ -102,14 +102,14 @@ def test_an_open_forget_gate_carries_a_gradient_over_any_number_of_samples(forge
     with torch.no_grad():
         for parameter in network.recurrent.parameters():
             parameter.zero_()
-        network.recurrent.bias_ih_l0[6:12] = forget_bias  # the gates stand in the order i, f, g, o
+        network.recurrent.bias_ih_l0[6:12] = forget_bias  # the order of the gates is i, f, g, o
     cell = torch.ones(1, 1, 6).double().requires_grad_(True)
     _, (_, last) = network.forward_with_state(torch.randn(1, 200, 4).double(), (torch.zeros_like(cell), cell))
     (gradient,) = torch.autograd.grad(last.sum(), cell)
     torch.testing.assert_close(gradient, torch.full_like(gradient, kept), rtol=1e-12, atol=0)
 
 
-def test_estimates_do_not_depend_on_how_many_are_computed_together() -> None:
+def test_estimates_do_not_depend_on_the_batch_size() -> None:
     network, inputs = small(cell="lstm", bidirectional=False, num_layers=2), torch.randn(7, 11, 4)
     torch.testing.assert_close(estimate(network, inputs, batch_size=2), estimate(network, inputs, batch_size=100))
     assert estimate(network, inputs[:0]).shape == (0, 11, 1)
@@ -122,7 +122,7 @@ def test_the_network_needs_torch_alone() -> None:
     assert {name.partition(".")[0] for name in modules} - sys.stdlib_module_names == {"torch"}
 
 
-def test_estimates_are_the_modules_own_however_many_threads_there_are() -> None:
+def test_estimates_do_not_depend_on_the_number_of_threads() -> None:
     module = small(cell="lstm", bidirectional=False, num_layers=2)
     inputs, threads = torch.randn(37, 20, 4), torch.get_num_threads()
     with torch.inference_mode():
@@ -146,9 +146,9 @@ def test_estimates_are_the_modules_own_however_many_threads_there_are() -> None:
 )
 def test_the_mean_over_windows_is_pytorchs_loss(name: str, expected: nn.Module) -> None:
     estimates, targets = torch.randn(5, 8, 1), torch.randn(5, 8, 1) * 3
-    of_windows = LOSSES[name](estimates, targets)
-    assert of_windows.shape == (5,)
-    torch.testing.assert_close(of_windows.mean(), expected(estimates, targets))
+    losses = LOSSES[name](estimates, targets)
+    assert losses.shape == (5,)
+    torch.testing.assert_close(losses.mean(), expected(estimates, targets))
 
 
 def test_an_error_of_a_tenth_of_the_signal_is_20_db() -> None:
@@ -169,13 +169,13 @@ def test_a_perfect_or_silent_window_has_a_finite_loss_and_gradient(name: str) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.99, 1e-9])
-def test_dropout_keeps_the_share_that_it_should_and_the_expectation(probability: float, dtype: torch.dtype) -> None:
+def test_dropout_has_its_probability_and_keeps_the_expectation(probability: float, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     ones = torch.ones(401, 999, dtype=dtype, requires_grad=True)
     dropout = Dropout(probability)
     dropped = dropout(ones)
-    share, doubt = float((dropped == 0).double().mean()), 4 * (probability * (1 - probability) / ones.numel()) ** 0.5
-    assert share == pytest.approx(probability, abs=doubt + 2**-16)
+    share, error = float((dropped == 0).double().mean()), (probability * (1 - probability) / ones.numel()) ** 0.5
+    assert share == pytest.approx(probability, abs=4 * error + 2**-16)
     kept = dropped[dropped != 0].double()
     torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - probability)), rtol=1e-2, atol=0)
     dropped.sum().backward()
@@ -186,10 +186,10 @@ def test_dropout_keeps_the_share_that_it_should_and_the_expectation(probability:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("device", DEVICES)
-def test_layer_by_layer_the_network_is_the_same(
+def test_the_network_is_the_same_when_computed_layer_by_layer(
     device: str, kind: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dropout that keeps nearly everything goes through the layers one by one, and changes nothing to speak of."""
+    """A dropout of 1e-9 computes the layers one by one and drops no element."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     module, inputs = small(**kind).to(device), torch.randn(7, 20, 4, device=device)
     expected = module(inputs)
@@ -199,11 +199,11 @@ def test_layer_by_layer_the_network_is_the_same(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_in_one_piece_are_the_same_weights_and_stand_as_cudnn_wants_them(kind: dict[str, object]) -> None:
-    weights = [weight for of_direction in small(**kind).recurrent.all_weights for weight in of_direction]
+def test_contiguous_weights_are_unchanged_and_in_the_order_of_cudnn(kind: dict[str, object]) -> None:
+    weights = [weight for direction in small(**kind).recurrent.all_weights for weight in direction]
     in_one_piece = network_module._in_one_piece(weights)
     for one, other in zip(weights, in_one_piece, strict=True):
         assert torch.equal(one, other)
-    by_place = sorted(in_one_piece, key=lambda weight: weight.storage_offset())
+    in_order = sorted(in_one_piece, key=lambda weight: weight.storage_offset())
     assert len({weight.untyped_storage().data_ptr() for weight in in_one_piece}) == 1
-    assert [weight.dim() for weight in by_place] == sorted((weight.dim() for weight in weights), reverse=True)
+    assert [weight.dim() for weight in in_order] == sorted((weight.dim() for weight in weights), reverse=True)

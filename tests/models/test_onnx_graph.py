@@ -1,4 +1,4 @@
-"""The ONNX file gives the network's estimates, in the runtime that others use."""
+"""The ONNX model gives the network's estimates in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.models.test_network import KINDS, small
 def test_the_file_gives_the_networks_estimates_for_any_number_of_windows_and_samples(kind: dict[str, object]) -> None:
     network = small(**kind)
     with torch.no_grad():
-        for parameter in network.parameters():  # so that no gate is like another
+        for parameter in network.parameters():  # so that all gates differ
             parameter.normal_()
     session = InferenceSession(onnx_model(network, {"version": "3"}).SerializeToString())
     for shape in ((1, 1), (1, 300), (7, 20), (64, 2)):

@@ -102,7 +102,7 @@ def test_a_disk_that_may_only_be_read_is_said_before_there_is_a_run(
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     done = freqfilter("train", *options(RICH), "--run_dir", str(small_disk / "runs"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert f"{small_disk}/runs: this folder cannot be made: Read-only file system" in done.stderr
+    assert f"{small_disk}/runs: cannot create this folder: Read-only file system" in done.stderr
     assert all_runs() == []
 
 

@@ -431,7 +431,7 @@ def test_a_version_from_before_a_parameter_existed_still_tells_its_parameters() 
     stored["training"]["gone_since"] = 1
     assert restore(stored) == resolve(SMALL | {"threads": "0"})
     for damaged in ({"training": {"epochs": "many"}}, {"training": 3}):
-        with pytest.raises(UserError, match="stored parameters are damaged"):
+        with pytest.raises(UserError, match="stored parameters are corrupt"):
             restore(damaged)  # type: ignore[arg-type]
 
 

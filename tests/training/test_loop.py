@@ -71,7 +71,7 @@ def test_the_same_parameters_give_the_same_bits_and_another_seed_others(override
     assert figures(run(small(**overrides, seed="43")))[0] != figures(first)[0]
 
 
-def test_what_others_draw_from_the_global_generator_changes_nothing_and_is_not_changed() -> None:
+def test_training_and_the_global_generator_do_not_affect_each_other() -> None:
     params = small(**EVERYTHING_RANDOM)
     undisturbed = run(params)
     torch.manual_seed(1)
@@ -94,13 +94,13 @@ def test_training_ends_with_the_weights_of_the_best_validation() -> None:
     assert validate(state, Splits.from_params(params).validation, params.training).loss == best
 
 
-def test_a_loop_that_is_left_early_still_ends_with_the_best_weights() -> None:
+def test_a_loop_that_is_left_early_ends_with_the_best_weights() -> None:
     state = run(small(), stop_after=20)  # in the middle of the second epoch
     assert not state.network.training
     assert all(torch.equal(state.network.state_dict()[k], v) for k, v in state.best_weights.items())
 
 
-def test_it_stops_early_when_validation_no_longer_improves_counted_in_validations() -> None:
+def test_early_stopping_counts_validations_without_improvement() -> None:
     state = run(small(learning_rate="0.5", epochs="60", early_stopping_patience="2", validate_every="3"))
     validated = [report.epoch for report in state.progress.history if report.val_loss is not None]
     assert validated == list(range(3, len(state.progress.history) + 1, 3))
@@ -108,7 +108,7 @@ def test_it_stops_early_when_validation_no_longer_improves_counted_in_validation
     assert len(state.progress.history) - state.progress.best_epoch == 2 * 3
 
 
-def test_the_last_epoch_is_validated_whatever_validate_every_says() -> None:
+def test_the_last_epoch_is_always_validated() -> None:
     state = run(small(validate_every="2", epochs="3"))
     assert [report.val_loss is None for report in state.progress.history] == [True, False, False]
 
@@ -132,7 +132,7 @@ def test_the_validation_loss_is_a_mean_over_samples_or_as_in_the_original_over_b
 
 
 def test_each_epoch_takes_every_window_once_in_a_new_order() -> None:
-    """Neighbouring windows, which share all samples but one, are therefore seldom in one batch."""
+    """Neighbouring windows, which share all samples but one, are seldom in the same batch."""
     params, taken = small(epochs="2", batch_size="16"), list[Tensor]()
 
     class Recorded(TensorWindows):
@@ -167,8 +167,8 @@ def test_every_loss_trains(loss: str) -> None:
     assert history[-1].val_mse is not None
 
 
-def test_it_learns_what_is_easy() -> None:
-    """Two components far apart and no noise: a tenth of the error of predicting zero, within seconds."""
+def test_an_easy_task_is_learned() -> None:
+    """Two distant components without noise: the error is a fifth of that of predicting zero."""
     params = small(
         frequencies_hz="[3, 40]", noise_std="0", hidden_size="32", epochs="25", learning_rate="0.01", batch_size="64"
     )
@@ -177,8 +177,8 @@ def test_it_learns_what_is_easy() -> None:
     assert last.holdout_mse < 0.1
 
 
-def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:
-    """The leak in small: fixed noise is fitted far below what new noise allows."""
+def test_fixed_noise_is_memorized() -> None:
+    """Fixed noise is fitted far below the error on new noise."""
     windows = TensorWindows(torch.randn(8, 10, 5), torch.randn(8, 10, 1))
     params = small(epochs="300", batch_size="8", learning_rate="0.02", validate_every="300", hidden_size="32")
     state = fresh_state(params)
@@ -187,17 +187,17 @@ def test_it_learns_pure_noise_by_heart_only_where_the_noise_is_fixed() -> None:
     assert state.progress.history[-1].train_loss < 0.1
 
 
-@pytest.mark.parametrize(("broken", "good_after"), [(1, 0), (8, 0), (50, 0), (51, 0), (52, 50), (77, 50), (96, 50)])
-def test_a_loss_that_is_not_finite_ends_training_names_its_batch_and_leaves_weights_of_before(
-    broken: int, good_after: int
+@pytest.mark.parametrize(("nan_step", "good_after"), [(1, 0), (8, 0), (50, 0), (51, 0), (52, 50), (77, 50), (96, 50)])
+def test_a_loss_that_is_not_finite_ends_training_with_its_batch_and_good_weights(
+    nan_step: int, good_after: int
 ) -> None:
     params = small(batch_size="16", epochs="1", dropout="0.3")  # 96 steps
     state, splits = fresh_state(params), Splits.from_params(params)
     fresh = splits.epoch(1)
     windows = TensorWindows(*fresh.batch(torch.arange(len(fresh))))
     order = random_stream(params.training.seed, "order", 1).permutation(len(windows))
-    windows.inputs[order[(broken - 1) * 16]] = math.nan
-    with pytest.raises(TrainingError, match=f"not finite in epoch 1, batch {broken} of 96.*learning_rate=0.0002"):
+    windows.inputs[order[(nan_step - 1) * 16]] = math.nan
+    with pytest.raises(TrainingError, match=f"not finite in epoch 1, batch {nan_step} of 96.*learning_rate=0.0002"):
         for _ in train(state, training_windows=lambda _: windows, validation=splits.validation, params=params.training):
             pass
     if good_after:
@@ -235,7 +235,7 @@ def test_a_learning_rate_that_is_far_too_high_ends_training(overrides: dict[str,
     assert math.isfinite(validate(state, Splits.from_params(params).validation, params.training).loss)
 
 
-def test_a_loss_in_decibels_that_creeps_up_is_a_plateau() -> None:
+def test_a_slowly_rising_loss_in_decibels_is_a_plateau() -> None:
     state = fresh_state(small(loss="snr", scheduler_patience="0"))
     for step in range(4):
         state.cut_learning_rate_on_plateau(-5 + step * 1e-4)
@@ -253,25 +253,25 @@ def test_a_plateau_cuts_the_rate_of_all_optimizers() -> None:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
 @pytest.mark.parametrize("gradient_clip_norm", ["0", "1"])
-def test_a_gradient_that_overflows_in_half_precision_moves_nothing(optimizer: str, gradient_clip_norm: str) -> None:
+def test_a_gradient_that_overflows_in_half_precision_changes_no_weight(optimizer: str, gradient_clip_norm: str) -> None:
     params = small(optimizer=optimizer, gradient_clip_norm=gradient_clip_norm)
     state = fresh_state(params)
     state.scaler = torch.amp.GradScaler(state.accelerator.device.type)
-    lesson = (
+    batch = (
         Splits.from_params(params)
         .train.to(state.accelerator.device)
         .training_batch(torch.arange(64, device=state.accelerator.device))
     )
-    training_step(state, lesson, params.training)
+    training_step(state, batch, params.training)
     before, scale = copy.deepcopy(state.network.state_dict()), state.scaler.get_scale()
     state.network.fc.bias.register_hook(lambda gradient: gradient * math.inf)
-    taken = float(training_step(state, lesson, params.training)[2])
-    assert taken == 0
+    n_finite = float(training_step(state, batch, params.training)[2])
+    assert n_finite == 0
     assert all(torch.equal(weight, before[name]) for name, weight in state.network.state_dict().items())
     assert state.scaler.get_scale() < scale
 
 
-def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean_component() -> None:
+def test_a_step_uses_its_targets_and_reports_the_loss_to_the_clean_component() -> None:
     params = small()
     state, splits = fresh_state(params), Splits.from_params(params)
     inputs, _, clean = splits.train.to(state.accelerator.device).training_batch(
@@ -287,7 +287,7 @@ def test_a_step_moves_towards_its_targets_and_reports_the_loss_against_the_clean
         torch.testing.assert_close(weight, before[name], atol=1e-4, rtol=0)
 
 
-def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
+def test_an_unavailable_device_or_precision_is_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda: PyTorch finds no CUDA device"):
             Accelerator.open(small(device="cuda").training)
@@ -300,13 +300,13 @@ def test_a_device_or_precision_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("processor", "refused", "precision"), [(True, None, "bf16"), (True, "no", "fp32"), (False, None, "fp32")]
+    ("instructions", "reason", "precision"), [(True, None, "bf16"), (True, "no", "fp32"), (False, None, "fp32")]
 )
-def test_auto_is_bf16_on_a_processor_made_for_it_whose_libraries_can(
-    processor: bool, refused: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_bf16_on_a_cpu_with_instructions_for_it(
+    instructions: bool, reason: str | None, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("freqfilter.training.device._made_for_bf16", lambda: processor)
-    monkeypatch.setattr(Accelerator, "_refusal", lambda accelerator: refused if accelerator.dtype else None)
+    monkeypatch.setattr("freqfilter.training.device._has_bf16_instructions", lambda: instructions)
+    monkeypatch.setattr(Accelerator, "_unsupported_reason", lambda accelerator: reason if accelerator.dtype else None)
     accelerator = Accelerator.open(small(precision="auto", device="cpu").training)
     assert accelerator.precision == precision
     assert accelerator.describe().endswith(precision)

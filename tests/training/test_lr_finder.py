@@ -25,7 +25,7 @@ def points(state: TrainingState, params: Params, *, highest: float = 1.0, n_step
 
 
 def assert_same(one: object, other: object) -> None:
-    """Equal to the bit, whatever is nested in what."""
+    """Assert that nested values are equal bit for bit."""
     assert type(one) is type(other)
     if isinstance(one, dict) and isinstance(other, dict):
         assert one.keys() == other.keys()
@@ -38,7 +38,7 @@ def assert_same(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize("highest", [1.0, 1e30])
-def test_training_is_untouched_by_a_range_test(highest: float) -> None:
+def test_a_range_test_does_not_change_training(highest: float) -> None:
     params = resolve(EASY | {"gradient_clip_norm": "0"})
     state = fresh_state(params)
     found = points(state, params, highest=highest)
@@ -46,15 +46,15 @@ def test_training_is_untouched_by_a_range_test(highest: float) -> None:
     assert_same(state.state_dict(), fresh_state(params).state_dict())
     splits = Splits.from_params(params)
 
-    def first_epoch(of: TrainingState) -> float:
-        steps = train(of, training_windows=splits.epoch, validation=splits.validation, params=params.training)
+    def first_epoch_loss(state: TrainingState) -> float:
+        steps = train(state, training_windows=splits.epoch, validation=splits.validation, params=params.training)
         with closing(steps):
             return next(report.train_loss for report in steps if isinstance(report, EpochReport))
 
-    assert first_epoch(state) == first_epoch(fresh_state(params))
+    assert first_epoch_loss(state) == first_epoch_loss(fresh_state(params))
 
 
-def test_a_range_test_that_is_closed_early_leaves_no_trace_either() -> None:
+def test_a_range_test_that_is_closed_early_restores_the_state() -> None:
     params = resolve(EASY)
     state, splits = fresh_state(params), Splits.from_params(params)
     steps = range_test(state, splits.epoch, params.training, lowest=1e-3, highest=1.0, n_steps=50)
@@ -72,7 +72,7 @@ def test_rates_are_spaced_evenly_in_their_logarithm_up_to_the_highest() -> None:
     np.testing.assert_allclose(np.diff(np.log(rates)), np.log(1e5) / 39)
 
 
-def test_it_ends_where_the_loss_is_no_longer_finite() -> None:
+def test_a_range_test_ends_when_the_loss_is_not_finite() -> None:
     params = resolve(EASY | {"gradient_clip_norm": "0"})
     found = points(fresh_state(params), params, highest=1e38, n_steps=60)
     assert 10 < len(found) < 60
@@ -80,36 +80,36 @@ def test_it_ends_where_the_loss_is_no_longer_finite() -> None:
 
 
 def curve(loss: Callable[[float], float]) -> list[Point]:
-    """A range test from 1e-6 to 1 whose loss is a function of the rate's decimal logarithm."""
+    """Points of a range test from 1e-6 to 1 with a loss that is a function of the rate's decimal logarithm."""
     return [Point(10**x, loss(float(x))) for x in np.linspace(-6, 0, 200)]
 
 
 def test_the_suggestion_lies_where_the_loss_falls_most_steeply() -> None:
     found = suggest_learning_rate(curve(lambda x: 1 - 1 / (1 + math.exp(-8 * (x + 3))) + (1e3 if x > -1 else 0)))
     assert found is not None
-    assert -3.1 < math.log10(found) < -2.5  # the mean over the past lags behind
+    assert -3.1 < math.log10(found) < -2.5  # the smoothed loss lags behind
 
 
 @pytest.mark.parametrize("loss", [lambda x: 1.0, lambda x: 1 + 10**x, lambda x: 1 + 0.001 * math.sin(40 * x)])
-def test_there_is_no_suggestion_where_nothing_falls(loss: Callable[[float], float]) -> None:
+def test_there_is_no_suggestion_if_the_loss_does_not_fall(loss: Callable[[float], float]) -> None:
     assert suggest_learning_rate(curve(loss)) is None
 
 
-def test_there_is_no_suggestion_for_no_steps() -> None:
+def test_there_is_no_suggestion_without_steps() -> None:
     assert suggest_learning_rate([]) is None
 
 
-def test_the_suggested_rate_learns_more_than_one_far_below() -> None:
+def test_the_suggested_rate_trains_faster_than_a_hundredth_of_it() -> None:
     params = resolve(EASY)
     found = suggest_learning_rate(points(fresh_state(params), params))
     assert found is not None
     splits = Splits.from_params(params)
 
-    def after_training(rate: float) -> float:
+    def trained_loss(rate: float) -> float:
         slower = resolve(EASY | {"learning_rate": str(rate)})
         state = fresh_state(slower)
         for _ in train(state, training_windows=splits.epoch, validation=splits.validation, params=slower.training):
             pass
         return state.progress.best_loss
 
-    assert after_training(found) < 0.7 * after_training(found / 100)
+    assert trained_loss(found) < 0.7 * trained_loss(found / 100)
