@@ -1,4 +1,4 @@
-"""The project as a contract: its doors, its versions, its structure and its words."""
+"""Structure of the project: imports, versions, entry points, help texts and documentation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from freqfilter.cli.main import load_commands
 from freqfilter.config.load import fields, is_everyday
 from tests.conftest import ROOT
 
-# Imports go down only: a part may use those that stand after it.
+# Imports go down only: a part may import those after it.
 PARTS = [
     "cli",
     "api",
@@ -49,7 +49,7 @@ SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
 
 
 def imports(path: Path, *, for_types: bool = True) -> set[str]:
-    """Every module that a file imports, also inside functions, and for the type checker alone unless told otherwise."""
+    """Modules that a file imports, also inside functions, and unless ``for_types`` is false for the type checker."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not for_types:
@@ -76,8 +76,8 @@ def test_imports_between_the_parts_go_down_only() -> None:
     assert len(seen) > 20
 
 
-def test_each_library_is_used_in_its_own_part_alone() -> None:
-    # A type in a signature is no use of a library.
+def test_each_library_is_imported_in_its_part_only() -> None:
+    # Imports for type annotations do not count.
     used = {(name.split(".")[0], part_of(path)) for path in SOURCES for name in imports(path, for_types=False)}
     for library, parts in ONLY_IN.items():
         found = {part for name, part in used if name == library}
@@ -86,7 +86,7 @@ def test_each_library_is_used_in_its_own_part_alone() -> None:
 
 
 def test_tracking_imports_nothing_of_evaluation() -> None:
-    """What is tracked are plain values, so that a command which computes nothing starts without what computes."""
+    """Tracking takes plain values, so that commands which compute nothing do not import evaluation."""
     for path in SOURCES:
         if part_of(path) == "tracking":
             assert not [module for module in imports(path) if module.startswith("freqfilter.evaluation")], path.name
@@ -106,13 +106,13 @@ def test_importing_the_package_changes_neither_environment_nor_signals() -> None
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_modules_of_a_part_form_no_circle() -> None:
+def test_modules_have_no_circular_imports() -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
     edges = {name: {m for m in imports(path) if m in names and m != name} for name, path in names.items()}
     assert sum(map(len, edges.values())) > 50
     while edges:
         leaves = {name for name, targets in edges.items() if not targets & set(edges)}
-        assert leaves, f"a circle among {sorted(edges)}"
+        assert leaves, f"circular imports among {sorted(edges)}"
         edges = {name: targets for name, targets in edges.items() if name not in leaves}
 
 
@@ -126,7 +126,7 @@ def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() 
     assert re.fullmatch(r"python=3\.11\.\d+", python)
 
 
-def test_there_is_a_reason_for_every_dependency() -> None:
+def test_every_dependency_has_a_reason() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*stated["dependencies"], *(line for extra in stated["optional-dependencies"].values() for line in extra)]
     names = {line.partition("==")[0] for line in lines if not re.match(r"freqfilter|types-|.*-stubs", line)}
@@ -136,7 +136,7 @@ def test_there_is_a_reason_for_every_dependency() -> None:
     assert {name for name in names if not re.search(rf"\b{name}\b", table)} == set()
 
 
-def test_constraints_hold_the_same_versions() -> None:
+def test_constraints_have_the_same_versions() -> None:
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     locked = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert len(locked) > 50
@@ -149,7 +149,7 @@ def test_every_job_that_records_a_run_is_an_entry_point_and_no_other_command_is(
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     started = set()
     for name, entry_point in project["entry_points"].items():
-        assert "parameters" not in entry_point  # a default would stand in two places
+        assert "parameters" not in entry_point  # a default would be duplicated
         *program, command = entry_point["command"].split()
         assert program == ["python", "-m", "freqfilter"]
         assert command == ("train" if name == "main" else name)
@@ -229,7 +229,7 @@ MADE_WITH_THE_SITE = {ROOT / "docs" / name for name in reference.reference_pages
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_links_to_files_of_the_project_lead_somewhere(path: str) -> None:
+def test_links_to_files_of_the_project_are_valid(path: str) -> None:
     text = (ROOT / path).read_text()
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     links = [link for link in links if link]
@@ -258,7 +258,7 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert named - written - {name for _, name, _ in fields()} == set()
 
 
-def test_every_figure_stands_in_the_documentation_once() -> None:
+def test_every_figure_is_in_the_documentation_once() -> None:
     files = ("freqfilter/plots/catalog.py", "freqfilter/tracked_names.py")
     gallery = "".join((ROOT / file).read_text() for file in files)
     kept = {name.removesuffix(".png") for name in re.findall(r"\b(\d\d_\w+)", gallery)}

@@ -162,11 +162,11 @@ def test_names_are_short_and_all_different_though_they_have_lists_in_them() -> N
 
 REFUSED = {
     " ": "runs is empty",
-    "nobody": "neither a run's id nor its name nor a version",
+    "nobody": "no run id, run name or version",
     "0" * 32: "not found",
     "7": "version=7",
-    "@nobody": "no version of frequency-filter is called nobody",
-    "metrics.": "the store's runs",
+    "@nobody": "no version of frequency-filter has the alias nobody",
+    "metrics.": "cannot read the store's runs",
     "[1": "not valid YAML",
     "evaluate models:/frequency-filter/latest": "is of `evaluate`, not a training",
 }
