@@ -1,4 +1,4 @@
-"""Measure the parts that are named, or all of them: `python -m benchmarks epoch start`."""
+"""Run the named parts of the benchmarks, or all of them: `python -m benchmarks epoch start`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = (
 
 
 def main(names: list[str]) -> None:
-    """Measure, and keep what other parts have measured before."""
+    """Run parts, and keep the stored results of the others."""
     if unknown := [name for name in names if name not in PARTS]:
         sys.exit(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     on = machine()

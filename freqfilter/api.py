@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from freqfilter.pipelines.promote import PromotionResult, RollbackResult
     from freqfilter.pipelines.train import TrainingResult
 
-DEFAULT_REALIZATIONS = 12  # of a comparison; six are the fewest that can show a difference between two
+DEFAULT_REALIZATIONS = 12  # of a comparison; fewer than six cannot show a difference between two filters
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
 
     Args:
         recipe: ``default``, ``original``, or the path of a file in the form of params.yaml.
-        run_name: Name of the run; None: the recipe and the parameters that are given.
+        run_name: Name of the run; None: derived from the recipe and the parameters.
         progress: Print a line for each epoch.
         **parameters: Parameters by name, such as ``epochs=3`` or ``frequencies_hz=[2, 5]``.
 
@@ -111,8 +111,8 @@ def evaluate(
 
     Args:
         version: Version of the registered model; None: the newest.
-        run_id: Run whose model is scored, in place of a version.
-        realizations: Number of fresh noise realizations that it is scored on as well.
+        run_id: Run whose model is scored, instead of a version.
+        realizations: Number of fresh noise realizations to score on as well.
         progress: Print the scores.
         **tracking: Parameters of section ``tracking``, such as ``model_name`` and ``experiment``.
 
@@ -140,11 +140,11 @@ def compare(
     """Compare trainings: parameters, errors with intervals, curves and cost.
 
     Args:
-        runs: Results of ``train``, run ids, run names or versions (``3``, ``NAME/3``, ``@champion``); or a filter of
-            MLflow's as text; None: the newest ten that have finished.
-        realizations: Number of fresh noise realizations that all of them are scored on; 0: none.
-        page: HTML file to write; None: the page is an artifact of the comparison's run alone.
-        progress: Print how far it is.
+        runs: Results of ``train``, run ids, run names or versions (``3``, ``NAME/3``, ``@champion``); or a filter
+            in MLflow's syntax; None: the newest ten finished trainings.
+        realizations: Number of fresh noise realizations to score all of them on; 0: none.
+        page: HTML file to write; None: the page is only logged to the comparison's run.
+        progress: Print progress.
         **tracking: Parameters of section ``tracking``.
 
     Returns:
@@ -186,8 +186,8 @@ def promote(
         max_latency_ms: Largest latency for one window, milliseconds.
         max_size_mb: Largest size of its files, MB.
         noise_seed: Seed of the first noise realization; None: derived from both models' digests.
-        force: A reason to promote it whatever the checks say.
-        progress: Print how far it is.
+        force: Reason to promote it even if checks fail.
+        progress: Print progress.
         **tracking: Parameters of section ``tracking``, such as ``model_name``.
 
     Returns:
@@ -204,11 +204,11 @@ def promote(
 
 
 def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> RollbackResult:
-    """Make the champion before this one, or a version, the champion again.
+    """Make the previous champion, or a version, the champion again.
 
     Args:
-        version: The version; None: the champion before this one.
-        reason: The reason, which is recorded.
+        version: Version of the registered model; None: the previous champion.
+        reason: Reason, which is recorded.
         **tracking: Parameters of section ``tracking``, such as ``model_name``.
 
     Raises:
@@ -238,13 +238,13 @@ def history(**tracking: Any) -> pd.DataFrame:
 def load(
     name: str | None = None, *, version: int | str | None = None, alias: str | None = None, run_id: str | None = None
 ) -> Filter:
-    """Load a filter: a registered version, the one that an alias names, or the model of a run.
+    """Load a filter: a registered version, the version of an alias, or the model of a run.
 
     Args:
-        name: The registered model's name, such as ``frequency-filter``.
-        version: Its version number; the newest one where neither it nor an alias is given.
-        alias: Such as ``champion``.
-        run_id: A run's id, in place of a name.
+        name: Name of the registered model, such as ``frequency-filter``.
+        version: Version number; None: the newest, unless an alias is given.
+        alias: Alias, such as ``champion``.
+        run_id: Id of a run, instead of a name.
 
     Returns:
         A filter with ``predict(x)``, ``extract(signal, frequency_hz)``, ``stream(frequency_hz)``, its ``module`` and
@@ -280,11 +280,11 @@ def _tracking(given: Mapping[str, Any]) -> TrackingParams:
 
 @contextmanager
 def _job(progress: bool) -> Iterator[None]:
-    """A block that signals interrupt at its safe points, and that prints its progress.
+    """Context manager that prints progress, and that signals interrupt at safe points.
 
     Jobs are imported inside it, since MLflow reads its environment when it is imported.
     """
-    # Python lets the main thread alone handle signals.
+    # Only the main thread can handle signals.
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
     before = {number: signal.getsignal(number) for number in handled}
     configure_environment()
@@ -292,7 +292,7 @@ def _job(progress: bool) -> Iterator[None]:
         with progress_output(progress), shutdown.installed() if handled else nullcontext():
             yield
     except Interrupted as interrupted:
-        remedy = f"; to resume: {interrupted.remedy}" if interrupted.remedy else ""
+        remedy = f"; resume with: {interrupted.remedy}" if interrupted.remedy else ""
         raise KeyboardInterrupt(f"stopped by {interrupted}{remedy}") from None
     finally:
         for number, handler in before.items():

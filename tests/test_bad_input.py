@@ -43,7 +43,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "num_layers": ("two", "valid integer"),
     "dropout": ("1", "less than 1"),
     "bidirectional": ("2", "valid boolean"),
-    "start_from": ("best", "neither a run's id nor models:/NAME/VERSION"),
+    "start_from": ("best", "give the id of a run, or models:/NAME/VERSION"),
     "seed": ("[1]", "valid integer"),
     "device": ("tpu", "'auto', 'cpu' or 'cuda'"),
     "precision": ("fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),

@@ -1,4 +1,4 @@
-"""The project as a contract: its doors, its versions, its structure and its words."""
+"""Structure of the project: imports, versions, entry points, help texts and documentation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from freqfilter.cli.main import load_commands
 from freqfilter.config.load import fields, is_everyday
 from tests.conftest import ROOT
 
-# Imports go down only: a part may use those that stand after it.
+# Imports go down only: a part may import those after it.
 PARTS = [
     "cli",
     "api",
@@ -51,7 +51,7 @@ SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
 
 
 def imports(path: Path, *, for_types: bool = True) -> set[str]:
-    """Every module that a file imports, also inside functions, and for the type checker alone unless told otherwise."""
+    """Modules that a file imports, also inside functions, and unless ``for_types`` is false for the type checker."""
     return imports_of(ast.parse(path.read_text()), for_types=for_types)
 
 
@@ -81,8 +81,8 @@ def test_imports_between_the_parts_go_down_only() -> None:
     assert len(seen) > 20
 
 
-def test_each_library_is_used_in_its_own_part_alone() -> None:
-    # A type in a signature is no use of a library.
+def test_each_library_is_imported_in_its_part_only() -> None:
+    # Imports for type annotations do not count.
     used = {(name.split(".")[0], part_of(path)) for path in SOURCES for name in imports(path, for_types=False)}
     for library, parts in ONLY_IN.items():
         found = {part for name, part in used if name == library}
@@ -91,7 +91,7 @@ def test_each_library_is_used_in_its_own_part_alone() -> None:
 
 
 def test_tracking_imports_nothing_of_evaluation() -> None:
-    """What is tracked are plain values, so that a command which computes nothing starts without what computes."""
+    """Tracking takes plain values, so that commands which compute nothing do not import evaluation."""
     for path in SOURCES:
         if part_of(path) == "tracking":
             assert not [module for module in imports(path) if module.startswith("freqfilter.evaluation")], path.name
@@ -111,13 +111,13 @@ def test_importing_the_package_changes_neither_environment_nor_signals() -> None
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
-def test_modules_of_a_part_form_no_circle() -> None:
+def test_modules_have_no_circular_imports() -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
     edges = {name: {m for m in imports(path) if m in names and m != name} for name, path in names.items()}
     assert sum(map(len, edges.values())) > 50
     while edges:
         leaves = {name for name, targets in edges.items() if not targets & set(edges)}
-        assert leaves, f"a circle among {sorted(edges)}"
+        assert leaves, f"circular imports among {sorted(edges)}"
         edges = {name: targets for name, targets in edges.items() if name not in leaves}
 
 
@@ -184,11 +184,11 @@ def test_packages_of_extras_are_imported_only_inside_functions() -> None:
     assert any({name.split(".")[0] for name in imports(path)} & names for path in SOURCES)
 
 
-def test_there_is_a_reason_for_every_dependency() -> None:
+def test_every_dependency_has_a_reason() -> None:
     stated = [*requirements().values(), *requirements("onnx", "tensorboard", "dev", "docs").values()]
     names = {line.name for line in stated if not re.match(r"types-|.*-stubs", line.name)}
     page = (ROOT / "docs" / "architecture.md").read_text()
-    table = page[page.index("## Dependencies, and why each") :]
+    table = page[page.index("## Dependencies") :]
     assert len(names) > 20
     assert {name for name in names if not re.search(rf"\b{name}\b", table)} == set()
 
@@ -197,7 +197,7 @@ def test_every_job_that_records_a_run_is_an_entry_point_and_no_other_command_is(
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     started = set()
     for name, entry_point in project["entry_points"].items():
-        assert "parameters" not in entry_point  # a default would stand in two places
+        assert "parameters" not in entry_point  # a default would be duplicated
         *program, command = entry_point["command"].split()
         assert program == ["python", "-m", "freqfilter"]
         assert command == ("train" if name == "main" else name)
@@ -277,7 +277,7 @@ MADE_WITH_THE_SITE = {ROOT / "docs" / name for name in reference.reference_pages
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_links_to_files_of_the_project_lead_somewhere(path: str) -> None:
+def test_links_to_files_of_the_project_are_valid(path: str) -> None:
     text = (ROOT / path).read_text()
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     links = [link for link in links if link]
@@ -306,7 +306,7 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert named - written - {name for _, name, _ in fields()} == set()
 
 
-def test_every_figure_stands_in_the_documentation_once() -> None:
+def test_every_figure_is_in_the_documentation_once() -> None:
     files = ("freqfilter/plots/catalog.py", "freqfilter/tracked_names.py")
     gallery = "".join((ROOT / file).read_text() for file in files)
     kept = {name.removesuffix(".png") for name in re.findall(r"\b(\d\d_\w+)", gallery)}

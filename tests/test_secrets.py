@@ -1,4 +1,4 @@
-"""What is secret stays so: nothing from an address or the environment reaches a run, its files or a log."""
+"""Secrets of an address or the environment do not reach a run, its files or a log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PASSWORD, TOKEN = "hunter2%40work", "token-of-my-employer"
 
 
 def places_with(words: tuple[str, ...], folder: Path) -> list[Path]:
-    """Files that hold one of the words, the store's database and its artifacts among them."""
+    """Files that contain one of the words, including the store's database and artifacts."""
     found = []
     for path in folder.rglob("*"):
         if path.is_file() and any(word.encode() in path.read_bytes() for word in words):
@@ -28,7 +28,7 @@ def places_with(words: tuple[str, ...], folder: Path) -> list[Path]:
     return found
 
 
-def test_a_password_and_a_token_reach_nothing(
+def test_a_password_and_a_token_are_neither_stored_nor_printed(
     server: Server, folder: Path, started_anew: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.start()
@@ -42,12 +42,12 @@ def test_a_password_and_a_token_reach_nothing(
         assert not any(word in done.stdout + done.stderr for word in words)
     server.kill()
     done = started_anew("train", *options(SMALL))
-    assert "does not answer" in done.stderr
+    assert "does not respond" in done.stderr
     assert not any(word in done.stdout + done.stderr for word in words)
     assert places_with(words, folder.parent) == []
 
 
-def test_the_address_of_a_project_loses_its_password(folder: Path) -> None:
+def test_the_password_in_a_projects_address_is_not_stored(folder: Path) -> None:
     client = MlflowClient()
     tags = {"mlflow.source.name": "https://me:hunter2@example.org/p.git", "mlflow.source.type": "PROJECT"}
     run = client.create_run("0", tags=tags)

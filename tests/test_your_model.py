@@ -1,4 +1,4 @@
-"""The page on a model of one's own: its changes apply to the project, and its commands run."""
+"""The page on custom models: its changes apply to the project, and its commands run."""
 
 from __future__ import annotations
 

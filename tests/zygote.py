@@ -33,7 +33,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Everything outside the standard library that a training imports, directly or in passing.
+# Everything outside the standard library that a training imports, directly or indirectly.
 LIBRARIES = [
     *(
         "IPython",
@@ -65,7 +65,7 @@ READ_WHEN_IMPORTED = (
     *("MPL", "MATPLOTLIB", "NPY_", "NUMPY_", "PANDAS_", "SCIPY_", "PILLOW_", "OTEL_", "MLFLOW_DISABLE_TELEMETRY"),
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_WEBHOOK_", "_MLFLOW_TESTING"),
 )
-GIVEN_AGAIN = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}  # the child's take effect
+GIVEN_AGAIN = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}  # the child's values take effect
 LEAVES_NO_TRACE = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # freqfilter.tracking sets it where it is absent
 DRAW_NOTHING = "FREQFILTER_TESTS_DRAW_NOTHING"  # of a fork's environment
 LARGEST_REQUEST = 1 << 17
@@ -158,7 +158,7 @@ def run(
 
 
 def draw_nothing(replace: Callable[[object, str, object], None] = setattr) -> None:
-    """Let Matplotlib's figures write a dot in place of themselves in this process."""
+    """Replace Matplotlib's pictures by one pixel in this process."""
     import PIL.Image
     from matplotlib.figure import Figure
 
@@ -175,7 +175,7 @@ def _environment() -> dict[str, str]:
 
 
 def _refuse_what_is_read_too_late(environment: dict[str, str]) -> None:
-    """Raise ValueError where a fork would not heed a variable."""
+    """Raise ValueError if a fork would ignore a variable."""
     _zygote()
     imported_with = _zygote_environment()
     for name in sorted(environment.keys() | imported_with.keys()):
@@ -228,7 +228,7 @@ def _wait_for_a_request(control: socket.socket) -> tuple[dict[str, Any], list[in
                 poll.unregister(ready)
                 os.close(ready)
                 _, status = os.waitpid(pid, 0)
-                with suppress(BrokenPipeError):  # nobody waits for it
+                with suppress(BrokenPipeError):  # no process waits for it
                     os.write(report, struct.pack("i", status))
                 os.close(report)
                 continue
@@ -258,7 +258,7 @@ def _take_over(request: dict[str, Any], descriptors: list[int], by_imports: dict
     if request["new_session"]:
         os.setsid()
     targets = [0, 1, 2, *request["pass_fds"]]
-    # First out of the way of every target.
+    # First to numbers above all targets.
     away = [_above(descriptor, max(targets)) for descriptor in descriptors]
     for descriptor, target in zip(away, targets, strict=True):
         os.dup2(descriptor, target)

@@ -1,4 +1,4 @@
-"""A model registry other than that of this process."""
+"""A model registry in another tracking store."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from freqfilter.tracking.client import check_reachable, temporary_env, wrap_stor
 from freqfilter.tracking.loading import NO_PICKLE_ENV, files_digest
 from freqfilter.tracking.queries import experiment_id
 
-MODEL = "model"  # the folder of its files, among the artifacts of the run that keeps them
+MODEL = "model"  # artifact folder of the model's files, in the run that keeps them
 
 
 class RemoteRegistry:
-    """Another store, with its registry.
+    """The model registry of another tracking store.
 
     Args:
-        uri: Its tracking URI.
+        uri: Tracking URI of the store.
 
     Raises:
-        UserError: If it does not answer.
+        UserError: If it does not respond.
     """
 
     def __init__(self, uri: str) -> None:
@@ -36,25 +36,25 @@ class RemoteRegistry:
             self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
 
     def register(self, name: str, files: Path, evidence: Path, tags: Mapping[str, str], *, experiment: str) -> int:
-        """Register files as a new version, in a run that keeps them and the evidence.
+        """Register files as a new version, with a run that keeps them and the evidence.
 
         Args:
-            name: The registered model, which is made where it is missing.
+            name: Name of the registered model, which is created if it is missing.
             files: Folder of the model's files.
-            evidence: Folder of what is known of it, if there is one.
-            tags: Of the version.
-            experiment: Where the run is, made where it is missing.
+            evidence: Folder of the evidence of its promotion, which may be missing.
+            tags: Tags of the version.
+            experiment: Name of the run's experiment, which is created if it is missing.
 
         Returns:
-            The version's number.
+            The version number.
 
         Raises:
             UserError: If the store refuses it.
         """
         client = self._client
         with wrap_store_errors(f"{self._uri}: {name}"), temporary_env(**NO_PICKLE_ENV):
-            kept_in = experiment_id(client, experiment)
-            run = client.create_run(kept_in, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
+            target_id = experiment_id(client, experiment)
+            run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
             run_id = run.info.run_id
             client.log_artifacts(run_id, str(files), MODEL)
             if evidence.exists():
@@ -67,7 +67,7 @@ class RemoteRegistry:
         return int(version.version)
 
     def digest(self, name: str, version: int) -> str:
-        """SHA-256 of a version's files, as they come back."""
+        """SHA-256 of a version's files, downloaded again."""
         with (
             wrap_store_errors(f"{self._uri}: {name}"),
             temporary_env(**NO_PICKLE_ENV),
@@ -80,7 +80,7 @@ class RemoteRegistry:
             return files_digest(Path(files))
 
     def remove(self, name: str, version: int) -> None:
-        """Take a version back, with the run that keeps its files."""
+        """Delete a version, and the run that keeps its files."""
         with wrap_store_errors(f"{self._uri}: {name}"):
             run_id = self._client.get_model_version(name, str(version)).run_id
             self._client.delete_model_version(name, str(version))

@@ -162,11 +162,11 @@ def test_names_are_short_and_unique_even_with_lists() -> None:
 
 REJECTED = {
     " ": "runs is empty",
-    "absent": "neither a run's id nor its name nor a version",
+    "absent": "no run id, run name or version",
     "0" * 32: "not found",
     "7": "version=7",
-    "@absent": "no version of frequency-filter is called absent",
-    "metrics.": "the store's runs",
+    "@absent": "no version of frequency-filter has the alias absent",
+    "metrics.": "cannot read the store's runs",
     "[1": "not valid YAML",
     "evaluate models:/frequency-filter/latest": "is of `evaluate`, not a training",
 }

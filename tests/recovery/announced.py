@@ -1,4 +1,4 @@
-"""The program, saying on a pipe when it enters and leaves each phase: ``announced.py DESCRIPTOR WORD…``."""
+"""Command line that writes start and end of each phase to a pipe: ``announced.py DESCRIPTOR ARGUMENT…``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
-def announce(phase: str, what: str) -> None:
-    os.write(int(os.environ["ANNOUNCE_TO"]), f"{phase} {what} {time.monotonic()}\n".encode())
+def announce(phase: str, event: str) -> None:
+    os.write(int(os.environ["ANNOUNCE_TO"]), f"{phase} {event} {time.monotonic()}\n".encode())
 
 
 def during(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
