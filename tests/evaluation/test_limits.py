@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from freqfilter.config import resolve
 from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.evaluation import limits
+from tests import zygote
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
@@ -190,23 +192,21 @@ def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
-    def run(*words: str) -> str:
+    def run(begin: Callable[..., subprocess.CompletedProcess[str]], *words: str, **settings: bool) -> str:
         command = [sys.executable, "-m", "freqfilter", "limit", *words]
         typed = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        # Started anew: a fork has Matplotlib's font cache where the zygote looked for it.
-        return subprocess.run(
-            [*command, *typed], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-        ).stdout
+        return begin([*command, *typed], cwd=tmp_path, env=environment, check=True, **settings).stdout
 
-    found = json.loads(run("--json", "--noise_seed", "2"))
+    # Started anew: a fork has Matplotlib's font cache where the zygote looked for it.
+    found = json.loads(run(subprocess.run, "--json", "--noise_seed", "2", capture_output=True, text=True))
     assert found["n_windows"] == 291
     for side in ("causal_mse", "two_sided_mse"):
         assert len(found[f"{side}_per_frequency"]) == 2
         assert len(found[f"{side}_per_step"]) == 10
         assert 0 < found[f"{side}_standard_error"] < found[side]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    table = run("--noise_seed", "2")
+    table = run(zygote.run, "--noise_seed", "2")
     assert f"{found['causal_mse']:.4f}" in table
     assert "2.5hz" in table
     assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")
