@@ -117,7 +117,7 @@ def interrupted_run() -> str:
     """The id of a run that was stopped after its first epoch."""
     with interrupt_after_an_epoch(signal.SIGTERM), pytest.MonkeyPatch.context() as patch:
         # That of a process that is gone: this one lives on.
-        patch.setattr(RunOwner, "this", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
+        patch.setattr(RunOwner, "current", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
         assert start("train", *options(SMALLEST | {"epochs": "2"})) == 143
     return str(all_runs()[-1].info.run_id)
 
