@@ -321,7 +321,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(zygote.DRAW_NOTHING, "1")
 
 
-def fork_witnesses(patch: pytest.MonkeyPatch) -> None:
+def fork_model_workers(patch: pytest.MonkeyPatch) -> None:
     """Let this process fork its model servers from the zygote; other processes start them anew."""
     patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, STDOUT=subprocess.STDOUT))
 
@@ -364,13 +364,14 @@ def started_anew(folder: Path) -> Program:
 
 
 @pytest.fixture
-def mlflow_run(folder: Path) -> Program:
-    """``mlflow run PROJECT …`` in the folder, forked from the zygote; it starts the program anew, here as elsewhere."""
+def mlflow_run(folder: Path, tmp_path: Path) -> Program:
+    """``mlflow run PROJECT …`` in the folder, forked from the zygote, as is the program that it starts in a shell."""
+    stand_ins = zygote.stand_ins(tmp_path / "stand_ins")
 
     def start(*words: str, project: str = str(ROOT), **parameters: str) -> subprocess.CompletedProcess[str]:
         given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
         command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *words, *given]
-        return zygote.run(command, cwd=folder)
+        return zygote.run(command, cwd=folder, env=os.environ | stand_ins)
 
     return start
 

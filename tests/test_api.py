@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 import freqfilter
 from freqfilter.config import resolve
 from tests import zygote
-from tests.conftest import ROOT, SMALL, all_runs, interrupt_after_an_epoch
+from tests.conftest import ROOT, SMALL, all_runs, fork_model_workers, interrupt_after_an_epoch
 
 SETTING = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 1, "progress": False}
 
@@ -44,7 +44,8 @@ def test_the_address_of_a_run_names_its_experiment_and_run(folder: Path) -> None
     assert "viewStateShareKey=trainings" in result.run.view("http://127.0.0.1:5000", "trainings")
 
 
-def test_ablate_compare_evaluate_promote_rollback_and_history(folder: Path) -> None:
+def test_ablate_compare_evaluate_promote_rollback_and_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_model_workers(monkeypatch)
     sweep = freqfilter.ablate({"cell": "gru"}, **SETTING, register=True)
     assert list(sweep.results) == list(sweep.table.index) == ["base", "cell=gru"]
     assert [result.version for result in sweep.results.values()] == [1, 2]

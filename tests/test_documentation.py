@@ -39,7 +39,7 @@ from tests.conftest import (
     SMALL,
     all_runs,
     draw_nothing,
-    fork_witnesses,
+    fork_model_workers,
     interrupt_after_an_epoch,
     options,
     start,
@@ -117,7 +117,7 @@ def interrupted_run() -> str:
     """Interrupt a training after its first epoch; return the run's id."""
     with interrupt_after_an_epoch(signal.SIGTERM), pytest.MonkeyPatch.context() as patch:
         # That of a process that is gone: this one lives on.
-        patch.setattr(RunOwner, "this", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
+        patch.setattr(RunOwner, "current", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
         assert start("train", *options(SMALLEST | {"epochs": "2"})) == 143
     return str(all_runs()[-1].info.run_id)
 
@@ -133,7 +133,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
         # These take most of a small run's time, and are tested elsewhere.
         draw_nothing(patch)
-        fork_witnesses(patch)
+        fork_model_workers(patch)
         patch.setattr(catalog, "evaluation_figures", lambda *arguments, **settings: iter(()))
         patch.setattr("freqfilter.pipelines.limit.MAX_WORK_PER_LENGTH", 1e6)  # of the curve only
         for seed in ("1", "2", "3"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -11,6 +13,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
+from tests import zygote
 from tests.conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,9 +82,23 @@ def test_there_is_a_fact_for_each_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == sorted(FACTS)
 
 
+@pytest.fixture
+def forked_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork kernels from the zygote, and from them what they start."""
+    stand_ins = zygote.stand_ins(tmp_path / "stand_ins")
+
+    def fork(command: list[str], *, env: dict[str, str], cwd: str, **streams: Any) -> zygote.Popen:
+        assert command[:2] == [sys.executable, "-m"]
+        del env["JPY_PARENT_PID"]  # a fork's parent is the zygote: a kernel whose parent is another than this ends
+        given = {name: streams[name] for name in ("stdin", "stdout", "stderr")}
+        return zygote.Popen(command, env=env | stand_ins, cwd=cwd, start_new_session=True, **given)
+
+    monkeypatch.setattr("jupyter_client.launcher.Popen", fork)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FACTS)
-def test_a_notebook_runs_and_has_the_expected_results(name: str, folder: Path) -> None:
+def test_a_notebook_runs_and_has_the_expected_results(name: str, folder: Path, forked_kernels: None) -> None:
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     n_figures = figures(notebook)
     for cell in notebook.cells:

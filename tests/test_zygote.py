@@ -162,6 +162,42 @@ def test_a_descriptor_is_passed_on_under_its_number() -> None:
     os.close(reading)
 
 
+def test_what_a_fork_starts_by_a_stand_in_is_its_descendant_and_ends_as_a_start_does(
+    folder: Path, tmp_path: Path
+) -> None:
+    report = "import json, os, psutil, sys; print(json.dumps([[p.pid for p in psutil.Process().parents()], " + (
+        "[p.name() for p in psutil.Process().parents()], sys.argv, os.getcwd(), os.environ.get('GIVEN')]))"
+    )
+    code = f"""
+import json, os, pathlib, subprocess, sys
+def run(*words, **settings):
+    done = subprocess.run(words, capture_output=True, text=True, **settings)
+    return done.returncode, done.stdout
+report = {report!r}
+by_name = run("bash", "-c", 'cd /; GIVEN=1 python -c "$1" a "b c"; true', "bash", report)
+by_path = run(sys.executable, "-c", report)
+ends = [run("python", "-c", code)[0] for code in ("pass", "raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)")]
+piped = run("python", "-c", "print(input())", input="through it")
+stopped = subprocess.Popen(["python", "-c", "print('ready', flush=True); input()"], stdin=-1, stdout=-1)
+stopped.stdout.readline()
+stopped.terminate()
+print(json.dumps([os.getpid(), by_name, by_path, ends, piped, stopped.wait(), run("mlflow", "--version")[1]]))
+"""
+    done = zygote.run(
+        [sys.executable, "-c", code], env=os.environ | zygote.stand_ins(tmp_path / "stand_ins"), check=True
+    )
+    pid, by_name, by_path, ends, piped, stopped, version = json.loads(done.stdout)
+    for (status, output), seen in ((by_name, [["-c", "a", "b c"], "/", "1"]), (by_path, [["-c"], str(folder), None])):
+        parents, names, *rest = json.loads(output)
+        assert (status, rest) == (0, seen)
+        assert parents[1] == pid
+        assert names[0] == "sh"
+    assert ends == [0, 3, -signal.SIGKILL]
+    assert piped == [0, "through it\n"]
+    assert stopped == -signal.SIGTERM
+    assert "mlflow, version " in version
+
+
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MLFLOW_DISABLE_TELEMETRY", "PYTHONHASHSEED"])
 def test_a_variable_that_libraries_have_read_is_not_silently_ignored(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is read while importing"):

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from freqfilter.config import resolve
 from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.evaluation import limits
+from tests import zygote
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
@@ -188,23 +190,21 @@ def test_a_bidirectional_filter_is_compared_with_the_two_sided_limit() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
-    def run(*arguments: str) -> str:
+    def run(begin: Callable[..., subprocess.CompletedProcess[str]], *arguments: str, **settings: bool) -> str:
         command = [sys.executable, "-m", "freqfilter", "limit", *arguments]
         params = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        # A new process, since a fork would use the zygote's Matplotlib font cache.
-        return subprocess.run(
-            [*command, *params], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-        ).stdout
+        return begin([*command, *params], cwd=tmp_path, env=environment, check=True, **settings).stdout
 
-    printed = json.loads(run("--json", "--noise_seed", "2"))
+    # A new process, since a fork would use the zygote's Matplotlib font cache.
+    printed = json.loads(run(subprocess.run, "--json", "--noise_seed", "2", capture_output=True, text=True))
     assert printed["n_windows"] == 291
     for side in ("causal_mse", "two_sided_mse"):
         assert len(printed[f"{side}_per_frequency"]) == 2
         assert len(printed[f"{side}_per_step"]) == 10
         assert 0 < printed[f"{side}_standard_error"] < printed[side]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    table = run("--noise_seed", "2")
+    table = run(zygote.run, "--noise_seed", "2")
     assert f"{printed['causal_mse']:.4f}" in table
     assert "2.5hz" in table
     assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import draw_nothing, fork_witnesses, in_store, made_once, options, start, work_in
+from tests.conftest import draw_nothing, fork_model_workers, in_store, made_once, options, start, work_in
 from tests.promotion.making import BOUNDS, SETTING
 
 
 @pytest.fixture(autouse=True)
 def forked_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Load models in forked processes."""
-    fork_witnesses(monkeypatch)
+    fork_model_workers(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +31,7 @@ def registries(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> P
         with pytest.MonkeyPatch.context() as patch:
             work_in(folder, store, patch, cache=cache)
             draw_nothing(patch)
-            fork_witnesses(patch)
+            fork_model_workers(patch)
             for number in ("1", "2"):
                 assert start("promote", "--version", number, *BOUNDS) == 0
                 shutil.copy(store, folder / f"champion_{number}.db")
