@@ -51,7 +51,8 @@ PICTURES = ROOT / "docs" / "pictures" / "ui"
 CUT = {
     "hidden_size": "16",
     "n_samples": "1000",
-    "windows_per_epoch": "16000",
+    "window_length": "20",
+    "windows_per_epoch": "8000",
     "batch_size": "64",
     "epochs": "2",
     "holdout_windows": "200",
