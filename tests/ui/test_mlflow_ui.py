@@ -19,7 +19,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import Run
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from freqfilter.config import resolve
 from freqfilter.tracked_names import (
@@ -33,7 +33,7 @@ from freqfilter.tracked_names import (
     VAL_MSE,
     VAL_MSE_OVER_LIMIT,
 )
-from tests.conftest import ROOT, free_port, wait_until_it_answers, work_in
+from tests.conftest import ROOT, fork_witnesses, free_port, wait_until_it_answers, work_in
 from tests.ui import six_runs
 from tests.ui.six_runs import version
 
@@ -51,7 +51,8 @@ PICTURES = ROOT / "docs" / "pictures" / "ui"
 CUT = {
     "hidden_size": "16",
     "n_samples": "1000",
-    "windows_per_epoch": "16000",
+    "window_length": "20",
+    "windows_per_epoch": "8000",
     "batch_size": "64",
     "epochs": "2",
     "holdout_windows": "200",
@@ -70,6 +71,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
+        fork_witnesses(patch)
         for recipe in ("default", "original"):
             (folder / f"{recipe}.yaml").write_text(resolve(CUT, recipe=recipe).to_yaml())
         six_runs.make(LENIENT, files=".yaml")
@@ -118,27 +120,37 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """MLflow's first page; nothing of it may break on the way."""
+@pytest.fixture(scope="module")
+def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
+    """One visitor for all tests, so that scripts are loaded, and what greets a visitor is closed, once."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1)
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
-    page.set_default_timeout(TIMEOUT_MS)
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(url)
     page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").click()
     page.get_by_label("Close alert").first.click()
     page.get_by_text("Model training").first.click()
-    yield page
+    page.close()
+    yield context
     context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, url: str) -> Iterator[Page]:
+    """MLflow's first page; nothing of it may break on the way."""
+    page = context.new_page()
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(url)
+    yield page
+    page.close()
     assert broken == []
 
 
 def keep(page: Page, name: str) -> None:
     """Keep what is to be seen, for the documentation."""
-    page.wait_for_timeout(1500)  # charts and menus move for a moment
     if SCREENSHOTS:
+        page.wait_for_timeout(1500)  # charts and menus move for a moment
         PICTURES.mkdir(parents=True, exist_ok=True)
         own = page.get_by_text("sqlite:///")  # where the store lies on this machine
         page.screenshot(path=PICTURES / f"{name}.png", mask=[own], mask_color="#e8e8e8")
