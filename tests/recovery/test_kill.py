@@ -22,8 +22,8 @@ from tests.recovery.comparing import RICH, Outcome
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 PHASES = ("start", "epoch", "checkpoint", "logging", "evaluation", "registration")
-UNIFORM, PER_PHASE = (26, 4) if SOAK else (2, 2)
-MOMENTS = [("any", n) for n in range(UNIFORM)] + [(phase, n) for phase in PHASES for n in range(PER_PHASE)]
+UNIFORM, OF_EACH_PHASE = (26, 4) if SOAK else (2, 2)
+MOMENTS = [("any", n) for n in range(UNIFORM)] + [(phase, n) for phase in PHASES for n in range(OF_EACH_PHASE)]
 # With many checkpoints by time.
 SETTING = RICH | {"checkpoint_minutes": "0.002", "checkpoints_kept": "2"}
 

@@ -34,7 +34,7 @@ def at_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     return server
 
 
-def read_epochs(process: subprocess.Popen[str], n_epochs: int) -> None:
+def hear(process: subprocess.Popen[str], n_epochs: int) -> None:
     """Read the output of ``n_epochs`` more epochs."""
     assert process.stdout
     n_read = 0
@@ -84,12 +84,12 @@ def test_training_continues_through_outages_and_each_point_arrives_once(
     at_server.start()
     process = wait_for_line("epoch   5/", [sys.executable, "-m", "freqfilter", "train", *options(LONG)], folder)
     for outage in outages:
-        read_epochs(process, chance.randint(1, 20))
+        hear(process, chance.randint(1, 20))
         if outage == "killed":
             at_server.kill()
         else:
             at_server.send(signal.SIGSTOP)
-        read_epochs(process, chance.randint(1, 40))  # training continues meanwhile
+        hear(process, chance.randint(1, 40))  # training goes on meanwhile
         if outage == "killed":
             at_server.start()
         else:
