@@ -22,7 +22,7 @@ from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
-from freqfilter.tracking.remote_registry import RemoteRegistry
+from freqfilter.tracking.registry import RemoteRegistry
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

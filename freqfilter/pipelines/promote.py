@@ -18,17 +18,9 @@ from freqfilter.config.schema import Bounds, task_differences
 from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
+from freqfilter.evaluation import gate
 from freqfilter.evaluation.baselines import baseline_estimators
-from freqfilter.evaluation.gate import (
-    BASELINES_TO_BEAT,
-    Check,
-    check_baselines,
-    check_cost,
-    check_finite,
-    check_improvement,
-    check_leak,
-    check_limit,
-)
+from freqfilter.evaluation.gate import Check
 from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL, Estimator
@@ -125,11 +117,11 @@ def run_checks(
             return GateReport([*checks, Check("predicts", False, str(error))], {}, None, seeds_summary)
     candidate_errors = errors["candidate"]
     baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
-    checks += [check_finite(candidate_errors), *check_baselines(candidate_errors, baselines)]
-    checks += check_limit(candidate_errors, baselines.get(LIMIT), bounds)
-    checks.append(check_leak(candidate.tags.get("diagnoses", "")))
-    checks += check_cost(description["milliseconds"], description["megabytes"], bounds)
-    checks.append(check_improvement(test, same_weights=same))
+    checks += [gate.check_finite(candidate_errors), *gate.check_baselines(candidate_errors, baselines)]
+    checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
+    checks.append(gate.check_leak(candidate.tags.get("diagnoses", "")))
+    checks += gate.check_cost(description["milliseconds"], description["megabytes"], bounds)
+    checks.append(gate.check_improvement(test, same_weights=same))
     shown = {name: errors[name] for name in ("candidate", "champion", LIMIT) if name in errors}
     return GateReport(checks, shown, test, seeds_summary)
 
@@ -153,11 +145,10 @@ def _noise_seeds(
         return seeds, f"noise seeds from {noise_seed} on (user-specified)"
     digests = [version.tags.get(MODEL_DIGEST, version.uri) for version in (candidate, champion) if version]
     key = int.from_bytes(hashlib.sha256(" ".join(digests).encode()).digest()[:8], "big")
-    drawn = (
-        random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, size=INTERIM_ANALYSES[-1], replace=False)
-        + FIRST_SEED
-    )
-    return [int(seed) for seed in drawn], "noise seeds derived from the digests of both models, not used in training"
+    drawn = random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, INTERIM_ANALYSES[-1], replace=False)
+    return [
+        int(FIRST_SEED + offset) for offset in drawn
+    ], "noise seeds derived from the digests of both models, not used in training"
 
 
 def _measure(
@@ -193,7 +184,7 @@ def _measure(
 def _reference_estimators(params: Params) -> dict[str, Estimator]:
     """Create the baselines that the candidate has to beat, and the limit if it is known."""
     baselines = baseline_estimators(params, Splits.from_params(params))
-    return {name: estimator for name, estimator in baselines.items() if name in (*BASELINES_TO_BEAT, LIMIT)}
+    return {name: estimator for name, estimator in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
 
 
 MAX_ATTEMPTS = 3  # if other processes move the champion during a decision
@@ -347,14 +338,7 @@ def decision_report(decision: PromotionResult) -> str:
     ]
     if report.errors:
         means = pd.DataFrame({name: table.mean() for name, table in report.errors.items()}).T
-        lines.append(
-            tabulate(
-                [[name, *row] for name, row in zip(means.index, means.to_numpy().tolist(), strict=True)],
-                headers=["MSE", *means.columns],
-                floatfmt=".4f",
-                tablefmt="github",
-            )
-        )
+        lines.append(means.rename_axis("MSE").to_markdown(tablefmt="github", floatfmt=".4f"))
         lines.append(f"Means over {len(report.errors['candidate'])} realizations: {report.seeds}.")
     return "\n\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -151,3 +151,12 @@ def temporary_dir(folder: Path) -> Iterator[None]:
         yield
     finally:
         tempfile.tempdir = before
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of an experiment, which is created if it is missing."""
+    if experiment := client.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
+    with suppress(MlflowException):  # another process was faster
+        return str(client.create_experiment(name))
+    return str(client.get_experiment_by_name(name).experiment_id)

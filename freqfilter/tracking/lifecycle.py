@@ -18,10 +18,9 @@ from freqfilter.atomic_io import writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import TrainingError, one_line, without_credentials
 from freqfilter.process import Interrupted, launched_by_mlflow, launcher, running, shutdown
-from freqfilter.tracking.client import STORE_ERRORS, wrap_store_errors
+from freqfilter.tracking.client import STORE_ERRORS, experiment_id, wrap_store_errors
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import RunOwner, set_status_after
-from freqfilter.tracking.queries import experiment_id
 from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard
 from freqfilter.tracking.ui_views import create_saved_views
 from freqfilter.training.device import wrap_memory_errors

@@ -7,16 +7,13 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
 import pandas as pd
-import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
@@ -25,10 +22,10 @@ from freqfilter.atomic_io import write_error
 from freqfilter.config import Params, TrackingParams, restore
 from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
-from freqfilter.process import launched_run
+from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_METRICS, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import retry, temporary_env, wrap_store_errors
+from freqfilter.tracking.client import experiment_id, retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunOwner
@@ -198,15 +195,6 @@ def upload_run(kept: RunRecord) -> RunRecord:
     except OSError as error:
         raise write_error(folder, error) from error
     return replace(kept, run_id=run.info.run_id, folder=folder, target_experiment=None)
-
-
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of an experiment, which is created if it is missing."""
-    if experiment := client.get_experiment_by_name(name):
-        return str(experiment.experiment_id)
-    with suppress(MlflowException):  # another process was faster
-        return str(client.create_experiment(name))
-    return str(client.get_experiment_by_name(name).experiment_id)
 
 
 DEFAULT_N_RUNS = 10  # where no runs are named
@@ -384,7 +372,7 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
     Args:
         on_server: Whether other machines write to the store.
     """
-    launchers = _launchers()
+    launchers = launcher_start_times()
     for run in stored_runs(having="attributes.status = 'RUNNING'"):
         if run.owner is not None:
             alive = run.owner.is_alive
@@ -404,13 +392,3 @@ def _launched_from_here(run: RunRecord) -> bool:
     source = run.tags.get(MLFLOW_SOURCE_NAME, "").removeprefix("file://")
     is_project = run.tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and bool(source)
     return is_project and Path(source) == root and run.tags.get(MLFLOW_USER) == getpass.getuser()
-
-
-def _launchers() -> list[float]:
-    """Start of each `mlflow run` process of this machine, seconds since 1970."""
-    starts = []
-    for process in psutil.process_iter(["cmdline", "create_time"]):
-        arguments = process.info["cmdline"] or []
-        if "run" in arguments and any(Path(argument).name == "mlflow" for argument in arguments):
-            starts.append(process.info["create_time"])
-    return starts

@@ -253,7 +253,7 @@ def test_a_copy_with_another_checksum_is_deleted(
 ) -> None:
     other = registry / "other.db"
     other.write_bytes(empty_store.read_bytes())
-    monkeypatch.setattr("freqfilter.tracking.remote_registry.RemoteRegistry.digest", lambda *_: "another")
+    monkeypatch.setattr("freqfilter.tracking.registry.RemoteRegistry.digest", lambda *_: "another")
     code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
     assert code == 2
     assert "checksum mismatch after the copy" in line

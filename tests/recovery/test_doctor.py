@@ -65,10 +65,10 @@ def test_a_launch_that_may_still_be_running_is_left_alone(
     folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MlflowClient().create_run("0", tags=LAUNCHED)
-    monkeypatch.setattr("freqfilter.tracking.queries._launchers", lambda: [time.time() - 60])
+    monkeypatch.setattr("freqfilter.tracking.queries.launcher_start_times", lambda: [time.time() - 60])
     assert typed("doctor") == (0, "")
     assert [run.info.status for run in all_runs()] == ["RUNNING"]
-    monkeypatch.setattr("freqfilter.tracking.queries._launchers", lambda: [time.time() + 60])
+    monkeypatch.setattr("freqfilter.tracking.queries.launcher_start_times", lambda: [time.time() + 60])
     assert typed("doctor") == (0, "")
     assert [run.info.status for run in all_runs()] == ["FAILED"]
 
