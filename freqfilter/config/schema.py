@@ -254,8 +254,7 @@ class Params(_Section):
         data = self.data
         if data.window_length > self.signals.n_samples:
             raise ValueError(
-                f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}; "
-                "lower it"
+                f"window_length={data.window_length} is longer than n_samples={self.signals.n_samples}; lower it"
             )
         if (data.split == "file") != (data.data_file is not None):
             raise ValueError(f"split={data.split}: use split=file with data_file, another split without")
