@@ -1,4 +1,4 @@
-# Every target that a person, pre-commit or CI needs. `make` alone lists them.
+# Targets for users, pre-commit and CI. `make` alone lists them.
 SHELL := bash
 PYTHON ?= python3.11
 VENV := .venv
@@ -30,23 +30,23 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed_dev: $(VENV)/installed
-	@echo "installing what the tests need"
+	@echo "installing the development dependencies"
 	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
-install: $(VENV)/installed  ## make the environment; nothing is installed twice
+install: $(VENV)/installed  ## create the environment; nothing is installed twice
 
 train: $(VENV)/installed  ## train the default recipe; ARGS="-P epochs=3" passes parameters
 	@$(BIN)/python -m freqfilter init_store
 	@$(RUN) $(ARGS)
 
-original: $(VENV)/installed  ## train as the original script does
+original: $(VENV)/installed  ## train the recipe of the original script
 	@$(BIN)/python -m freqfilter init_store
 	@$(RUN) -e original $(ARGS)
 
-# What docs/alternatives.md shows: how the default recipe was chosen, at a third of its windows; sizes, cells and losses
-# with fresh noise and Adam for 4 epochs; the original's data and recipe on 1 of its 10 seconds for 30 epochs, validated
-# on noise of its own so that scheduler and early stopping see the truth; and how long an epoch takes, on that second.
+# Runs of docs/alternatives.md: selection of the default recipe, at a third of its windows; sizes, cells and losses with
+# fresh noise and Adam for 4 epochs; the original's data and recipe on 1 of its 10 seconds for 30 epochs, validated on
+# independent noise so that scheduler and early stopping get valid losses; and the time of an epoch on that second.
 CHOICE := {seed: [43, 44], targets: clean, optimizer: adam, learning_rate: [0.0025, 0.01], precision: fp32, \
   scheduler: plateau, batch_size: [64, 256], windows_per_epoch: [16000, 64000], dropout: 0.1, weight_decay: 1e-4, cell: gru, \
   gradient_clip_norm: [0, 0.1, 0.5], epochs: 4}
@@ -78,10 +78,10 @@ story: $(VENV)/installed  ## draw the README's first picture from the newest run
 notebooks: $(VENV)/installed_dev  ## execute the notebooks and write their outputs into them, three minutes
 	@$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
-# Six trainings in full and two decisions, then the tests of MLflow's UI on their store.
+# Six full-size trainings and two decisions, then the tests of MLflow's UI on their store.
 SHOTS := $(CURDIR)/build/screenshots
 screenshots: export MLFLOW_TRACKING_URI := sqlite:///$(SHOTS)/mlflow.db
-screenshots: $(VENV)/installed_dev  ## make the pictures of docs/how-to/mlflow_ui.md, an hour; needs Chromium
+screenshots: $(VENV)/installed_dev  ## take the pictures of docs/how-to/mlflow_ui.md, an hour; needs Chromium
 	@rm -rf $(SHOTS) && mkdir -p $(SHOTS)
 	@cd $(SHOTS) && PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.ui.six_runs
 	@FREQFILTER_SCREENSHOTS=1 $(BIN)/python -m pytest tests/ui
@@ -89,29 +89,29 @@ screenshots: $(VENV)/installed_dev  ## make the pictures of docs/how-to/mlflow_u
 mlproject: $(VENV)/installed  ## write the MLproject's comments from params.yaml
 	@$(BIN)/python docs/mlproject.py
 
-docs: $(VENV)/installed_dev  ## build the documentation's site into site/; a link that leads nowhere is an error
+docs: $(VENV)/installed_dev  ## build the documentation's site into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "read it: $(VENV)/bin/python -m http.server --directory site 8000, http://127.0.0.1:8000"
 
-bench: $(VENV)/installed  ## measure what takes how long, an hour and three quarters; PARTS="epoch start" for some of it
+bench: $(VENV)/installed  ## run the benchmarks, an hour and three quarters; PARTS="epoch start" selects some
 	@$(BIN)/python -m benchmarks $(PARTS)
 
-ui: $(VENV)/installed  ## open the MLflow UI on the same store, http://127.0.0.1:5000
+ui: $(VENV)/installed  ## start the MLflow UI on the same store, http://127.0.0.1:5000
 	@$(BIN)/python -m freqfilter ui $(ARGS)
 
-serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="--version 3" another version
+serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="--version 3" selects another version
 	@$(BIN)/python -m freqfilter serve $(ARGS)
 
 TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/installed_dev  ## run the tests, two at a time; the last line names what this machine has left out
+test: $(VENV)/installed_dev  ## run the tests, two at a time; the last line names those this machine cannot run
 	@$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not extra" $(ARGS)
 
-# Exit code 5: nothing is marked so.
-test-extras: $(VENV)/installed_dev  ## run the tests that need services or libraries beyond those of the program
+# Exit status 5: no test has this mark.
+test-extras: $(VENV)/installed_dev  ## run the tests that need services or optional libraries
 	@$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m extra $(ARGS) || [ $$? -eq 5 ]
 
-soak: $(VENV)/installed_dev  ## the random tests with large counts, an hour; again until MINUTES are over, from new seeds
+soak: $(VENV)/installed_dev  ## run the randomized tests with many trials, an hour; repeat with new seeds for MINUTES
 	@ends=$$(( $$(date +%s) + 60 * $(MINUTES) )); seed=$(or $(SEED),$$RANDOM$$RANDOM); \
 	while echo "SEED=$$seed"; do \
 	  FREQFILTER_SOAK=1 FREQFILTER_SEED=$$seed $(BIN)/python -m pytest --numprocesses 2 --dist load \
@@ -119,7 +119,7 @@ soak: $(VENV)/installed_dev  ## the random tests with large counts, an hour; aga
 	  [ $$(date +%s) -lt $$ends ] || break; seed=$$RANDOM$$RANDOM; \
 	done
 
-lint: $(VENV)/installed_dev  ## formatter, linter and type checker
+lint: $(VENV)/installed_dev  ## run formatter, linter and type checker
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -128,8 +128,8 @@ format: $(VENV)/installed_dev  ## format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-lock: $(VENV)/installed_dev  ## write constraints.txt from what is installed
+lock: $(VENV)/installed_dev  ## write constraints.txt from the installed packages
 	@$(BIN)/pip freeze --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > constraints.txt
 
-clean:  ## remove the environment and caches; runs and their store stay
+clean:  ## remove the environment and caches, but not runs and store
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist site

@@ -1,1 +1,1 @@
-"""What takes how long, measured side by side: `make bench`."""
+"""Benchmarks of time and memory: `make bench`."""

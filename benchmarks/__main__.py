@@ -1,4 +1,4 @@
-"""Measure the parts that are named, or all of them: `python -m benchmarks epoch start`."""
+"""Run the named parts of the benchmarks, or all of them: `python -m benchmarks epoch start`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks import report
 from benchmarks.measure import Row, machine, say
 
 PARTS = (
-    "epoch", "time_to_quality", "share_of_peak", "tracking", "memory", "inference", "start", "growth",
+    "epoch", "time_to_quality", "share_of_peak", "tracking", "memory", "inference", "start", "commands", "growth",
 )  # fmt: skip
 
 
 def main(names: list[str]) -> None:
-    """Measure, and keep what other parts have measured before."""
+    """Run parts, and keep the stored results of the others."""
     if unknown := [name for name in names if name not in PARTS]:
         sys.exit(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     on = machine()

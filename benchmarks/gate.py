@@ -1,6 +1,6 @@
 """Errors of some filters and of the limit on many fresh realizations: ``python -m benchmarks.gate VERSION VERSION…``.
 
-They are what tests/evaluation/test_paired.py resamples to find out how often the gate is wrong. Written to
+tests/evaluation/test_paired.py resamples them to measure the gate's error rates. Written to
 tests/data/gate_errors.csv: a row for each realization, a column for the limit and each version.
 """
 

@@ -1,4 +1,4 @@
-"""The common held-out set: what both sides are scored on, off the clock."""
+"""The held-out set on which both sides are scored, outside the measured time."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.data.windows import evenly_spaced
 from freqfilter.models.network import estimate
 
-NOISE_SEEDS = (5001, 5002, 5003, 5004)  # that no recipe knows
-N_WINDOWS = 10_000  # evenly from all of them
+NOISE_SEEDS = (5001, 5002, 5003, 5004)  # used by no recipe
+N_WINDOWS = 10_000  # evenly spaced over all of them
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Windows of fresh realizations, their targets, and the limit on exactly them."""
+    """Windows of fresh realizations, their targets, and the limit on these windows."""
 
     inputs: Tensor
     targets: Tensor
@@ -28,7 +28,7 @@ class HeldOut:
 
     @classmethod
     def make(cls) -> Self:
-        """The set of the default signal model."""
+        """Create the set of the default signal model."""
         params = resolve()
         model = SignalModel.from_params(params.signals)
         every = realization_windows(model, params.data.window_length, *NOISE_SEEDS)
@@ -38,7 +38,7 @@ class HeldOut:
         return cls(inputs, targets, float((best - targets).square().mean()))
 
     def ratio(self, network: nn.Module) -> float:
-        """The network's mean squared error over the limit's."""
+        """Ratio of the network's mean squared error to the limit."""
         device = next(network.parameters()).device
         errors = (estimate(network, self.inputs.to(device)).cpu() - self.targets).square()
         return float(errors.double().mean()) / self.limit_mse

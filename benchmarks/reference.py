@@ -1,8 +1,8 @@
-"""The reference: a plain training script as the original is, kept naive on purpose.
+"""The reference: a plain training script like the original, deliberately not optimized.
 
-All windows stand in memory, a `DataLoader` collates them one by one, everything is float32, and the loss is read after
-each step. CUDA is used where there is one, as PyTorch sets it up. It knows nothing of this package but the noise's
-numbers, which are NumPy's own.
+All windows are in memory, a `DataLoader` collates them one by one, everything is float32, and the loss is read after
+each step. CUDA is used if available, with PyTorch's defaults. It imports nothing of this package; the noise is that of
+NumPy's generator.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Filter(nn.Module):
-    """The network of the original."""
+    """Network of the original."""
 
     def __init__(self, dropout: float = 0.2) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ class Filter(nn.Module):
         self.fc = nn.Linear(128, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Estimates (batch, time, 1) of (batch, time, 5)."""
+        """Compute estimates (batch, time, 1) from inputs (batch, time, 5)."""
         features, _ = self.lstm(x)
         return self.fc(self.dropout(features))
 
 
 def windows(noise_seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All windows of a realization: inputs (39804, 50, 5) and targets (39804, 50, 1)."""
+    """Return all windows of a realization: inputs (39804, 50, 5) and targets (39804, 50, 1)."""
     t = np.linspace(0, 10, 10_000)
     components = np.stack([np.sin(2 * np.pi * f * t + np.deg2rad(45 * k)) for k, f in enumerate((1, 3, 5, 7))])
     mixture = components.mean(axis=0) + np.random.RandomState(noise_seed).normal(0, 0.1, len(t))
@@ -52,7 +52,7 @@ def windows(noise_seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass
 class Training:
-    """Everything that the original sets up before its loop."""
+    """Objects that the original creates before its loop."""
 
     model: Filter
     optimizer: torch.optim.Optimizer
@@ -62,7 +62,7 @@ class Training:
 
     @classmethod
     def begin(cls, seed: int) -> Training:
-        """Windows, split, network and optimizer."""
+        """Create windows, split, network and optimizer."""
         torch.manual_seed(seed)
         inputs, targets = windows(1)
         order = np.random.RandomState(42).permutation(len(inputs))
@@ -76,7 +76,7 @@ class Training:
         return cls(model, optimizer, scheduler, training, validation)
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        """One step of training."""
+        """Run a training step and return its loss."""
         self.optimizer.zero_grad()
         loss = nn.functional.mse_loss(self.model(x.to(DEVICE)), y.to(DEVICE))
         loss.backward()
@@ -85,7 +85,7 @@ class Training:
         return loss.item()
 
     def validate(self) -> float:
-        """Validation loss; the scheduler sees it."""
+        """Compute the validation loss and step the scheduler."""
         self.model.eval()
         with torch.no_grad():
             losses = [nn.functional.mse_loss(self.model(x.to(DEVICE)), y.to(DEVICE)).item() for x, y in self.validation]
@@ -94,7 +94,7 @@ class Training:
         return loss
 
     def epoch(self) -> tuple[float, float]:
-        """Training and validation loss of an epoch."""
+        """Train an epoch; return its training and validation loss."""
         self.model.train()
         losses = [self.step(x, y) for x, y in self.training]
         return float(np.mean(losses)), self.validate()

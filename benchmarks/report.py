@@ -1,4 +1,4 @@
-"""What was measured, as a file for programs, a table and a figure."""
+"""Results of the benchmarks as JSON, a table and figures."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from freqfilter.plots.style import BLUE, GREY, ORANGE, label_axes, new_figure
 
 HOME = Path(__file__).parent
 RESULTS, FIGURE, GROWTH = HOME / "results.json", HOME / "results.png", HOME / "growth.png"
-RATE = "1/s"  # the unit of which more is better
+RATE = "1/s"  # unit of rates, for which larger is better
 HEADERS = ("side", "figure", "median", "least to most", "unit", "against", "ratio")
 
 
 def read() -> dict[str, Any]:
-    """What earlier runs have measured, by part; empty where there is nothing yet."""
+    """Read stored results by part; empty if there are none."""
     return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
 
 
 def write(results: Mapping[str, Any]) -> None:
-    """The whole file, or none of it."""
+    """Write all results atomically."""
     with atomic_write(RESULTS) as file:
         file.write((json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Medians, spread and ratios of a part, as Markdown."""
+    """Format medians, spread and ratios of a part as Markdown."""
     lines = []
     for row in rows:
         grown = ", ".join(f"{name}={value:g}" for name, value in row.setting.items())
@@ -56,16 +56,16 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def slopes(rows: Sequence[Row]) -> dict[str, float]:
-    """Exponents of growth by side and figure, from the two largest settings; 1: in proportion."""
-    found = {}
+    """Exponents of growth by side and figure, from the two largest settings; 1: linear."""
+    exponents = {}
     for grown in _grown(rows):
         (x1, y1), (x2, y2) = grown.points[-2:]
-        found[grown.name] = math.log(y2 / y1) / math.log(x2 / x1)
-    return found
+        exponents[grown.name] = math.log(y2 / y1) / math.log(x2 / x1)
+    return exponents
 
 
 def draw(parts: Mapping[str, Sequence[Row]]) -> None:
-    """Every ratio in one picture, and growth in another."""
+    """Draw all ratios in one figure, and growth in another."""
     compared = {
         f"{part}: {row.side}, {row.figure}": (row, row.ratio(rows))
         for part, rows in parts.items()
@@ -82,7 +82,7 @@ def draw(parts: Mapping[str, Sequence[Row]]) -> None:
         axes.axvline(1, color=GREY)
         for place, value in enumerate(values):
             axes.text(value, place, f" {value:.2g}", va="center")
-        label_axes(axes, xlabel="over the side that it is held against; 1: as much", ylabel="")
+        label_axes(axes, xlabel="ratio to the side that it is compared with; 1: equal", ylabel="")
         figure.savefig(FIGURE, dpi=120)
     grown = [grown for rows in parts.values() for grown in _grown(rows)]
     if grown:
@@ -121,13 +121,13 @@ class Grown(NamedTuple):
 
 
 def _grown(rows: Sequence[Row]) -> list[Grown]:
-    """What was measured at several settings."""
-    found = []
+    """Figures that were measured at several settings."""
+    grown = []
     of_figure = {(row.side, row.figure): row for row in rows if row.setting}
     for (side, figure), any_row in of_figure.items():
         (setting,) = any_row.setting
         same = [row for row in rows if row.setting and (row.side, row.figure) == (side, figure)]
         points = sorted((row.setting[setting], row.median) for row in same if row.median is not None)
         if len(points) > 1:
-            found.append(Grown(f"{side}, {figure}", figure, any_row.unit, setting, points))
-    return found
+            grown.append(Grown(f"{side}, {figure}", figure, any_row.unit, setting, points))
+    return grown

@@ -1,4 +1,4 @@
-"""Pages of the site that are made when it is built: the reference, from the code, and those that stand outside docs/.
+"""Pages of the site that are generated when it is built: the reference, from the code, and pages outside docs/.
 
 MkDocs calls the functions that begin with ``on_``; all others are pure.
 """
@@ -27,44 +27,44 @@ from freqfilter.config.load import default_text, defaults, fields
 
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
-SHOWN_AS_THEY_ARE = {".png", ".json", ".txt"}  # a browser would offer to save what it does not know
+SHOWN_AS_THEY_ARE = {".png", ".json", ".txt"}  # browsers download files of other types
 
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 BLOCK_MATH = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_MATH = re.compile(r"\$`([^`]+)`\$")
 
-# What each metric says. A star stands for any name in its place; a test holds these against the metrics of real runs.
+# Descriptions of metrics. A star stands for any name; a test compares these with the metrics of real runs.
 METRICS = {
     "Training, at each epoch": {
         "train/loss": "training loss, the mean over the epoch's batches",
-        "train/learning_rate": "learning rate in force at the epoch's last step",
+        "train/learning_rate": "learning rate at the epoch's last step",
         "train/gradient_norm": "norm of the gradient before clipping, the mean over the batches",
-        "train/epoch_seconds": "wall time of training and validation, holdout apart, seconds",
+        "train/epoch_seconds": "wall time of training and validation, without the holdout, seconds",
     },
     "Validation and holdout, at each epoch that has one": {
-        "val/loss": "validation loss, the mean over batches of the training's size, in the units of the loss",
+        "val/loss": "validation loss in the units of the loss, the mean over samples or batches (`validation_average`)",
         "val/mse": "mean squared error on the validation windows, the mean over samples, whatever the loss",
         "val/limit_mse": "the limit on the same windows",
-        "val/mse_over_limit": "`val/mse` as a multiple of that limit: 1 is the least that a filter can expect",
-        "holdout/mse": "mean squared error on the holdout windows, noise that nothing is trained on or chosen by",
+        "val/mse_over_limit": "ratio of `val/mse` to that limit: 1 is the least that a filter can expect",
+        "holdout/mse": "mean squared error on the holdout windows, used neither for training nor for selection",
     },
     "System, every `system_metrics_interval` seconds": {
-        "system/cpu_utilization_percentage": "share of all processor cores that all programs take",
+        "system/cpu_utilization_percentage": "usage of all processor cores by all programs",
         "system/system_memory_usage_megabytes": "memory in use by all programs, MB",
         "system/system_memory_usage_percentage": "its share of the machine's memory",
-        "system/process_cpu_percentage": "processor share of the training process, 100 for a core",
+        "system/process_cpu_percentage": "processor usage of the training process, 100 per core",
         "system/process_memory_megabytes": "resident memory of the training process, MB",
     },
     "The whole run": {
         "limit/expected_mse": "the limit in expectation, over all starts and all noise",
-        "parameter_count": "trainable numbers of the network",
-        "epochs_run": "epochs that were trained",
-        "peak_memory_mb": "the most memory that the process has held, on CUDA that tensors have taken there, MB",
+        "parameter_count": "number of trainable parameters of the network",
+        "epochs_run": "number of epochs trained",
+        "peak_memory_mb": "peak memory of the process, or of tensors on CUDA, MB",
         "best/epoch": "the epoch with the least validation loss, whose weights are kept",
         "best/train_loss": "its training loss",
         "best/val_loss": "its validation loss",
         "best/val_mse": "its mean squared error on the validation windows",
-        "best/val_mse_over_limit": "the same as a multiple of the limit",
+        "best/val_mse_over_limit": "its ratio to the limit",
         "best/holdout_mse": "its mean squared error on all windows of the holdout realization",
     },
     "The test, with the best weights": {
@@ -74,25 +74,25 @@ METRICS = {
         "test/r2": "R²: 1 less the mean squared error over the variance of the target",
         "test/pearson_r": "correlation of estimate and target",
         "test/sdr_db": "power of the target over that of the error, dB",
-        "test/mse_over_limit": "`test/mse` as a multiple of the limit on the same windows",
+        "test/mse_over_limit": "ratio of `test/mse` to the limit on the same windows",
         "test/mse_over_limit_low": "lower end of its 95 % interval",
         "test/mse_over_limit_high": "upper end of its 95 % interval",
-        "test/db_over_limit": "the same distance in decibels",
+        "test/db_over_limit": "the same ratio in decibels",
         "test/*_*hz": "any of these for one component, such as `test/mse_5hz` or `test/mse_over_limit_5hz`",
-        "test/*_mse": "mean squared error of another extractor on the same windows, such as `test/limit_mse`, "
+        "test/*_mse": "mean squared error of a baseline on the same windows, such as `test/limit_mse`, "
         "`test/limit_two_sided_mse`, `test/linear_mmse_mse`, `test/linear_mmse_two_sided_mse`, `test/zero_mse`",
     },
     "Fresh realizations: `evaluate` with `realizations`": {
-        "fresh/realizations": "how many there were",
+        "fresh/realizations": "number of realizations",
         "fresh/mse": "mean squared error, the mean over the realizations",
         "fresh/mse_low": "lower end of its 95 % interval",
         "fresh/mse_high": "upper end of its 95 % interval",
         "fresh/limit_mse": "the limit on the same windows",
-        "fresh/mse_over_limit": "`fresh/mse` as a multiple of that limit",
+        "fresh/mse_over_limit": "ratio of `fresh/mse` to that limit",
         "fresh/mse_over_limit_low": "lower end of its 95 % interval",
         "fresh/mse_over_limit_high": "upper end of its 95 % interval",
-        "fresh/db_over_limit": "the same distance in decibels",
-        "fresh/*_*hz": "mean squared error, limit or distance for one component",
+        "fresh/db_over_limit": "the same ratio in decibels",
+        "fresh/*_*hz": "mean squared error, limit or ratio for one component",
     },
     "`limit`": {
         "limit/causal_mse": "least mean squared error of a filter that uses the samples so far",
@@ -155,7 +155,7 @@ PYTHON = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made here, and the files that pages link to outside docs/."""
+    """Add the generated pages, and files outside docs/ that pages link to."""
     for name, text in (reference_pages() | root_pages()).items():
         files.append(File.generated(config, name, content=text))
     for path in linked_outside(markdown_sources()):
@@ -164,14 +164,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to where things are on the site, and write formulas as MathML."""
+    """Rewrite links for the site, and formulas as MathML."""
     source = PurePosixPath("docs", page.file.src_uri)
-    made_here = page.file.generated_by is not None
-    return with_mathml(markdown if made_here else with_site_links(markdown, source, PurePosixPath(page.file.src_uri)))
+    is_generated = page.file.generated_by is not None
+    return with_mathml(
+        markdown if is_generated else with_site_links(markdown, source, PurePosixPath(page.file.src_uri))
+    )
 
 
 def reference_pages() -> dict[str, str]:
-    """The reference, by the name of each page."""
+    """Pages of the reference, by file name."""
     commands: dict[str, click.Command] = dict(load_commands().commands)
     entry_points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
     pages = {
@@ -184,7 +186,7 @@ def reference_pages() -> dict[str, str]:
 
 
 def root_pages() -> dict[str, str]:
-    """The pages that stand in the project's top folder, with the links that they have on the site."""
+    """Pages of the project's root folder, with links for the site."""
     pages = {
         page: with_site_links((ROOT / source).read_text(), PurePosixPath(source), PurePosixPath(page))
         for source, page in FROM_ROOT.items()
@@ -193,40 +195,40 @@ def root_pages() -> dict[str, str]:
 
 
 def markdown_sources() -> dict[PurePosixPath, str]:
-    """Every page that a person has written, by its place in the project."""
+    """Hand-written pages, by path in the project."""
     paths = [*(ROOT / name for name in FROM_ROOT), *sorted((ROOT / "docs").rglob("*.md"))]
     return {PurePosixPath(path.relative_to(ROOT).as_posix()): path.read_text() for path in paths}
 
 
 def parameters_page(reasons_by_name: Mapping[str, str]) -> str:
-    """Each parameter with its default, what it may be, its sentence and its reason, a table for each section.
+    """Parameters with default, range, description and reason, a table for each section.
 
     Args:
-        reasons_by_name: What params.yaml says beside a default.
+        reasons_by_name: Comments of params.yaml.
     """
-    stated, lines = defaults(), ["# Parameters", "", *PARAMETERS_HEAD]
+    values, lines = defaults(), ["# Parameters", "", *PARAMETERS_HEAD]
     for section, of_section in Params.model_fields.items():
         lines += ["", f"## {section}", "", str(of_section.annotation.__doc__), ""]
-        lines += ["| parameter | default | may be | what it is |", "|---|---|---|---|"]
+        lines += ["| parameter | default | values | description |", "|---|---|---|---|"]
         for home, name, field in fields():
             if home == section:
                 reason = f" *({reasons_by_name[name]})*" if name in reasons_by_name else ""
                 allowed = kind(field.annotation, field.metadata)
                 words = sentence(str(field.description)) + reason
-                lines.append(row([f'<a id="{name}"></a>`{name}`', f"`{default_text(stated[name])}`", allowed, words]))
+                lines.append(row([f'<a id="{name}"></a>`{name}`', f"`{default_text(values[name])}`", allowed, words]))
     return "\n".join(lines) + "\n"
 
 
 PARAMETERS_HEAD = [
-    "Made from `params.yaml`, the one home of every default, and from the schema, which knows what each may be.",
-    "In brackets: the unit or reason that `params.yaml` states beside a default. Each name is unique, whatever its",
-    "section: `-P learning_rate=0.002` under `mlflow run`, `--learning_rate 0.002` on the command line,",
+    "Generated from the defaults in `params.yaml` and the ranges in the schema.",
+    "In brackets: the unit or reason stated in `params.yaml`. Names are unique across",
+    "sections: `-P learning_rate=0.002` under `mlflow run`, `--learning_rate 0.002` on the command line,",
     "`learning_rate` in MLflow.",
 ]
 
 
 def reasons(params_yaml: str) -> dict[str, str]:
-    """The comment beside each default.
+    """Parse the comment of each default.
 
     >>> reasons("  window_length: 50  # samples")
     {'window_length': 'samples'}
@@ -235,7 +237,7 @@ def reasons(params_yaml: str) -> dict[str, str]:
 
 
 def kind(annotation: Any, constraints: Iterable[Any] = ()) -> str:
-    """What a value may be, from its type and the constraints on it.
+    """Describe the values of a type with constraints.
 
     >>> kind(int, [Ge(1), Le(10**9)]), kind(float, [Gt(0)]), kind(bool)
     ('whole, 1 to 1,000,000,000', 'number > 0', '`true`, `false`')
@@ -257,14 +259,14 @@ def kind(annotation: Any, constraints: Iterable[Any] = ()) -> str:
 
 
 def number(*, whole: bool, constraints: Iterable[Any]) -> str:
-    """What a number may be.
+    """Describe the range of a number.
 
     >>> number(whole=True, constraints=[Ge(0), Lt(2**32)]), number(whole=False, constraints=[Gt(0), Lt(1)])
     ('whole, 0 to 4,294,967,295', 'number > 0, < 1')
     """
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = {name: [getattr(c, name) for c in constraints if hasattr(c, name)] for name in signs}
-    bounds = {name: max(of) if name[0] == "g" else min(of) for name, of in found.items() if of}  # the narrowest
+    stated = {name: [getattr(c, name) for c in constraints if hasattr(c, name)] for name in signs}
+    bounds = {name: max(every) if name[0] == "g" else min(every) for name, every in stated.items() if every}
     if whole and "lt" in bounds:
         bounds["le"] = bounds.pop("lt") - 1
     if whole and {"ge", "le"} <= set(bounds):
@@ -274,11 +276,11 @@ def number(*, whole: bool, constraints: Iterable[Any]) -> str:
 
 
 def commands_page(commands: Mapping[str, click.Command]) -> str:
-    """Each command with its help text and its own options; those that are parameters are named by their section."""
+    """Commands with help text and options; options that are parameters are listed by section."""
     lines = [
         "# Commands",
         "",
-        "`python -m freqfilter COMMAND`, or `freqfilter COMMAND` where the package is installed.",
+        "`python -m freqfilter COMMAND`, or `freqfilter COMMAND` if the package is installed.",
     ]
     for name, command in sorted(commands.items()):
         arguments = " ".join(str(p.metavar) for p in command.params if isinstance(p, click.Argument))
@@ -289,7 +291,7 @@ def commands_page(commands: Mapping[str, click.Command]) -> str:
 
 
 def option_table(command: click.Command) -> Iterator[str]:
-    """The options of a command, its own in a table, and one line for those that are parameters."""
+    """Options of a command in a table, with one line for options that are parameters."""
     options = {
         option.opts[0].removeprefix("--"): option for option in command.params if isinstance(option, click.Option)
     }
@@ -297,17 +299,17 @@ def option_table(command: click.Command) -> Iterator[str]:
     taken = [section for section, names in sections.items() if names <= set(options)]
     own = [option for name, option in options.items() if not any(name in sections[section] for section in taken)]
     if own:
-        yield from ["", "| option | default | what it is |", "|---|---|---|"]
+        yield from ["", "| option | default | description |", "|---|---|---|"]
         for option in own:
             words = f"{', '.join(option.opts)} {option.metavar or ''}".strip()
             yield row([f"`{words}`{{.option}}", default_of(option), sentence(str(option.help))])
     if taken:
         links = ", ".join(f"[{section}](parameters.md#{section})" for section in taken)
-        yield from ["", f"Every parameter of these sections is an option too: {links}."]
+        yield from ["", f"All parameters of these sections are options too: {links}."]
 
 
 def default_of(option: click.Option) -> str:
-    """An option's default as its help states it, or as it is."""
+    """Default of an option, from its help text or its value."""
     if stated := re.search(r"\[default: (.*)\]$", str(option.help)):
         return stated[1]
     has_one = isinstance(option.default, str | int | float) and not option.is_flag
@@ -315,7 +317,7 @@ def default_of(option: click.Option) -> str:
 
 
 def entry_points_page(entry_points: Mapping[str, Mapping[str, str]], commands: Mapping[str, click.Command]) -> str:
-    """Each entry point of the MLproject, with the command that it starts and that command's help text."""
+    """Entry points of the MLproject, with the commands that they start and their help texts."""
     lines = ["# Entry points", "", *ENTRY_POINTS_HEAD]
     for name, entry_point in entry_points.items():
         command = entry_point["command"].split()[-1]
@@ -327,32 +329,32 @@ def entry_points_page(entry_points: Mapping[str, Mapping[str, str]], commands: M
 
 
 ENTRY_POINTS_HEAD = [
-    "What the `MLproject` offers to `mlflow run`. It declares no parameters: MLflow hands on every `-P NAME=VALUE` as",
-    "`--NAME VALUE`.",
+    "Entry points of the `MLproject`, for `mlflow run`. It declares no parameters: MLflow passes each `-P NAME=VALUE`",
+    "on as `--NAME VALUE`.",
 ]
 
 
 def metrics_page(metrics: Mapping[str, Mapping[str, str]]) -> str:
-    """Each metric with its sentence, a table for each group."""
-    lines = ["# Metrics", "", "All of a run's metrics in MLflow. A star stands for any name in its place."]
-    for group, words in metrics.items():
-        lines += ["", f"## {group}", "", "| metric | what it is |", "|---|---|"]
-        lines += [row([f"`{name}`", sentence(of_name)]) for name, of_name in words.items()]
+    """Metrics with descriptions, a table for each group."""
+    lines = ["# Metrics", "", "Metrics of runs in MLflow. A star stands for any name."]
+    for group, descriptions in metrics.items():
+        lines += ["", f"## {group}", "", "| metric | description |", "|---|---|"]
+        lines += [row([f"`{name}`", sentence(text)]) for name, text in descriptions.items()]
     return "\n".join(lines) + "\n"
 
 
 def python_page(title: str, modules: Iterable[str]) -> str:
-    """The names and docstrings of some modules, which mkdocstrings fills in."""
+    """Page with the docstrings of modules, which mkdocstrings inserts."""
     return "\n\n".join([f"# {title}", *(f"::: {module}" for module in modules)]) + "\n"
 
 
 def paragraphs(command: click.Command) -> list[str]:
-    """A command's help text, each paragraph on a line."""
+    """Split a command's help text into lines, one per paragraph."""
     return "\n\n".join(" ".join(part.split()) for part in str(command.help).split("\n\n")).split("\n")
 
 
 def sentence(words: str) -> str:
-    """Words with a capital letter and a full stop.
+    """Capitalize words and add a full stop.
 
     >>> sentence("samples of a window"), sentence("`val/mse` again"), sentence("1/20 of a period")
     ('Samples of a window.', '`val/mse` again.', '1/20 of a period.')
@@ -362,31 +364,31 @@ def sentence(words: str) -> str:
 
 
 def row(cells: Iterable[str]) -> str:
-    """A line of a table."""
+    """Format a row of a table."""
     return f"| {' | '.join(cells)} |"
 
 
 def with_site_links(markdown: str, source: PurePosixPath, page: PurePosixPath) -> str:
-    """A page whose links lead to where things are on the site; what is not there becomes its words alone.
+    """Rewrite the links of a page for the site; links to files that are not on the site become plain text.
 
     Args:
-        markdown: The page.
-        source: Where it stands in the project, which its links refer to.
-        page: Where it will be on the site.
+        markdown: Text of the page.
+        source: Its path in the project, to which its links are relative.
+        page: Its path on the site.
     """
 
-    def lead(link: re.Match[str]) -> str:
+    def rewrite(link: re.Match[str]) -> str:
         image, words, target, anchor = link.groups(default="")
         if not target or "://" in target:
             return link[0]
-        found = site_path(in_project(source, target))
-        return f"{image}[{words}]({posixpath.relpath(found, page.parent)}{anchor})" if found else words
+        path = site_path(in_project(source, target))
+        return f"{image}[{words}]({posixpath.relpath(path, page.parent)}{anchor})" if path else words
 
-    return LINK.sub(lead, markdown)
+    return LINK.sub(rewrite, markdown)
 
 
 def site_path(path: PurePosixPath) -> str | None:
-    """Where a file of the project is on the site; None for a folder.
+    """Return a file's path on the site; None for a folder.
 
     >>> [site_path(PurePosixPath(path)) for path in ("README.md", "docs/figures.md", "params.yaml", "notebooks")]
     ['index.md', 'figures.md', 'files/params.yaml.txt', None]
@@ -401,7 +403,7 @@ def site_path(path: PurePosixPath) -> str | None:
 
 
 def linked_outside(sources: Mapping[PurePosixPath, str]) -> list[PurePosixPath]:
-    """The files that pages link to and MkDocs does not know, in order."""
+    """Files that pages link to and MkDocs does not publish, sorted."""
     found = {
         in_project(source, link[3])
         for source, text in sources.items()
@@ -413,21 +415,21 @@ def linked_outside(sources: Mapping[PurePosixPath, str]) -> list[PurePosixPath]:
 
 
 def published(path: PurePosixPath) -> bool:
-    """Whether MkDocs puts a file on the site by itself: what stands in docs/, but its programs."""
+    """Whether MkDocs publishes a file by default: files in docs/ except Python code."""
     return path.parts[0] == "docs" and path.suffix != ".py"
 
 
 def in_project(source: PurePosixPath, target: str) -> PurePosixPath:
-    """What a link of a page means, from the project's top folder."""
+    """Resolve a link of a page, relative to the project's root folder."""
     return PurePosixPath(posixpath.normpath((source.parent / target).as_posix()))
 
 
 def with_mathml(markdown: str) -> str:
-    """A page whose formulas, in fences called math and between $` and `$, are MathML, which browsers draw themselves.
+    """Convert formulas, in fences marked math and between $` and `$, to MathML, which browsers render.
 
     >>> "<mi>x</mi>" in with_mathml("the sample $`x`$")
     True
     """
-    blocks = BLOCK_MATH.sub(lambda found: convert(found[1].strip(), display="block"), markdown)
-    # Markdown takes <math> at the beginning of a line for a paragraph of its own.
-    return INLINE_MATH.sub(lambda found: f"<span>{convert(found[1])}</span>", blocks)
+    blocks = BLOCK_MATH.sub(lambda formula: convert(formula[1].strip(), display="block"), markdown)
+    # Markdown treats <math> at the start of a line as a separate paragraph.
+    return INLINE_MATH.sub(lambda formula: f"<span>{convert(formula[1])}</span>", blocks)

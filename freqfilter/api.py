@@ -21,6 +21,7 @@ from freqfilter.config.schema import Bounds
 from freqfilter.errors import UserError
 from freqfilter.process import Interrupted, shutdown
 from freqfilter.progress import progress_output
+from freqfilter.tracking import configure_environment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from freqfilter.pipelines.promote import PromotionResult, RollbackResult
     from freqfilter.pipelines.train import TrainingResult
 
-DEFAULT_REALIZATIONS = 12  # of a comparison; six are the fewest that can show a difference between two
+DEFAULT_REALIZATIONS = 12  # of a comparison; fewer than six cannot show a difference between two filters
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
 
     Args:
         recipe: ``default``, ``original``, or the path of a file in the form of params.yaml.
-        run_name: Name of the run; None: the recipe and the parameters that are given.
+        run_name: Name of the run; None: derived from the recipe and the parameters.
         progress: Print a line for each epoch.
         **parameters: Parameters by name, such as ``epochs=3`` or ``frequencies_hz=[2, 5]``.
 
@@ -53,11 +54,11 @@ def train(
         UserError: If a parameter or the store cannot be used, the data is refused, or training diverges.
         KeyboardInterrupt: If it was interrupted; the message has the command that resumes it.
     """
-    from freqfilter.pipelines.train import train as run_train
-
     params = resolve(parameters, recipe=recipe)
     name = run_name or default_run_name(recipe, parameters)
     with _job(progress):
+        from freqfilter.pipelines.train import train as run_train
+
         return run_train(params, recipe=recipe, name=name)
 
 
@@ -86,8 +87,6 @@ def ablate(
     Raises:
         UserError: As ``train`` does, or if one of the runs has failed.
     """
-    from freqfilter.pipelines.ablation import train_variants
-
     text = json.dumps(dict(values))
     given = {"register": False} | parameters
     variants = ablation_variants(text, given, recipe=recipe, folder=Path.cwd())
@@ -95,7 +94,9 @@ def ablate(
         require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress):
-        return train_variants(variants, workflow="ablate", asked={"values": text}, recipe=recipe, name=name)
+        from freqfilter.pipelines.ablation import train_variants
+
+        return train_variants(variants, workflow="ablate", options={"values": text}, recipe=recipe, name=name)
 
 
 def evaluate(
@@ -110,8 +111,8 @@ def evaluate(
 
     Args:
         version: Version of the registered model; None: the newest.
-        run_id: Run whose model is scored, in place of a version.
-        realizations: Number of fresh noise realizations that it is scored on as well.
+        run_id: Run whose model is scored, instead of a version.
+        realizations: Number of fresh noise realizations to score on as well.
         progress: Print the scores.
         **tracking: Parameters of section ``tracking``, such as ``model_name`` and ``experiment``.
 
@@ -121,10 +122,10 @@ def evaluate(
     Raises:
         UserError: If there is no such model, or its data file is missing.
     """
-    from freqfilter.pipelines.evaluate import evaluate as run_evaluate
-
     number = None if version is None else str(version)
     with _job(progress):
+        from freqfilter.pipelines.evaluate import evaluate as run_evaluate
+
         return run_evaluate(_tracking(tracking), version=number, run_id=run_id, realizations=realizations)
 
 
@@ -139,11 +140,11 @@ def compare(
     """Compare trainings: parameters, errors with intervals, curves and cost.
 
     Args:
-        runs: Results of ``train``, run ids, run names or versions (``3``, ``NAME/3``, ``@champion``); or a filter of
-            MLflow's as text; None: the newest ten that have finished.
-        realizations: Number of fresh noise realizations that all of them are scored on; 0: none.
-        page: HTML file to write; None: the page is an artifact of the comparison's run alone.
-        progress: Print how far it is.
+        runs: Results of ``train``, run ids, run names or versions (``3``, ``NAME/3``, ``@champion``); or a filter
+            in MLflow's syntax; None: the newest ten finished trainings.
+        realizations: Number of fresh noise realizations to score all of them on; 0: none.
+        page: HTML file to write; None: the page is only logged to the comparison's run.
+        progress: Print progress.
         **tracking: Parameters of section ``tracking``.
 
     Returns:
@@ -152,11 +153,11 @@ def compare(
     Raises:
         UserError: If fewer than two trainings are found, or one of them cannot be read.
     """
-    from freqfilter.pipelines.compare import compare as run_compare
-
     if runs is not None and not isinstance(runs, str):
         runs = json.dumps([run if isinstance(run, str) else run.run.run_id for run in runs])
     with _job(progress):
+        from freqfilter.pipelines.compare import compare as run_compare
+
         return run_compare(
             _tracking(tracking), runs=runs, realizations=realizations, page=None if page is None else Path(page)
         )
@@ -185,8 +186,8 @@ def promote(
         max_latency_ms: Largest latency for one window, milliseconds.
         max_size_mb: Largest size of its files, MB.
         noise_seed: Seed of the first noise realization; None: derived from both models' digests.
-        force: A reason to promote it whatever the checks say.
-        progress: Print how far it is.
+        force: Reason to promote it even if checks fail.
+        progress: Print progress.
         **tracking: Parameters of section ``tracking``, such as ``model_name``.
 
     Returns:
@@ -195,27 +196,27 @@ def promote(
     Raises:
         UserError: If there is no such version.
     """
-    from freqfilter.pipelines.promote import promote as run_promote
-
     bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
     with _job(progress):
+        from freqfilter.pipelines.promote import promote as run_promote
+
         return run_promote(_tracking(tracking), version=version, bounds=bounds, noise_seed=noise_seed, force=force)
 
 
 def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> RollbackResult:
-    """Make the champion before this one, or a version, the champion again.
+    """Make the previous champion, or a version, the champion again.
 
     Args:
-        version: The version; None: the champion before this one.
-        reason: The reason, which is recorded.
+        version: Version of the registered model; None: the previous champion.
+        reason: Reason, which is recorded.
         **tracking: Parameters of section ``tracking``, such as ``model_name``.
 
     Raises:
         UserError: If there is no champion or no such version, or it cannot be loaded.
     """
-    from freqfilter.pipelines.promote import rollback as run_rollback
-
     with _job(progress=False):
+        from freqfilter.pipelines.promote import rollback as run_rollback
+
         return run_rollback(_tracking(tracking), version=version, reason=reason)
 
 
@@ -228,6 +229,7 @@ def history(**tracking: Any) -> pd.DataFrame:
     Raises:
         UserError: If there is no such model.
     """
+    configure_environment()
     from freqfilter.pipelines.history import history as run_history
 
     return run_history(_tracking(tracking))
@@ -236,13 +238,13 @@ def history(**tracking: Any) -> pd.DataFrame:
 def load(
     name: str | None = None, *, version: int | str | None = None, alias: str | None = None, run_id: str | None = None
 ) -> Filter:
-    """Load a filter: a registered version, the one that an alias names, or the model of a run.
+    """Load a filter: a registered version, the version of an alias, or the model of a run.
 
     Args:
-        name: The registered model's name, such as ``frequency-filter``.
-        version: Its version number; the newest one where neither it nor an alias is given.
-        alias: Such as ``champion``.
-        run_id: A run's id, in place of a name.
+        name: Name of the registered model, such as ``frequency-filter``.
+        version: Version number; None: the newest, unless an alias is given.
+        alias: Alias, such as ``champion``.
+        run_id: Id of a run, instead of a name.
 
     Returns:
         A filter with ``predict(x)``, ``extract(signal, frequency_hz)``, ``stream(frequency_hz)``, its ``module`` and
@@ -252,6 +254,7 @@ def load(
         UserError: If there is no such model, its files are not a filter of this package, or they differ from those
             that were registered.
     """
+    configure_environment()
     from freqfilter.tracking import loading
 
     if (name is None) == (run_id is None) or (version is not None and alias is not None):
@@ -277,15 +280,19 @@ def _tracking(given: Mapping[str, Any]) -> TrackingParams:
 
 @contextmanager
 def _job(progress: bool) -> Iterator[None]:
-    """A block that signals interrupt at its safe points, and that prints its progress."""
-    # Python lets the main thread alone handle signals.
+    """Context manager that prints progress, and that signals interrupt at safe points.
+
+    Jobs are imported inside it, since MLflow reads its environment when it is imported.
+    """
+    # Only the main thread can handle signals.
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
     before = {number: signal.getsignal(number) for number in handled}
+    configure_environment()
     try:
         with progress_output(progress), shutdown.installed() if handled else nullcontext():
             yield
     except Interrupted as interrupted:
-        remedy = f"; to resume: {interrupted.remedy}" if interrupted.remedy else ""
+        remedy = f"; resume with: {interrupted.remedy}" if interrupted.remedy else ""
         raise KeyboardInterrupt(f"stopped by {interrupted}{remedy}") from None
     finally:
         for number, handler in before.items():

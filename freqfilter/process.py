@@ -159,3 +159,15 @@ def launcher_folder() -> Path | None:
         return Path(process.cwd()) if (process := launcher()) else None
     except psutil.Error:
         return None
+
+
+def launcher_start_times() -> list[float]:
+    """Start of each `mlflow run` process of this machine, seconds since 1970."""
+    import psutil
+
+    starts = []
+    for process in psutil.process_iter(["cmdline", "create_time"]):
+        arguments = process.info["cmdline"] or []
+        if "run" in arguments and any(Path(argument).name == "mlflow" for argument in arguments):
+            starts.append(process.info["create_time"])
+    return starts

@@ -1,4 +1,4 @@
-"""What the tests share: a store of their own, a small setting, and the program as a user starts it."""
+"""Shared fixtures: a store for each test, a small setting, and the program as a user starts it."""
 
 from __future__ import annotations
 
@@ -33,29 +33,32 @@ from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.pipelines import sandbox
 from freqfilter.plots import data, evaluation
 from freqfilter.progress import ProgressHandler
+from freqfilter.tracking import configure_environment
 from freqfilter.training.device import Accelerator
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 from tests import zygote
 
-pytest.register_assert_rewrite("tests.recovery.comparing")  # so that it says what differs
+configure_environment()
 
-# With more threads than free cores, those that wait burn the time of those that work.
+pytest.register_assert_rewrite("tests.recovery.comparing")  # for messages that show the difference
+
+# More threads than free cores slow each other down.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 SOAK = "FREQFILTER_SOAK" in os.environ  # `make soak`
-SEED = int(os.environ.get("FREQFILTER_SEED", "1"))  # of what the tests themselves draw
+SEED = int(os.environ.get("FREQFILTER_SEED", "1"))  # of the tests' random numbers
 
 
 MEMORY = Path("/dev/shm")  # noqa: S108 (a file system in memory, by its name on Linux)
 ROOM = 4e9  # bytes; the tests use some hundred megabytes
-ELSEWHERE = "executed by "  # how the reason of a skip begins that leaves nothing untested
+ELSEWHERE = "executed by "  # prefix of the reason for skipping what another test covers
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the tests' files in memory where there is room: a store on a disk is flushed thousands of times."""
+    """Keep the tests' files in memory if there is space: stores are flushed to disk thousands of times."""
     free = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) else 0
     if min(free, psutil.virtual_memory().available) > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
@@ -63,9 +66,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """End with a line that names the tests which this machine cannot run, if there are any.
+    """Print a last line that names the tests which this machine cannot run, if any.
 
-    In CI pytest's summary is the last line; there the report above it has them.
+    In CI pytest's summary is the last line; the report above it lists them.
     """
     yield
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
@@ -78,16 +81,16 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of slow tests come first, so that the quick ones fill what is left when two workers share them out."""
+    """Run files of slow tests first, so that fast tests balance the load of two workers."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def many(in_ci: int, in_soak: int) -> int:
-    """How often something random is tried."""
+    """Number of trials of a randomized test."""
     return in_soak if SOAK else in_ci
 
 
-# Trains in a second, and has everything that a real run has.
+# Trains in a second, with all parts of a real run.
 SMALL = {
     "n_samples": "400",
     "duration_s": "0.4",
@@ -107,7 +110,7 @@ SMALL = {
 
 
 def _coarsest_precision() -> str:
-    """Fewer bits than float32, where this processor can be made to train in them."""
+    """Return bf16 if this processor can train in it, else fp32."""
     try:
         Accelerator.open(resolve({"precision": "bf16", "threads": "1"}).training)
     except UserError:
@@ -124,7 +127,7 @@ def network(*, n_components: int) -> FrequencyFilterLSTM:
 
 
 def fresh_state(params: Params) -> TrainingState:
-    """A training as it begins."""
+    """Initial state of a training."""
     return TrainingState(
         n_components=len(params.signals.frequencies_hz),
         model=params.model,
@@ -138,7 +141,7 @@ def options(values: dict[str, str]) -> list[str]:
 
 
 def start(*words: str) -> object:
-    """The command line in this process, where a test has other things to look at: its exit code."""
+    """Run the command line in this process; return its exit status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["freqfilter", *words])
         try:
@@ -151,7 +154,7 @@ def start(*words: str) -> object:
 def say(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[object, str, str]:
-    """The command line in this process: its exit code, what it prints, and its last words."""
+    """Run the command line in this process; return exit status, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["freqfilter", *words])
     try:
         main.main()
@@ -164,14 +167,14 @@ def say(
 
 
 def call(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[object, str]:
-    """The command line in this process: its exit code and its last words."""
+    """Run the command line in this process; return exit status and stderr."""
     code, _, last_words = say(words, capsys, monkeypatch)
     return code, last_words
 
 
 @contextmanager
 def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
-    """A block in which a training in this process gets a signal after its first epoch."""
+    """Context manager that sends a signal to a training in this process after its first epoch."""
     show = ProgressHandler.show
 
     def interrupt(self: ProgressHandler, report: object, *, epochs: int) -> None:
@@ -185,7 +188,7 @@ def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ProgressHandler, "show", interrupt)
             yield
-    finally:  # a program that was interrupted ignores signals until its process ends
+    finally:  # an interrupted program ignores further signals
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -193,7 +196,7 @@ def interrupt_after_an_epoch(number: signal.Signals) -> Iterator[None]:
 def wait_for_line(
     words: str, command: list[str], folder: Path, *, start: type[subprocess.Popen[str]] = zygote.Popen
 ) -> subprocess.Popen[str]:
-    """The program in a session of its own, once it has printed a line with these words."""
+    """Start the program in a new session, and return once it has printed a line with these words."""
     process = start(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -207,14 +210,14 @@ def wait_for_line(
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
+    """Return a free port of the loopback address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def wait_until_it_answers(url: str, process: subprocess.Popen[str], log: Path) -> None:
-    """Wait for a server that has been started."""
+    """Wait until a started server responds."""
     deadline = time.monotonic() + 90
     while True:
         try:
@@ -227,13 +230,13 @@ def wait_until_it_answers(url: str, process: subprocess.Popen[str], log: Path) -
 
 
 def all_runs() -> list[Run]:
-    """The runs of all experiments, the oldest first."""
+    """Runs of all experiments, the oldest first."""
     client = MlflowClient()
     return list(client.search_runs([e.experiment_id for e in client.search_experiments()], order_by=["start_time"]))
 
 
 def artifacts(run: Run, folder: str = "") -> set[str]:
-    """The names of a run's files."""
+    """Paths of a run's artifacts."""
     found = set()
     for file in MlflowClient().list_artifacts(run.info.run_id, folder):
         found |= artifacts(run, file.path) if file.is_dir else {file.path}
@@ -245,7 +248,7 @@ def download(run: Run, artifact: str, to: Path) -> Path:
 
 
 def made_once(name: str, make: Callable[[Path], object], factory: pytest.TempPathFactory) -> Path:
-    """A folder with what takes seconds to make: the first of pytest's workers makes it, for all of them."""
+    """Folder whose content takes seconds to create: the first of pytest's workers creates it for all."""
     among = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         among = among.parent
@@ -260,7 +263,7 @@ def made_once(name: str, make: Callable[[Path], object], factory: pytest.TempPat
 
 
 def in_store(store: Path, cache: Path, *words: str, run: Callable[..., object] = zygote.run) -> None:
-    """``python -m freqfilter WORD…`` on an SQLite store, in its folder."""
+    """Run ``python -m freqfilter WORD…`` on an SQLite store, in its folder."""
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{store}",
         "XDG_CACHE_HOME": str(cache),
@@ -281,7 +284,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def work_in(folder: Path, store: Path, patch: pytest.MonkeyPatch, *, cache: Path) -> None:
-    """Let this process, and those that it starts, work in a folder on a store, whatever the surroundings say."""
+    """Set working directory and store of this process and its children, whatever the environment."""
     patch.chdir(folder)
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         patch.delenv(name)
@@ -294,7 +297,7 @@ def work_in(folder: Path, store: Path, patch: pytest.MonkeyPatch, *, cache: Path
 
 @pytest.fixture
 def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, empty but for a store that the environment names."""
+    """An empty working directory, with a store in the environment."""
     store = tmp_path / "store" / "mlflow.db"
     store.parent.mkdir()
     shutil.copy(empty_store, store)
@@ -306,9 +309,9 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave a dot in place of each picture, here and in forked processes: pictures are most of a small run's time.
+    """Replace pictures by one pixel, here and in forked processes: they take most of a small run's time.
 
-    They are drawn where the program is started anew, in tests/plots/test_plots.py and in tests/ui.
+    They are drawn in newly started programs, in tests/plots/test_plots.py and in tests/ui.
     """
     zygote.draw_nothing(patch.setattr)
     for module in (data, evaluation):
@@ -318,9 +321,9 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setenv(zygote.DRAW_NOTHING, "1")
 
 
-def fork_witnesses(patch: pytest.MonkeyPatch) -> None:
-    """Let this process fork those that it asks about a model from the zygote; other processes start them anew."""
-    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, PIPE=subprocess.PIPE))
+def fork_model_workers(patch: pytest.MonkeyPatch) -> None:
+    """Let this process fork its model servers from the zygote; other processes start them anew."""
+    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, STDOUT=subprocess.STDOUT))
 
 
 Typed = Callable[..., tuple[object, str]]
@@ -328,7 +331,7 @@ Typed = Callable[..., tuple[object, str]]
 
 @pytest.fixture
 def typed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
-    """The command line in this process, where starting it anew would cost seconds: exit code and last words."""
+    """Run the command line in this process, since a new one takes seconds; return exit status and stderr."""
 
     def type_words(*words: str) -> tuple[object, str]:
         return call(list(words), capsys, monkeypatch)
@@ -341,7 +344,7 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def freqfilter(folder: Path) -> Program:
-    """``python -m freqfilter WORD…`` in the folder, in a process of its own that is forked from the zygote."""
+    """Run ``python -m freqfilter WORD…`` in the folder, in a process forked from the zygote."""
 
     def start(*words: str) -> subprocess.CompletedProcess[str]:
         return zygote.run([sys.executable, "-m", "freqfilter", *words], cwd=folder)
@@ -351,7 +354,7 @@ def freqfilter(folder: Path) -> Program:
 
 @pytest.fixture
 def started_anew(folder: Path) -> Program:
-    """``python -m freqfilter WORD…`` in the folder, as its user would start it."""
+    """Run ``python -m freqfilter WORD…`` in the folder, in a new process."""
 
     def start(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "freqfilter", *words]
@@ -361,19 +364,20 @@ def started_anew(folder: Path) -> Program:
 
 
 @pytest.fixture
-def mlflow_run(folder: Path) -> Program:
-    """``mlflow run PROJECT …`` in the folder, forked from the zygote; it starts the program anew, here as elsewhere."""
+def mlflow_run(folder: Path, tmp_path: Path) -> Program:
+    """``mlflow run PROJECT …`` in the folder, forked from the zygote, as is the program that it starts in a shell."""
+    stand_ins = zygote.stand_ins(tmp_path / "stand_ins")
 
     def start(*words: str, project: str = str(ROOT), **parameters: str) -> subprocess.CompletedProcess[str]:
         given = [word for name, value in parameters.items() for word in ("-P", f"{name}={value}")]
         command = [sys.executable, "-m", "mlflow", "run", project, "--env-manager", "local", *words, *given]
-        return zygote.run(command, cwd=folder)
+        return zygote.run(command, cwd=folder, env=os.environ | stand_ins)
 
     return start
 
 
 class Server:
-    """A real `mlflow server` on the loopback address, with a store of its own, that can be ended and started again."""
+    """A real `mlflow server` on the loopback address with its own store, which can be stopped and restarted."""
 
     def __init__(self, folder: Path) -> None:
         port = free_port()
@@ -422,6 +426,6 @@ def server(folder: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def tracking_server(server: Server) -> str:
-    """A server that answers."""
+    """Address of a running server."""
     server.start()
     return server.url

@@ -1,4 +1,4 @@
-"""The Python interface: each call as a user types it, on a real store."""
+"""The Python interface, on a real store."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mlflow import MlflowClient
 import freqfilter
 from freqfilter.config import resolve
 from tests import zygote
-from tests.conftest import ROOT, SMALL, all_runs, interrupt_after_an_epoch
+from tests.conftest import ROOT, SMALL, all_runs, fork_model_workers, interrupt_after_an_epoch
 
 SETTING = {name: value for name, value in SMALL.items() if name != "epochs"} | {"epochs": 1, "progress": False}
 
 
-def test_train_gives_metrics_history_scores_and_a_version_that_loads(folder: Path) -> None:
+def test_train_returns_metrics_history_scores_and_a_version_that_loads(folder: Path) -> None:
     result = freqfilter.train(**SETTING | {"epochs": 2}, run_name="mine", frequencies_hz=[20, 50])
     (run,) = all_runs()
     assert (result.run.run_id, run.info.run_name, run.info.status) == (run.info.run_id, "mine", "FINISHED")
@@ -44,7 +44,8 @@ def test_the_address_of_a_run_names_its_experiment_and_run(folder: Path) -> None
     assert "viewStateShareKey=trainings" in result.run.view("http://127.0.0.1:5000", "trainings")
 
 
-def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> None:
+def test_ablate_compare_evaluate_promote_rollback_and_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_model_workers(monkeypatch)
     sweep = freqfilter.ablate({"cell": "gru"}, **SETTING, register=True)
     assert list(sweep.results) == list(sweep.table.index) == ["base", "cell=gru"]
     assert [result.version for result in sweep.results.values()] == [1, 2]
@@ -79,7 +80,7 @@ def test_vary_compare_evaluate_promote_rollback_and_history(folder: Path) -> Non
         (lambda: freqfilter.evaluate(version=1, run_id="x"), "give one"),
         (lambda: freqfilter.evaluate(hidden_size=3), "hidden_size: not a parameter of this function"),
         (lambda: freqfilter.promote(tracking="offline"), "offline"),
-        (lambda: freqfilter.promote(force=" "), "a reason is needed"),
+        (lambda: freqfilter.promote(force=" "), "the reason is blank"),
         (lambda: freqfilter.compare([]), "runs"),
         (lambda: freqfilter.ablate({}), "a mapping is needed"),
         (lambda: freqfilter.load(), "give a name"),
@@ -93,7 +94,7 @@ def test_a_wrong_call_is_a_user_error_of_one_line(call: object, message: str, fo
     assert [run.info.status for run in all_runs()] == []
 
 
-def test_an_offline_training_says_how_its_model_is_delivered(folder: Path) -> None:
+def test_loading_an_offline_training_names_the_command_that_delivers_it(folder: Path) -> None:
     result = freqfilter.train(**SETTING, tracking="offline")
     assert result.version is None
     with pytest.raises(freqfilter.UserError, match="sync"):
@@ -112,7 +113,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_with_the_command_that_resumes(folder: Pa
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_it_works_in_a_thread_which_cannot_handle_signals(folder: Path) -> None:
+def test_training_works_in_a_thread(folder: Path) -> None:
     results = []
     thread = threading.Thread(target=lambda: results.append(freqfilter.train(**SETTING, register=False)))
     thread.start()
@@ -120,14 +121,14 @@ def test_it_works_in_a_thread_which_cannot_handle_signals(folder: Path) -> None:
     assert results[0].run.run_id == all_runs()[0].info.run_id
 
 
-def test_mlflows_own_tracking_uri_is_used(folder: Path, empty_store: Path) -> None:
+def test_mlflows_tracking_uri_is_used(folder: Path, empty_store: Path) -> None:
     other = folder / "other.db"
     other.write_bytes(empty_store.read_bytes())
     code = (
         f"import freqfilter, mlflow; mlflow.set_tracking_uri('sqlite:///{other}')\n"
         f"print(freqfilter.train(**{SETTING | {'register': False}}).run.tracking_uri)"
     )
-    # A process of its own: MLflow keeps the address until its end.
+    # In a new process, since MLflow keeps the address.
     assert zygote.run([sys.executable, "-c", code], cwd=folder, check=True).stdout == f"sqlite:///{other}\n"
     assert all_runs() == []
     experiments = MlflowClient(f"sqlite:///{other}").search_experiments()

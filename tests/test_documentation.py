@@ -1,7 +1,7 @@
-"""Every command and every piece of Python that a page shows is executed.
+"""All commands and all Python code of the pages are executed.
 
-Of trainings that differ in numbers alone the first is executed; the words of the others are read as the program reads
-them. `make` is asked what it would do.
+Of trainings that differ in numbers only, the first is executed; the arguments of the others are parsed. `make` is run
+with `-n`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.conftest import (
     SMALL,
     all_runs,
     draw_nothing,
-    fork_witnesses,
+    fork_model_workers,
     interrupt_after_an_epoch,
     options,
     start,
@@ -54,7 +54,7 @@ PAGES = [page for page in EVERY if page.name not in OWN_TEST]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python -m|mlflow run|mlflow ui|make|\.venv/bin/\S+) [^`]+|make)`")
 
-# What stands for something else in a command, and what it is here.
+# Placeholders in commands, and their values.
 PLACEHOLDERS = {
     "NAME=VALUE": "epochs=1",
     "NAME": "epochs",
@@ -64,42 +64,42 @@ PLACEHOLDERS = {
     "URI": "{registry}",
     "URL": str(ROOT),
 }
-# Commands that are not executed here, and the test that does what they do.
-SERVED = "test_right_answers_to_many_and_a_reason_for_what_is_wrong"
+# Commands that are not executed here, and the test that covers them.
+SERVED = "test_concurrent_clients_get_predictions_and_bad_requests_a_reason"
 ELSEWHERE = {
-    ".venv/bin/pip install -c constraints.txt -e '.[onnx]'": "test_constraints_hold_the_same_versions",
-    ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'": "test_constraints_hold_the_same_versions",
+    ".venv/bin/pip install -c constraints.txt -e '.[onnx]'": "test_constraints_hold_a_version_in_every_range",
+    ".venv/bin/pip install -c constraints.txt -e '.[tensorboard]'": "test_constraints_hold_a_version_in_every_range",
     "tensorboard --logdir board": "test_tensorboard_gets_the_same_scalars_and_parameters",
     "curl -s http://127.0.0.1:5001/ping": SERVED,
     "curl -s http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
     "-d '{\"inputs\": [[[0.1, 0, 0, 1, 0], [0.2, 0, 0, 1, 0]]]}'": SERVED,
-    "python -m benchmarks.gate": "test_the_filters_are_what_the_rates_speak_of",
-    "python -m freqfilter ui": "test_the_ui_command_prints_addresses_that_answer",
-    "mlflow ui": "test_the_ui_command_prints_addresses_that_answer",
-    "python3.11 -m venv .venv": "test_constraints_hold_the_same_versions",
-    "source .venv/bin/activate": "test_constraints_hold_the_same_versions",
-    "pip install -c constraints.txt -e .": "test_constraints_hold_the_same_versions",
+    "python -m benchmarks.gate": "test_the_filters_have_the_stated_ratios",
+    "python -m freqfilter ui": "test_the_ui_command_prints_reachable_addresses",
+    "mlflow ui": "test_the_ui_command_prints_reachable_addresses",
+    "python3.11 -m venv .venv": "test_constraints_hold_a_version_in_every_range",
+    "source .venv/bin/activate": "test_constraints_hold_a_version_in_every_range",
+    "pip install -c constraints.txt -e .": "test_constraints_hold_a_version_in_every_range",
 }
 PYTHON_ELSEWHERE = {"urllib.request": SERVED}
 
-# What a page's own values give way to, so that nothing trains for minutes.
+# Parameters whose values on a page are replaced, so that trainings are short.
 SIZES = ("n_samples", "duration_s", "window_length", "hidden_size", "windows_per_epoch", "epochs")
 SMALLEST = SMALL | {"epochs": "1", "hidden_size": "8"}
-REFUSED = {"promote": 1}  # the exit code of a decision against so small a filter
+REFUSED = {"promote": 1}  # the exit status of a refusal, which so small a filter may get
 TRAINING = {"train", "original", "ablate"}
-# Parameters that change which work is done, and not only its numbers.
+# Parameters that change what a command does, not only its numbers.
 OTHER_WORK = {"recipe", "data_file", "start_from", *resolve().tracking.model_dump()}
 DONE: set[frozenset[str] | tuple[str, ...]] = set()
 
 
 def fences(language: str) -> list[str]:
-    """The content of every fence of a language, on all pages."""
+    """Content of all code fences of a language, on all pages."""
     found = [fence for page in PAGES for fence in FENCE.findall(page.read_text())]
     return [content for name, content in found if name == language]
 
 
 def shown() -> list[str]:
-    """Every command that a page shows, each once, in order."""
+    """Commands of all pages in order, without duplicates."""
     whole = [re.sub(r"\\\n\s*", "", content) for content in fences("sh")]
     lines = [line.strip() for content in whole for line in content.splitlines()]
     lines += mlproject.examples()
@@ -108,34 +108,34 @@ def shown() -> list[str]:
 
 
 def written_tests() -> list[str]:
-    """``FILE::TEST`` of every test, without what stands in for its parameters."""
+    """``FILE::TEST`` of every test, without its parameters."""
     paths = sorted((ROOT / "tests").rglob("test_*.py"))
     return [f"{path.name}::{name}" for path in paths for name in re.findall(r"def (test_\w+)", path.read_text())]
 
 
 def interrupted_run() -> str:
-    """The id of a run that was stopped after its first epoch."""
+    """Interrupt a training after its first epoch; return the run's id."""
     with interrupt_after_an_epoch(signal.SIGTERM), pytest.MonkeyPatch.context() as patch:
         # That of a process that is gone: this one lives on.
-        patch.setattr(RunOwner, "this", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
+        patch.setattr(RunOwner, "current", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
         assert start("train", *options(SMALLEST | {"epochs": "2"})) == 143
     return str(all_runs()[-1].info.run_id)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[Path]:
-    """A working folder as the pages take it for granted: three versions, a champion and one before, a data file."""
+    """A working directory as the pages assume it: three versions, a champion, a previous champion, a data file."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copy(empty_store, folder / "mlflow.db")
     shutil.copy(empty_store, folder / "elsewhere.db")
     shutil.copy(ROOT / "params.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
-        # Most of a small run's time goes into what is no matter here.
+        # These take most of a small run's time, and are tested elsewhere.
         draw_nothing(patch)
-        fork_witnesses(patch)
+        fork_model_workers(patch)
         patch.setattr(catalog, "evaluation_figures", lambda *arguments, **settings: iter(()))
-        patch.setattr("freqfilter.pipelines.limit.WORK_OF_A_LENGTH", 1e6)  # of the curve alone
+        patch.setattr("freqfilter.pipelines.limit.MAX_WORK_PER_LENGTH", 1e6)  # of the curve only
         for seed in ("1", "2", "3"):
             assert start("train", *options(SMALLEST | {"seed": seed})) == 0
         for alias, version in (("previous", "1"), ("champion", "2")):
@@ -147,7 +147,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
 
 
 def filled_in(command: str, folder: Path) -> list[str]:
-    """The words of a command with something real in place of each placeholder."""
+    """Split a command into words, with its placeholders replaced."""
     for placeholder, meant in PLACEHOLDERS.items():
         if re.search(rf"\b{re.escape(placeholder)}\b", command):
             real = interrupted_run() if meant == "{interrupted}" else meant
@@ -156,9 +156,9 @@ def filled_in(command: str, folder: Path) -> list[str]:
 
 
 def shortened(words: list[str]) -> list[str]:
-    """A command's words with the small setting's values, as far as it has those options and a page leaves them open.
+    """Add the small setting's values to a command's words, if it has those options and the page does not set them.
 
-    What the page itself says is read first, so that a name or value that is not allowed is found.
+    The page's words are parsed first, so that invalid names and values are found.
     """
     name, *rest = words
     typed = {word.removeprefix("--"): value for word, value in pairwise(rest) if word[:2] == "--"}
@@ -180,7 +180,7 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def kind(words: list[str]) -> frozenset[str] | tuple[str, ...]:
-    """What commands have in common that do the same with other numbers; of one that trains nothing all its words."""
+    """Key of commands that do the same with other numbers; all words of a command that does not train."""
     if words[0] not in TRAINING:
         return tuple(words)
     numbers = {name for _, name, _ in fields()} - OTHER_WORK
@@ -188,7 +188,7 @@ def kind(words: list[str]) -> frozenset[str] | tuple[str, ...]:
 
 
 def run_freqfilter(words: list[str]) -> None:
-    """``python -m freqfilter WORD…``, in the small setting; of a kind that has been run the words are only read."""
+    """Run ``python -m freqfilter WORD…`` in the small setting; only parse it if its kind has been run."""
     if "auto" in words:
         interrupted_run()
     if {"--help", "--help-all"} & set(words):
@@ -203,20 +203,20 @@ def run_freqfilter(words: list[str]) -> None:
 
 
 def run_mlflow(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """``mlflow run WORD…``, as MLflow reads it and makes a command of it, in this process."""
-    asked = mlflow.cli.run.make_context("mlflow run", words).params
-    assert asked["env_manager"] in (None, "local", "conda", "virtualenv", "uv")
-    given = dict(pair.split("=", 1) for pair in asked["param_list"])
-    entry_point = load_project(str(ROOT)).get_entry_point(asked["entry_point"])
-    if asked["run_id"]:
-        monkeypatch.setenv("MLFLOW_RUN_ID", asked["run_id"])
+    """Run ``mlflow run WORD…`` in this process, with MLflow's parser and command."""
+    arguments = mlflow.cli.run.make_context("mlflow run", words).params
+    assert arguments["env_manager"] in (None, "local", "conda", "virtualenv", "uv")
+    given = dict(pair.split("=", 1) for pair in arguments["param_list"])
+    entry_point = load_project(str(ROOT)).get_entry_point(arguments["entry_point"])
+    if arguments["run_id"]:
+        monkeypatch.setenv("MLFLOW_RUN_ID", arguments["run_id"])
         assert start(*shlex.split(entry_point.compute_command(given, None))[3:]) == 0
         return
     run_freqfilter(shlex.split(entry_point.compute_command(given, None))[3:])
 
 
 def but_elsewhere(shown: list[str], elsewhere: dict[str, str]) -> list[object]:
-    """What a page shows, with a mark on what contains a key of ``elsewhere``: the test that executes it."""
+    """Parameters of a test; a text with a key of ``elsewhere`` is skipped with the name of the test that covers it."""
     found: list[object] = []
     for text in shown:
         test = next((test for part, test in elsewhere.items() if part in text), None)
@@ -244,23 +244,23 @@ def test_a_command_that_a_page_shows_works(command: str, place: Path, monkeypatc
                 f"{command} selects no test"
             )
     else:
-        raise AssertionError(f"nobody has said how to execute: {command}")
+        raise AssertionError(f"no way to execute: {command}")
 
 
-def test_what_is_executed_elsewhere_is_shown_and_tested() -> None:
+def test_commands_that_other_tests_cover_are_on_a_page_and_those_tests_exist() -> None:
     written = {name.rpartition("::")[2] for name in written_tests()}
     assert set(ELSEWHERE) - set(shown()) == set()
     assert {*ELSEWHERE.values(), *PYTHON_ELSEWHERE.values()} - written == set()
 
 
-def test_every_fence_says_what_it_holds() -> None:
+def test_every_fence_names_its_language() -> None:
     languages = {name for page in PAGES for name, _ in FENCE.findall(page.read_text())}
     assert languages == {"sh", "text", "python", "math"}
 
 
 @pytest.mark.parametrize("code", but_elsewhere(fences("python"), PYTHON_ELSEWHERE))
 def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a page leaves open is small here.
+    # Parameters that a page does not set are small.
     monkeypatch.setattr(api, "resolve", lambda given, **rest: resolve(SMALLEST | given, **rest))
     monkeypatch.setattr(
         api, "ablation_variants", lambda values, given, **rest: ablation_variants(values, SMALLEST | given, **rest)
@@ -270,8 +270,8 @@ def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pyt
     exec(code, {"x": x, "signal": np.zeros(100)})  # noqa: S102 (our own pages)
 
 
-def test_every_metric_has_a_sentence_and_every_sentence_a_metric(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # `limit` records a run where `mlflow run` has made one, which has to be of the active experiment.
+def test_every_metric_has_a_description_and_vice_versa(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `limit` records a run only under `mlflow run`, whose run has to be in the active experiment.
     launched = MlflowClient().create_run(all_runs()[-1].info.experiment_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
     assert (
@@ -279,7 +279,7 @@ def test_every_metric_has_a_sentence_and_every_sentence_a_metric(place: Path, mo
     )
     assert start("evaluate", "--version", "1", "--realizations", "2") == 0
     assert start("find_learning_rate", *options(SMALLEST)) == 0
-    # Long enough for blocks of a second, hence for an interval.
+    # Long enough for blocks of a second, which an interval needs.
     assert start("train", "--seeds", "[1, 2]", *options(SMALLEST | {"duration_s": "4"})) == 0
     found = {name for run in all_runs() for name in run.data.metrics}
     described = {name for group in reference.METRICS.values() for name in group}

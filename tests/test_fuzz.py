@@ -1,4 +1,4 @@
-"""Whatever a parser is handed, it takes it or refuses it in one line."""
+"""Parsers accept an input, or refuse it with an error of one line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.conftest import SMALL, many
 pytestmark = pytest.mark.soak
 
 EXAMPLES = settings(max_examples=many(60, 3000), deadline=None)
-LONGEST = 500  # characters of a message; what is drawn is shorter
+LONGEST = 500  # characters of a message; inputs are shorter
 NAMES = [name for _, name, _ in fields()]
 TEXT = st.one_of(
     st.text(max_size=60),
@@ -46,11 +46,11 @@ def refused_in_a_line(error: UserError) -> None:
 @EXAMPLES
 def test_typed_parameters(values: dict[str, str]) -> None:
     try:
-        found = resolve(values)
+        params = resolve(values)
     except UserError as error:
         refused_in_a_line(error)
     else:
-        assert resolve(found.flat()) == found  # what was understood is understood again
+        assert resolve(params.flat()) == params
 
 
 @given(content=st.one_of(st.binary(max_size=200), TEXT.map(str.encode), st.sampled_from(NAMES).map(str.encode)))
@@ -112,7 +112,7 @@ def whole_archive(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 def test_data_files(
     where: float, change: bytes | None, whole_archive: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Cut off somewhere, or with some bytes replaced."""
+    """Files that are truncated, or have some bytes replaced."""
     at = int(where * len(whole_archive))
     content = whole_archive[:at] if change is None else whole_archive[:at] + change + whole_archive[at + len(change) :]
     path = tmp_path_factory.getbasetemp() / "fuzzed.npz"
@@ -130,7 +130,7 @@ def test_data_files(
 def test_headers_that_claim_anything(
     shape: list[int], descr: str, whole_archive: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Such as ten gigabytes with no body, or pickled objects."""
+    """Headers that state ten gigabytes without a body, pickled objects, and others."""
     path = tmp_path_factory.getbasetemp() / "claims.npz"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": tuple(shape)})

@@ -1,4 +1,4 @@
-"""Signals, launchers that go away and readers that leave, against the program as its users start it."""
+"""Signals, launchers that end early and closed pipes, for the program as users start it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def under_mlflow() -> list[str]:
 
 
 def wait_for_status(status: str) -> None:
-    deadline = time.monotonic() + 60  # mlflow says FAILED first, and is corrected when it is gone
+    deadline = time.monotonic() + 60  # mlflow sets FAILED, which is corrected when it has ended
     while [run.info.status for run in all_runs()] != [status]:
         assert time.monotonic() < deadline, all_runs()[0].info.status
         time.sleep(0.2)
@@ -37,7 +37,7 @@ def wait_for_status(status: str) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, code: int, folder: Path) -> None:
     process = wait_for_line("  left ", [sys.executable, "-m", "freqfilter", "train", *options(ENDLESS)], folder)
-    for _ in range(3):  # the second and third do no harm
+    for _ in range(3):  # repeated signals are harmless
         process.send_signal(number)
         time.sleep(0.05)
     output, _ = process.communicate(timeout=60)
@@ -56,8 +56,8 @@ def catches(process: psutil.Process, number: signal.Signals) -> bool:
     return bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
-def wait_until_signals_are_heard(launcher: int) -> None:
-    """Wait for the program to watch for signals; its commands and all that they need are imported after that."""
+def wait_until_signals_are_handled(launcher: int) -> None:
+    """Wait until the program handles signals, which is before it imports its commands."""
     deadline = time.monotonic() + 60
     while not any(catches(child, signal.SIGTERM) for child in psutil.Process(launcher).children(recursive=True)):
         assert time.monotonic() < deadline
@@ -67,14 +67,14 @@ def wait_until_signals_are_heard(launcher: int) -> None:
 @pytest.mark.parametrize("moment", ["  left ", "Running command"])
 def test_ctrl_c_under_mlflow_run_ends_the_run_killed(moment: str, folder: Path) -> None:
     process = wait_for_line(moment, under_mlflow(), folder, start=subprocess.Popen)
-    wait_until_signals_are_heard(process.pid)
+    wait_until_signals_are_handled(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 1
     wait_for_status("KILLED")
 
 
-def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
+def test_a_run_whose_launcher_is_killed_stops(folder: Path) -> None:
     process = wait_for_line("  left ", under_mlflow(), folder, start=subprocess.Popen)
     process.kill()
     process.communicate(timeout=60)  # the program holds the other end of the pipe until it ends
@@ -82,7 +82,7 @@ def test_a_run_whose_launcher_is_killed_does_not_train_on(folder: Path) -> None:
 
 
 def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program, folder: Path) -> None:
-    """Sent while the model is being registered: there is a version then, and so a finished run."""
+    """A signal during registration does not stop the run: it has a version and is finished."""
     command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
     process = wait_for_line("scoring the best weights", command, folder)
     while not all_runs()[0].outputs.model_outputs:
@@ -94,7 +94,7 @@ def test_a_signal_that_comes_too_late_leaves_a_finished_run(freqfilter: Program,
     assert len(MlflowClient().search_model_versions()) == 1
 
 
-def test_a_reader_that_leaves_does_not_end_the_run(folder: Path) -> None:
+def test_a_closed_pipe_does_not_end_the_run(folder: Path) -> None:
     command = [sys.executable, "-m", "freqfilter", "train", *options(SMALL)]
     process = zygote.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout

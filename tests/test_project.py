@@ -1,8 +1,9 @@
-"""The project as a contract: its doors, its versions, its structure and its words."""
+"""Structure of the project: imports, versions, entry points, help texts and documentation."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from docs import mlproject, reference
 from freqfilter.cli.command import GROUPS
@@ -19,7 +22,7 @@ from freqfilter.cli.main import load_commands
 from freqfilter.config.load import fields, is_everyday
 from tests.conftest import ROOT
 
-# Imports go down only: a part may use those that stand after it.
+# Imports go down only: a part may import those after it.
 PARTS = [
     "cli",
     "api",
@@ -48,8 +51,11 @@ SOURCES = sorted((ROOT / "freqfilter").rglob("*.py"))
 
 
 def imports(path: Path, *, for_types: bool = True) -> set[str]:
-    """Every module that a file imports, also inside functions, and for the type checker alone unless told otherwise."""
-    tree = ast.parse(path.read_text())
+    """Modules that a file imports, also inside functions, and unless ``for_types`` is false for the type checker."""
+    return imports_of(ast.parse(path.read_text()), for_types=for_types)
+
+
+def imports_of(tree: ast.Module, *, for_types: bool) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") and not for_types:
             node.body = []
@@ -75,8 +81,8 @@ def test_imports_between_the_parts_go_down_only() -> None:
     assert len(seen) > 20
 
 
-def test_each_library_is_used_in_its_own_part_alone() -> None:
-    # A type in a signature is no use of a library.
+def test_each_library_is_imported_in_its_part_only() -> None:
+    # Imports for type annotations do not count.
     used = {(name.split(".")[0], part_of(path)) for path in SOURCES for name in imports(path, for_types=False)}
     for library, parts in ONLY_IN.items():
         found = {part for name, part in used if name == library}
@@ -85,56 +91,113 @@ def test_each_library_is_used_in_its_own_part_alone() -> None:
 
 
 def test_tracking_imports_nothing_of_evaluation() -> None:
-    """What is tracked are plain values, so that a command which computes nothing starts without what computes."""
+    """Tracking takes plain values, so that commands which compute nothing do not import evaluation."""
     for path in SOURCES:
         if part_of(path) == "tracking":
             assert not [module for module in imports(path) if module.startswith("freqfilter.evaluation")], path.name
 
 
-def test_modules_of_a_part_form_no_circle() -> None:
+def test_importing_the_package_changes_neither_environment_nor_signals() -> None:
+    code = (
+        "import os, signal, pkgutil, importlib, freqfilter\n"
+        "before = dict(os.environ), [signal.getsignal(number) for number in range(1, 32)]\n"
+        "for room in ('tracking', 'cli', 'config', 'data', 'process', 'progress', 'api'):\n"
+        "    importlib.import_module('freqfilter.' + room)\n"
+        "importlib.import_module('freqfilter.cli.main').load_commands()\n"
+        "assert before == (dict(os.environ), [signal.getsignal(number) for number in range(1, 32)])\n"
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "https://user:password@example.org"}
+    environment.pop("MLFLOW_DISABLE_TELEMETRY", None)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_modules_have_no_circular_imports() -> None:
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in SOURCES}
     edges = {name: {m for m in imports(path) if m in names and m != name} for name, path in names.items()}
     assert sum(map(len, edges.values())) > 50
     while edges:
         leaves = {name for name, targets in edges.items() if not targets & set(edges)}
-        assert leaves, f"a circle among {sorted(edges)}"
+        assert leaves, f"circular imports among {sorted(edges)}"
         edges = {name: targets for name, targets in edges.items() if name not in leaves}
 
 
-def test_conda_yaml_names_the_versions_of_pyproject_and_a_full_python_version() -> None:
+def requirements(*groups: str) -> dict[str, Requirement]:
+    """The requirements of pyproject.toml by normalized name: the dependencies, or those of extras."""
     stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [line for group in groups for line in stated["optional-dependencies"][group]] or stated["dependencies"]
+    found = [Requirement(line) for line in lines]
+    return {canonicalize_name(requirement.name): requirement for requirement in found if not requirement.extras}
+
+
+def locked() -> dict[str, str]:
+    """The exact versions of constraints.txt by normalized name."""
+    pins = [line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()]
+    return {canonicalize_name(name): version for name, version in pins}
+
+
+def test_dependencies_are_ranges_with_lower_bounds() -> None:
+    """Installed beside other packages, freqfilter leaves their versions as they are where it can."""
+    for name, requirement in (requirements() | requirements("onnx", "tensorboard")).items():
+        operators = sorted(part.operator for part in requirement.specifier)
+        assert operators in ([">="], ["<", ">="]), name
+    for name, requirement in requirements("dev", "docs").items():
+        assert not requirement.specifier, f"{name}: the version of a tool belongs in constraints.txt alone"
+
+
+def test_constraints_hold_a_version_in_every_range() -> None:
+    found = locked()
+    required = requirements() | requirements("onnx", "tensorboard", "dev", "docs")
+    assert len(found) > len(required) > 30
+    assert required.keys() - found.keys() == set()
+    assert [name for name, stated in required.items() if not stated.specifier.contains(found[name])] == []
+    (build,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert build == f"hatchling=={found['hatchling']}"
+
+
+def test_conda_yaml_repeats_the_versions_of_constraints_and_a_full_python_version() -> None:
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
-    pip = next(line["pip"] for line in conda["dependencies"] if isinstance(line, dict))
-    assert pip == ["-c constraints.txt", *stated["dependencies"], *stated["optional-dependencies"]["onnx"]]
-    assert all("==" in dependency for dependency in stated["dependencies"])
+    constraints, *pins = next(line["pip"] for line in conda["dependencies"] if isinstance(line, dict))
+    assert constraints == "-c constraints.txt"
+    found = locked()
+    names = [*requirements(), *requirements("onnx")]
+    assert [(canonicalize_name(name), version) for name, _, version in (pin.partition("==") for pin in pins)] == [
+        (name, found[name]) for name in names
+    ]
     python = next(line for line in conda["dependencies"] if str(line).startswith("python="))
     assert re.fullmatch(r"python=3\.11\.\d+", python)
 
 
-def test_there_is_a_reason_for_every_dependency() -> None:
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*stated["dependencies"], *(line for extra in stated["optional-dependencies"].values() for line in extra)]
-    names = {line.partition("==")[0] for line in lines if not re.match(r"freqfilter|types-|.*-stubs", line)}
+def test_everything_of_this_project_installs_with_the_constraints() -> None:
+    files = ["Makefile", ".ci/run", *(path.relative_to(ROOT) for path in (ROOT / ".github").rglob("*.yml"))]
+    installs = [line for file in files for line in re.findall(r".*\bpip install\b.*", (ROOT / file).read_text())]
+    assert len(installs) >= 2
+    assert [line for line in installs if "-c constraints.txt" not in line] == []
+
+
+def test_packages_of_extras_are_imported_only_inside_functions() -> None:
+    """Without an extra everything else works."""
+    names = {name.partition("-")[0] for name in requirements("onnx", "tensorboard")}
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        assert {name.split(".")[0] for name in imports_of(tree, for_types=False)} & names == set(), path.name
+    assert any({name.split(".")[0] for name in imports(path)} & names for path in SOURCES)
+
+
+def test_every_dependency_has_a_reason() -> None:
+    stated = [*requirements().values(), *requirements("onnx", "tensorboard", "dev", "docs").values()]
+    names = {line.name for line in stated if not re.match(r"types-|.*-stubs", line.name)}
     page = (ROOT / "docs" / "architecture.md").read_text()
-    table = page[page.index("## Dependencies, and why each") :]
+    table = page[page.index("## Dependencies") :]
     assert len(names) > 20
     assert {name for name in names if not re.search(rf"\b{name}\b", table)} == set()
-
-
-def test_constraints_hold_the_same_versions() -> None:
-    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    locked = {line.lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
-    assert len(locked) > 50
-    every = [stated["dependencies"], *stated["optional-dependencies"].values()]
-    pins = [pin for group in every for pin in group if not pin.startswith("freqfilter[")]
-    assert [pin for pin in pins if pin.lower() not in locked] == []
 
 
 def test_every_job_that_records_a_run_is_an_entry_point_and_no_other_command_is() -> None:
     project = yaml.safe_load((ROOT / "MLproject").read_text())
     started = set()
     for name, entry_point in project["entry_points"].items():
-        assert "parameters" not in entry_point  # a default would stand in two places
+        assert "parameters" not in entry_point  # a default would be duplicated
         *program, command = entry_point["command"].split()
         assert program == ["python", "-m", "freqfilter"]
         assert command == ("train" if name == "main" else name)
@@ -214,7 +277,7 @@ MADE_WITH_THE_SITE = {ROOT / "docs" / name for name in reference.reference_pages
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_links_to_files_of_the_project_lead_somewhere(path: str) -> None:
+def test_links_to_files_of_the_project_are_valid(path: str) -> None:
     text = (ROOT / path).read_text()
     links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     links = [link for link in links if link]
@@ -243,7 +306,7 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert named - written - {name for _, name, _ in fields()} == set()
 
 
-def test_every_figure_stands_in_the_documentation_once() -> None:
+def test_every_figure_is_in_the_documentation_once() -> None:
     files = ("freqfilter/plots/catalog.py", "freqfilter/tracked_names.py")
     gallery = "".join((ROOT / file).read_text() for file in files)
     kept = {name.removesuffix(".png") for name in re.findall(r"\b(\d\d_\w+)", gallery)}

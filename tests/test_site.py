@@ -1,4 +1,4 @@
-"""The documentation's site: it is built without a warning, and its reference is what the code says."""
+"""The documentation's site: it is built without warnings, and its reference agrees with the code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_reference_names_every_parameter_command_option_and_entry_point() ->
     assert "`python -m freqfilter promote`" in pages["reference/entry_points.md"]
 
 
-def test_the_reference_knows_ranges_reasons_and_which_options_are_parameters() -> None:
+def test_the_reference_has_ranges_and_links_to_parameters() -> None:
     pages = reference.reference_pages()
     parameters = pages["reference/parameters.md"]
     assert "| `10000` | whole, 2 to 1,000,000,000 | Samples of a realization. |" in parameters
@@ -51,7 +51,7 @@ def test_the_reference_knows_ranges_reasons_and_which_options_are_parameters() -
     assert "[tracking](parameters.md#tracking)." in of_evaluate[1]
 
 
-def test_links_are_those_of_the_site() -> None:
+def test_links_are_rewritten_for_the_site() -> None:
     source, page = PurePosixPath("docs/how-to/jobs.md"), PurePosixPath("how-to/jobs.md")
     links = {
         "[a](../figures.md#training)": "[a](../figures.md#training)",
@@ -63,12 +63,12 @@ def test_links_are_those_of_the_site() -> None:
         "[a](https://mlflow.org)": "[a](https://mlflow.org)",
         "[a](#parameters)": "[a](#parameters)",
     }
-    for link, led in links.items():
-        assert reference.with_site_links(link, source, page) == led
+    for link, expected in links.items():
+        assert reference.with_site_links(link, source, page) == expected
 
 
 @pytest.mark.parametrize("module", [reference, examples])
-def test_the_small_functions_do_what_their_examples_say(module: ModuleType) -> None:
+def test_doctests_of_the_documentation_code_pass(module: ModuleType) -> None:
     done = doctest.testmod(module)
     assert done.attempted > 0
     assert done.failed == 0
@@ -76,7 +76,7 @@ def test_the_small_functions_do_what_their_examples_say(module: ModuleType) -> N
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make docs` does: a link or anchor that leads nowhere is an error."""
+    """The site, built as `make docs` does: a broken link or anchor is an error."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
@@ -85,7 +85,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
+def test_the_site_loads_no_external_resources(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 30
     loaded = re.compile(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=[\"']?(?:https?:)?//[^>]*>")

@@ -1,4 +1,4 @@
-"""The page on a model of one's own: its changes apply to the project, and its commands run."""
+"""The page on custom models: its changes apply to the project, and its commands run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from tests import zygote
 from tests.conftest import ROOT, all_runs
 
 pytestmark = pytest.mark.slow
@@ -48,9 +49,9 @@ def test_the_steps_lead_to_a_registered_model_that_loads(folder: Path, tmp_path:
     for change in fences("diff"):
         apply(change, project)
     data, use = fences("python")
-    environment = os.environ | {"PYTHONPATH": str(project)}
+    environment = os.environ | {"PYTHONPATH": str(project)} | zygote.stand_ins(tmp_path / "stand_ins")
     (folder / "data.py").write_text(data)
-    subprocess.run([sys.executable, "data.py"], cwd=folder, check=True)
+    zygote.run([sys.executable, "data.py"], cwd=folder, check=True)
     for command in "".join(fences("sh")).splitlines():
         words = shlex.split(command)
         if words[:2] == ["mlflow", "run"]:
@@ -58,14 +59,14 @@ def test_the_steps_lead_to_a_registered_model_that_loads(folder: Path, tmp_path:
             words += [word for name, value in QUICK.items() for word in ("-P", f"{name}={value}")]
         else:
             words[0] = sys.executable
-        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        done = zygote.run(words, cwd=folder, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
     first, second = all_runs()[:2]
     assert [run.info.status for run in (first, second)] == ["FINISHED", "FINISHED"]
     assert (first.data.params["cell"], second.data.params["loss"]) == ("conv", "log_cosh")
     assert len(MlflowClient().search_model_versions("name = 'mine'")) == 2
     (folder / "use.py").write_text(data + use)
-    printed = subprocess.run([sys.executable, "use.py"], cwd=folder, env=environment, capture_output=True, text=True)
+    printed = zygote.run([sys.executable, "use.py"], cwd=folder, env=environment)
     assert float(printed.stdout) == pytest.approx(first.data.metrics["test/mse"], rel=1e-4), printed.stderr
     flavor = (
         "import mlflow, numpy as np, torch\n"
@@ -73,6 +74,6 @@ def test_the_steps_lead_to_a_registered_model_that_loads(folder: Path, tmp_path:
         "found = mlflow.pytorch.load_model('models:/mine/1')(torch.from_numpy(x)).detach().numpy()\n"
         "np.save('found.npy', [found, mlflow.pyfunc.load_model('models:/mine/1').predict(x)])"
     )
-    subprocess.run([sys.executable, "-c", flavor], cwd=folder, check=True)
+    zygote.run([sys.executable, "-c", flavor], cwd=folder, check=True)
     of_program, of_code = np.load(folder / "found.npy")
     np.testing.assert_allclose(of_program, of_code, rtol=0, atol=1e-6)

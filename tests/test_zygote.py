@@ -1,4 +1,4 @@
-"""A fork of the zygote is, to the program and to its parent, what a newly started process is."""
+"""A fork of the zygote behaves like a new process, towards the program and its parent."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
-# What a program can see of how it was started.
+# State of a program that depends on its start.
 START = """
 import gc, json, locale, os, signal, sys, tempfile, threading
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
 print(json.dumps({
     "argv": sys.argv, "path": sys.path, "name": __name__, "main": sys.modules["__main__"].__name__,
     "cwd": os.getcwd(), "environment": dict(os.environ), "temporary": tempfile.gettempdir(),
-    # But for 32 and 33, which the C library takes when a process has its first thread, or has had one.
+    # Except 32 and 33, which the C library uses in a process that has had threads.
     "signals": [int(status[name], 16) & ~(3 << 31) for name in ("SigBlk", "SigIgn", "SigCgt", "ShdPnd")],
     "sigint": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
     "threads": len(os.listdir("/proc/self/task")), "python_threads": [t.name for t in threading.enumerate()],
@@ -39,7 +39,7 @@ print(json.dumps({
     "garbage": [gc.isenabled(), gc.get_threshold()],
 }))
 """
-# What it finds in the libraries, and computes with them.
+# State of the libraries, and results computed with them.
 NUMBERS = f"""
 import importlib, json, os, random, sys
 for name in {zygote.LIBRARIES}: importlib.import_module(name)
@@ -64,16 +64,16 @@ print(json.dumps({{
 
 @pytest.fixture
 def environment(folder: Path) -> dict[str, str]:
-    """This process's, as far as Python knows it: readline exports LINES and COLUMNS behind its back."""
-    # The first as freqfilter.tracking does before it imports MLflow; the second because a zygote has one thread.
+    """The environment in ``os.environ``: readline exports LINES and COLUMNS in C only."""
+    # The first is set by freqfilter.tracking, the second because a zygote has one thread.
     changed = {"MLFLOW_DISABLE_TELEMETRY": "true", "JE_ARROW_MALLOC_CONF": "background_thread:false", "JUST_NOW": "1"}
-    # What MLflow and PyTorch set when they are imported is set in this process.
+    # MLflow and PyTorch set the last two on import, as in this process.
     gone = ("HOME", "_MLFLOW_TELEMETRY_SESSION_ID", "TORCHINDUCTOR_CACHE_DIR")
     return {name: value for name, value in os.environ.items() if name not in gone} | changed
 
 
 @pytest.mark.parametrize("form", ["-m", "-c", "file"])
-def test_a_fork_begins_as_a_start_does(form: str, folder: Path, environment: dict[str, str]) -> None:
+def test_a_fork_starts_like_a_new_process(form: str, folder: Path, environment: dict[str, str]) -> None:
     (folder / "reporting").mkdir()
     (folder / "reporting" / "__init__.py").touch()
     file = folder / "reporting" / "__main__.py"
@@ -91,7 +91,7 @@ def test_a_fork_begins_as_a_start_does(form: str, folder: Path, environment: dic
     assert forked.stderr == started.stderr == ""
 
 
-def test_a_fork_computes_what_a_start_computes_and_draws_for_itself(folder: Path, environment: dict[str, str]) -> None:
+def test_a_fork_computes_the_same_with_other_random_numbers(folder: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-c", NUMBERS]
     started = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=environment)
     forked = [zygote.run(command, check=True, cwd=folder, env=environment) for _ in range(2)]
@@ -115,7 +115,7 @@ def test_a_fork_computes_what_a_start_computes_and_draws_for_itself(folder: Path
         ("import os; os._exit(9)", 9),
     ],
 )
-def test_a_fork_ends_as_a_start_does(code: str, status: int) -> None:
+def test_a_fork_ends_like_a_new_process(code: str, status: int) -> None:
     code = "import atexit, sys; atexit.register(print, 'at exit'); print('unflushed', end=''); " + code
     started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     forked = zygote.run([sys.executable, "-c", code])
@@ -142,8 +142,8 @@ def test_a_fork_is_signalled_stopped_and_waited_for_like_a_child() -> None:
         assert not psutil.pid_exists(process.pid)
 
 
-def test_forks_run_side_by_side_and_hold_none_of_each_others_descriptors() -> None:
-    """The end of one's output is seen while the other, which was forked later, still runs."""
+def test_concurrent_forks_do_not_inherit_each_others_descriptors() -> None:
+    """The first one's output ends while the second, which was forked later, is running."""
     first = zygote.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     second = zygote.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.communicate("\n", timeout=60) == ("", None)
@@ -162,25 +162,61 @@ def test_a_descriptor_is_passed_on_under_its_number() -> None:
     os.close(reading)
 
 
+def test_what_a_fork_starts_by_a_stand_in_is_its_descendant_and_ends_as_a_start_does(
+    folder: Path, tmp_path: Path
+) -> None:
+    report = "import json, os, psutil, sys; print(json.dumps([[p.pid for p in psutil.Process().parents()], " + (
+        "[p.name() for p in psutil.Process().parents()], sys.argv, os.getcwd(), os.environ.get('GIVEN')]))"
+    )
+    code = f"""
+import json, os, pathlib, subprocess, sys
+def run(*words, **settings):
+    done = subprocess.run(words, capture_output=True, text=True, **settings)
+    return done.returncode, done.stdout
+report = {report!r}
+by_name = run("bash", "-c", 'cd /; GIVEN=1 python -c "$1" a "b c"; true', "bash", report)
+by_path = run(sys.executable, "-c", report)
+ends = [run("python", "-c", code)[0] for code in ("pass", "raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)")]
+piped = run("python", "-c", "print(input())", input="through it")
+stopped = subprocess.Popen(["python", "-c", "print('ready', flush=True); input()"], stdin=-1, stdout=-1)
+stopped.stdout.readline()
+stopped.terminate()
+print(json.dumps([os.getpid(), by_name, by_path, ends, piped, stopped.wait(), run("mlflow", "--version")[1]]))
+"""
+    done = zygote.run(
+        [sys.executable, "-c", code], env=os.environ | zygote.stand_ins(tmp_path / "stand_ins"), check=True
+    )
+    pid, by_name, by_path, ends, piped, stopped, version = json.loads(done.stdout)
+    for (status, output), seen in ((by_name, [["-c", "a", "b c"], "/", "1"]), (by_path, [["-c"], str(folder), None])):
+        parents, names, *rest = json.loads(output)
+        assert (status, rest) == (0, seen)
+        assert parents[1] == pid
+        assert names[0] == "sh"
+    assert ends == [0, 3, -signal.SIGKILL]
+    assert piped == [0, "through it\n"]
+    assert stopped == -signal.SIGTERM
+    assert "mlflow, version " in version
+
+
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MLFLOW_DISABLE_TELEMETRY", "PYTHONHASHSEED"])
 def test_a_variable_that_libraries_have_read_is_not_silently_ignored(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is read while importing"):
         zygote.run([sys.executable, "-c", "pass"], env=os.environ | {name: "7"})
 
 
-def test_the_program_itself_is_not_in_the_zygote(tmp_path: Path) -> None:
+def test_the_zygote_does_not_import_the_package(tmp_path: Path) -> None:
     code = "import sys; print([name for name in sys.modules if name.startswith(('freqfilter', 'pytest', 'tests'))])"
     assert zygote.run([sys.executable, "-c", code], check=True).stdout == "[]\n"
     assert ROOT.joinpath("tests", "zygote.py").samefile(zygote.__file__)
 
 
-@pytest.mark.parametrize(("told", "size"), [({zygote.DRAW_NOTHING: "1"}, (1, 1)), ({}, (640, 480))])
-def test_a_fork_leaves_a_dot_for_a_picture_only_where_it_is_told_to(
-    told: dict[str, str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("variables", "size"), [({zygote.DRAW_NOTHING: "1"}, (1, 1)), ({}, (640, 480))])
+def test_a_fork_replaces_pictures_only_if_requested(
+    variables: dict[str, str], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(zygote.DRAW_NOTHING, raising=False)
     code = (
         "import io, PIL.Image; from matplotlib.figure import Figure; file = io.BytesIO()\n"
         "Figure().savefig(file, format='png'); print(PIL.Image.open(file).size)"
     )
-    assert zygote.run([sys.executable, "-c", code], env=os.environ | told, check=True).stdout == f"{size}\n"
+    assert zygote.run([sys.executable, "-c", code], env=os.environ | variables, check=True).stdout == f"{size}\n"

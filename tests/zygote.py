@@ -6,12 +6,17 @@ that has imported these libraries, has opened no file and runs one thread. The c
 environment and working directory it is given. It is a process like any other: it can be signalled, stopped and waited
 for.
 
+A fork whose environment has the variables of `stand_ins` gets a zygote of its own. The programs ``python`` and
+``mlflow`` on its search path, and its `sys.executable`, are forked from that one: the program that ``mlflow run``
+starts is a descendant of ``mlflow run``.
+
 Tests whose subject is the start itself (``mlflow run``, the wheel, secrets, imports) use `subprocess`.
 """
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -33,13 +38,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Everything outside the standard library that a training imports, directly or in passing.
+# Everything outside the standard library that a training imports, directly or indirectly.
 LIBRARIES = [
-    *("PIL.Image", "alembic.command", "filelock", "git", "matplotlib.backends.backend_agg", "matplotlib.figure"),
+    *(
+        "IPython",
+        "PIL.Image",
+        "alembic.command",
+        "filelock",
+        "git",
+        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
+    ),
     *("mlflow", "mlflow.models.display_utils", "mlflow.pyfunc.model", "mlflow.pyfunc.scoring_server"),
     *("mlflow.store.model_registry.sqlalchemy_workspace_store", "mlflow.store.tracking.sqlalchemy_workspace_store"),
     *("mlflow.utils.search_logged_model_utils", "pandas", "platformdirs", "psutil", "pydantic", "scipy.signal"),
-    *("scipy.stats", "sqlalchemy.dialects.sqlite", "tabulate", "torch", "torch._dynamo", "torch.onnx", "tqdm", "yaml"),
+    *(
+        "scipy.stats",
+        "sqlalchemy.dialects.sqlite",
+        "tabulate",
+        "torch",
+        "torch._dynamo",
+        "torch.export._trace",
+        "torch.onnx",
+        "tqdm",
+        "yaml",
+    ),
 ]
 # Variables that those libraries, the OpenMP runtime or the interpreter read when they are loaded.
 READ_WHEN_IMPORTED = (
@@ -47,9 +70,11 @@ READ_WHEN_IMPORTED = (
     *("MPL", "MATPLOTLIB", "NPY_", "NUMPY_", "PANDAS_", "SCIPY_", "PILLOW_", "OTEL_", "MLFLOW_DISABLE_TELEMETRY"),
     *("MLFLOW_CONFIGURE_LOGGING", "MLFLOW_LOGGING_", "MLFLOW_WEBHOOK_", "_MLFLOW_TESTING"),
 )
-GIVEN_AGAIN = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}  # the child's take effect
+GIVEN_AGAIN = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}  # the child's values take effect
 LEAVES_NO_TRACE = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # freqfilter.tracking sets it where it is absent
 DRAW_NOTHING = "FREQFILTER_TESTS_DRAW_NOTHING"  # of a fork's environment
+STAND_INS = "FREQFILTER_TESTS_STAND_INS"  # of a fork's environment: the folder that `stand_ins` has filled
+SOCKET = "FREQFILTER_TESTS_ZYGOTE"  # of the environment of a fork with a zygote of its own: where that listens
 LARGEST_REQUEST = 1 << 17
 
 
@@ -63,7 +88,7 @@ class Popen(subprocess.Popen[str]):
         ValueError: If the environment differs from the zygote's in a variable that was read while importing.
     """
 
-    # The two private methods by which subprocess (of Python 3.11, which this project is bound to) starts a child and
+    # The two private methods by which subprocess (as it is in Python 3.11, which the tests run on) starts a child and
     # waits for it; pipes, communicate(), poll(), wait() and kill() are its own.
 
     def _execute_child(self, args: list[str], *positional: Any) -> None:
@@ -139,8 +164,21 @@ def run(
     return done
 
 
+def stand_ins(folder: Path) -> dict[str, str]:
+    """Write ``python`` and ``mlflow`` into a new folder: programs that have a fork do what they are given.
+
+    Returns:
+        Variables for the environment of a fork.
+    """
+    folder.mkdir()
+    for name, words in {"python": "", "mlflow": "-m mlflow"}.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} -IS {__file__} stand_in {words} "$@"\n')
+        (folder / name).chmod(0o755)
+    return {STAND_INS: str(folder), "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+
 def draw_nothing(replace: Callable[[object, str, object], None] = setattr) -> None:
-    """Let Matplotlib's figures write a dot in place of themselves in this process."""
+    """Replace Matplotlib's pictures by one pixel in this process."""
     import PIL.Image
     from matplotlib.figure import Figure
 
@@ -157,7 +195,7 @@ def _environment() -> dict[str, str]:
 
 
 def _refuse_what_is_read_too_late(environment: dict[str, str]) -> None:
-    """Raise ValueError where a fork would not heed a variable."""
+    """Raise ValueError if a fork would ignore a variable."""
     _zygote()
     imported_with = _zygote_environment()
     for name in sorted(environment.keys() | imported_with.keys()):
@@ -175,6 +213,10 @@ def _zygote_environment() -> dict[str, str]:
 @cache
 def _zygote() -> socket.socket:
     """The socket of this process's zygote, which is started on first use and ends with it."""
+    if SOCKET in os.environ:
+        its_own = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        its_own.connect(os.environ[SOCKET])
+        return its_own
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # pyarrow's allocator would start a thread; the thread pools of OpenMP and OpenBLAS have one thread (conftest.py).
     environment = _zygote_environment() | {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
@@ -194,53 +236,116 @@ def _zygote() -> socket.socket:
     return ours
 
 
-def _wait_for_a_request(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
+def _wait_for_a_request(
+    *controls: socket.socket, listener: socket.socket | None = None, parent: int = -1
+) -> tuple[dict[str, Any], list[int]] | None:
     """Fork for each request, and report how each child has ended.
 
+    Args:
+        controls: Where requests come from.
+        listener: Where others connect that have requests.
+        parent: Descriptor of the process that this zygote is of, if it does not end with its only control.
+
     Returns:
-        In a child what it is to become and its file descriptors; in the zygote None, when its pytest worker has ended.
+        In a child what it is to become and its file descriptors; in the zygote None, when its process has ended, and
+        the children of a zygote that has a listener.
     """
     children: dict[int, tuple[int, int]] = {}  # by pidfd: process id, where its status is reported
+    connected = {control.fileno(): control for control in controls}
     poll = select.poll()
-    poll.register(control, select.POLLIN)
-    while True:
+    for descriptor in (*connected, *([] if listener is None else [listener.fileno(), parent])):
+        poll.register(descriptor, select.POLLIN)
+    orphaned = False
+    while not orphaned or children:
         for ready, _ in poll.poll():
             if ready in children:
                 pid, report = children.pop(ready)
                 poll.unregister(ready)
                 os.close(ready)
                 _, status = os.waitpid(pid, 0)
-                with suppress(BrokenPipeError):  # nobody waits for it
+                with suppress(BrokenPipeError):  # no process waits for it
                     os.write(report, struct.pack("i", status))
                 os.close(report)
                 continue
-            message, descriptors, _, _ = socket.recv_fds(control, LARGEST_REQUEST, 16)
+            if ready == parent:
+                orphaned = True
+                poll.unregister(ready)
+                continue
+            if listener is not None and ready == listener.fileno():
+                control, _ = listener.accept()
+                connected[control.fileno()] = control
+                poll.register(control, select.POLLIN)
+                continue
+            message, descriptors, _, _ = socket.recv_fds(connected[ready], LARGEST_REQUEST, 16)
             if not message:
-                return None
+                if listener is None:
+                    return None
+                poll.unregister(ready)
+                connected.pop(ready).close()
+                continue
             threads = list(Path("/proc/self/task").iterdir())
             if len(threads) != 1:  # a lock that another thread holds would stay locked in the child
                 raise RuntimeError(f"a zygote with {len(threads)} threads is not forked")
             report, *given = descriptors
             pid = os.fork()
             if pid == 0:
-                control.close()
+                request = json.loads(message)
+                if request["new_session"]:
+                    os.setsid()
+                with suppress(BrokenPipeError):
+                    os.write(report, struct.pack("i", os.getpid()))
+                for open_here in (*connected.values(), *([] if listener is None else [listener])):
+                    open_here.close()
                 for descriptor in (report, *children, *(report for _, report in children.values())):
                     os.close(descriptor)
-                return json.loads(message), given
+                if listener is not None and not orphaned:
+                    os.close(parent)
+                return request, given
             for descriptor in given:
                 os.close(descriptor)
-            os.write(report, struct.pack("i", pid))
             pidfd = os.pidfd_open(pid)
             children[pidfd] = pid, report
             poll.register(pidfd, select.POLLIN)
+    return None
+
+
+def _zygote_of_its_own() -> tuple[dict[str, Any], list[int]] | None:
+    """Leave a zygote of this process's own behind, where its environment has stand-ins for programs.
+
+    It passes for the shell by which ``mlflow run`` starts a program: the program looks past shells for its launcher.
+
+    Returns:
+        None in this process; in a fork of the new zygote what it is to become.
+    """
+    if STAND_INS not in os.environ:
+        return None
+    sys.executable = f"{os.environ[STAND_INS]}/python"
+    os.environ[SOCKET] = f"{os.environ[STAND_INS]}/{os.getpid()}"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(os.environ[SOCKET])
+    listener.listen()
+    parent = os.pidfd_open(os.getpid())
+    if os.fork():
+        os.close(parent)
+        listener.close()
+        return None
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in range(3):  # whoever reads what the process prints waits for its end alone
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the process and its children
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(15, b"sh", 0, 0, 0)  # PR_SET_NAME
+    request = _wait_for_a_request(listener=listener, parent=parent)
+    if request is None:
+        os._exit(0)
+    return request
 
 
 def _take_over(request: dict[str, Any], descriptors: list[int], by_imports: dict[str, str | None]) -> None:
     """Give this process what a process that is newly started and has imported the libraries has."""
-    if request["new_session"]:
-        os.setsid()
     targets = [0, 1, 2, *request["pass_fds"]]
-    # First out of the way of every target.
+    # First to numbers above all targets.
     away = [_above(descriptor, max(targets)) for descriptor in descriptors]
     for descriptor, target in zip(away, targets, strict=True):
         os.dup2(descriptor, target)
@@ -262,8 +367,6 @@ def _take_over(request: dict[str, Any], descriptors: list[int], by_imports: dict
     tempfile.tempdir = None
     sys.modules["numpy"].random.seed()  # a fork reseeds the standard library's generator, not these
     sys.modules["torch"].seed()
-    if DRAW_NOTHING in os.environ:
-        draw_nothing()
     sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
     gc.enable()
 
@@ -277,9 +380,13 @@ def _above(descriptor: int, least: int) -> int:
 
 def _become(words: list[str]) -> None:
     """Run what ``python WORD…`` runs."""
+    if DRAW_NOTHING in os.environ:
+        draw_nothing()
     kind, *rest = words
+    if safe_path := kind == "-P":
+        kind, *rest = rest
     if kind == "-m":
-        sys.path[0] = str(Path.cwd())
+        sys.path[:1] = [] if safe_path else [str(Path.cwd())]
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
@@ -297,16 +404,37 @@ def _main(descriptor: int) -> None:
     before = dict(os.environ)
     for name in LIBRARIES:
         importlib.import_module(name)
+    # MLflow reads the metadata of all installed packages when a process logs or loads its first model.
+    sys.modules["mlflow.utils.requirements_utils"]._init_packages_to_modules_map()
     changed = {name for name, _ in before.items() ^ os.environ.items()}
     by_imports = {name: os.environ.get(name) for name in changed}
     assert not any(name.partition(".")[0] == "freqfilter" for name in sys.modules)
     gc.collect()
     gc.freeze()  # so that collections in a child leave these pages shared
     request = _wait_for_a_request(socket.socket(fileno=descriptor))
-    if request is not None:
+    words: list[str] = []
+    while request is not None:  # for each zygote that this process descends from
         _take_over(*request, by_imports)
-        _become(request[0]["words"])
+        words = request[0]["words"]
+        request = _zygote_of_its_own()
+    if words:
+        _become(words)
+
+
+def _stand_in(words: list[str]) -> int:
+    """Have a fork do what ``python WORD…`` does, hand signals on to it and end as it does."""
+    process = Popen([sys.executable, *words])
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    status = process.wait()
+    if status < 0:
+        if status != -signal.SIGKILL:
+            signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    return status
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "stand_in":
+        sys.exit(_stand_in(sys.argv[2:]))
     _main(int(sys.argv[1]))

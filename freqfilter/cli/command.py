@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
 
 
-SHOW_ALL = "freqfilter.show_all"  # in click's context: whether help leaves nothing out
+SHOW_ALL = "freqfilter.show_all"  # key in click's context: whether help shows all parameters
 
 
 class ParameterOption(click.Option):
@@ -69,7 +69,7 @@ class Command(click.Command):
             self.params.append(help_all)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, a heading for each kind."""
+        """Write the options under a heading for each section."""
         show_all = SHOW_ALL in context.meta or not self._abridges
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for option in self.get_params(context):
@@ -89,16 +89,16 @@ class Command(click.Command):
             formatter.write_text("--help-all shows every parameter.")
 
 
-def _print_all(context: click.Context, _option: click.Parameter, asked: bool) -> None:
-    if asked:
+def _print_all(context: click.Context, _option: click.Parameter, value: bool) -> None:
+    if value:
         context.meta[SHOW_ALL] = True
         click.echo(context.get_help())
         context.exit()
 
 
 def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[Any], Any]:
-    """An option for each parameter, or for those of some sections."""
-    stated = defaults()
+    """Decorator that adds an option for each parameter, or for those of some sections."""
+    default_values = defaults()
 
     def add(command: Any) -> Any:
         for section, name, field in reversed(list(fields())):
@@ -110,7 +110,7 @@ def parameter_options(*, sections: tuple[str, ...] | None = None) -> Callable[[A
                     section=section,
                     everyday=is_everyday(field) and sections != ("tracking",),
                     metavar="VALUE",
-                    help=f"{field.description}  [default: {default_text(stated[name])}]",
+                    help=f"{field.description}  [default: {default_text(default_values[name])}]",
                 )(command)
         return command
 
@@ -121,7 +121,7 @@ recipe_option = click.option(
     "--recipe",
     default=DEFAULT_RECIPE,
     metavar="NAME|FILE",
-    help=f"what replaces the defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
+    help=f"replacement of the defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
 )
 
 seeds_option = click.option(
@@ -131,10 +131,10 @@ seeds_option = click.option(
 
 @dataclass(frozen=True)
 class Request:
-    """What a command was called with.
+    """Parameters, recipe and folder of a command's call.
 
     Attributes:
-        overrides: Text of the parameters that were given, by name.
+        overrides: Text of the parameters given, by name.
         recipe: Name or path of the recipe.
         folder: The folder that relative paths refer to.
     """
@@ -144,14 +144,14 @@ class Request:
     folder: Path
 
     def resolve(self, *, online: bool = False, **before: str) -> Params:
-        """The resolved parameters.
+        """Resolve the parameters.
 
         Args:
             online: Refuse ``tracking=offline``.
             **before: Values that the overrides replace.
 
         Raises:
-            UserError: If a parameter is unknown or its value is refused.
+            UserError: If a parameter is unknown or its value is invalid.
         """
         params = resolve(before | self.overrides, recipe=self.recipe, folder=self.folder)
         if online:
@@ -160,7 +160,7 @@ class Request:
 
     @property
     def tracking(self) -> TrackingParams:
-        """The resolved parameters of section ``tracking``, which need to be online.
+        """Resolved parameters of section ``tracking``; ``tracking=offline`` is refused.
 
         Raises:
             UserError: As ``resolve`` does.
@@ -168,11 +168,11 @@ class Request:
         return self.resolve(online=True).tracking
 
     def path(self, text: str) -> Path:
-        """The absolute path of a file that the user has named."""
+        """Absolute path of a file that the user has named."""
         return user_path(text, self.folder)
 
     def run_name(self, **options: str) -> str:
-        """The default name of a run: the recipe, these options and the overrides."""
+        """Default name of a run: the recipe, these options and the overrides."""
         return default_run_name(self.recipe, options | self.overrides)
 
 
@@ -184,8 +184,8 @@ def command(
     Args:
         name: Name of the command; None: the function's.
         sections: Sections of the parameters that it takes; None: all.
-        paths: Its own options that are paths.
-        view: Saved view whose address is printed beside that of the run that the function returns.
+        paths: Names of its own options that are paths.
+        view: Saved view whose address is printed with that of the run that the function returns.
     """
     parameters = {name for section, name, _ in fields() if sections is None or section in sections}
 
@@ -194,11 +194,11 @@ def command(
         def run(**values: Any) -> None:
             overrides = {name: value for name, value in values.items() if name in parameters and value is not None}
             if "experiment" in overrides and launched_by_mlflow():
-                raise UserError("experiment: under `mlflow run` it is MLflow's choice; use --experiment-name instead")
+                raise UserError("experiment: `mlflow run` chooses it; use --experiment-name")
             own = {name: value for name, value in values.items() if name not in parameters}
             recipe = own.pop("recipe", DEFAULT_RECIPE)
-            stated = {"recipe": recipe} | {path: own[path] for path in paths if own[path] is not None}
-            result = function(Request(overrides, recipe, invocation_folder(stated | overrides)), **own)
+            named_paths = {"recipe": recipe} | {path: own[path] for path in paths if own[path] is not None}
+            result = function(Request(overrides, recipe, invocation_folder(named_paths | overrides)), **own)
             if view:
                 click.echo("\n".join(run_links(result, view)))
 
@@ -208,22 +208,22 @@ def command(
 
 
 def invocation_folder(given: dict[str, str]) -> Path:
-    """The folder in which the user called the command; `mlflow run` works in the project, or in a clone of it.
+    """Return the user's working directory; `mlflow run` starts the command in the project, or in a clone of it.
 
     Args:
         given: Parameters and paths by name.
 
     Raises:
-        UserError: If it is unknown, and one of them is a relative path.
+        UserError: If it is unknown and a path is relative.
     """
     if not launched_by_mlflow():
         return Path.cwd()
-    if found := launcher_folder():
-        return found
+    if folder := launcher_folder():
+        return folder
     paths = {name for _, name, field in fields() if is_path(field)} | {"output", "page", "picture", "recipe"}
     for name, value in given.items():
         if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
-            raise UserError(f"{name}={value}: the folder of `mlflow run` cannot be found; give an absolute path")
+            raise UserError(f"{name}={value}: the working directory of `mlflow run` is unknown; give an absolute path")
     return Path.cwd()
 
 
@@ -237,7 +237,7 @@ GROUPS = {
 
 
 class Group(click.Group):
-    """A group whose help lists the commands under the headings of ``GROUPS``."""
+    """A command group whose help lists the commands under the headings of ``GROUPS``."""
 
     command_class = Command
 
@@ -257,28 +257,28 @@ class Group(click.Group):
 def cli() -> None:
     """Train a filter that extracts one sinusoid from a noisy mixture, tracked in MLflow.
 
-    A job that records a run is also an entry point of the MLproject: `mlflow run . -e JOB -P name=value`; `main` is
+    Each job that records a run is an entry point of the MLproject: `mlflow run . -e JOB -P name=value`; `main` is
     train.
     """
 
 
-UI_ADDRESS = "http://127.0.0.1:5000"  # of `make ui` and `mlflow ui`
+UI_ADDRESS = "http://127.0.0.1:5000"  # default of `make ui` and `mlflow ui`
 
 
 def training_summary(trained: TrainingResult) -> Iterator[str]:
-    """The best epoch, the scores, the run, the version, and the run's page, line by line."""
+    """Lines with the best epoch, the scores, the run, the version and the run's page."""
     from freqfilter.pipelines.model_card import limit_summary, scores_table
 
     progress, run = trained.progress, trained.run
     best = progress.best
     yield (
         f"\nbest epoch {best.epoch} of {len(progress.history)}: training loss {best.train_loss:.4f}, "
-        f"validation loss {best.val_loss:.4f}"
+        f"validation MSE {best.val_mse:.4f}"
     )
     yield f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n"
     yield from (f"diagnosis: {line}" for line in trained.diagnoses.values())
     if not run.tracking_uri:
-        yield f"offline: everything is in {trained.folder}; to send it and to register the model:"
+        yield f"offline: everything is in {trained.folder}; deliver it and register the model with:"
         yield "python -m freqfilter sync"
         return
     yield f"run {run.run_id} in experiment {run.experiment}"
@@ -286,12 +286,12 @@ def training_summary(trained: TrainingResult) -> Iterator[str]:
         yield "not registered (register=false)"
     else:
         yield f"registered: {trained.model_name} version {trained.version}"
-        yield f"load it: freqfilter.load({trained.model_name!r}, version={trained.version})"
+        yield f"load with: freqfilter.load({trained.model_name!r}, version={trained.version})"
     yield from run_links(run)
 
 
 def run_links(run: RunRef, view: str = "trainings") -> Iterator[str]:
-    """How to open MLflow's UI, and the addresses of a run's page and of a saved view of its experiment."""
+    """Lines with the command that opens MLflow's UI, and the addresses of a run and of a saved view."""
     server = run.tracking_uri if run.tracking_uri.startswith("http") else UI_ADDRESS
     yield store_link(run.tracking_uri)
     yield f"  this run: {run.page(server)}"
@@ -299,7 +299,7 @@ def run_links(run: RunRef, view: str = "trainings") -> Iterator[str]:
 
 
 def store_link(tracking_uri: str) -> str:
-    """How to open the store in MLflow's UI."""
+    """Address of the store's UI, or the command that opens it."""
     if tracking_uri.startswith("http"):
         return f"view in MLflow: {tracking_uri}"
     return f"view in MLflow: make ui, or: mlflow ui --backend-store-uri {tracking_uri}"

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @command(sections=("signals", "data", "tracking"), paths=("output",), view="trainings")
 @recipe_option
-@click.option("--output", default="data/training_data.npz", show_default=True, help="the file to write")
+@click.option("--output", default="data/training_data.npz", show_default=True, help="file to write")
 def prepare(request: Request, output: str) -> RunRef:
-    """Draw the data and write its windows to a file."""
+    """Generate data and write its windows to a file."""
     params = request.resolve(noise="fixed")
     if params.data.data_file is not None:
-        raise UserError("data_file: it is a file of windows already; prepare draws and writes those of a signal model")
+        raise UserError("data_file: prepare generates windows from a signal model; omit it")
     if params.data.noise != "fixed":
-        raise UserError(f"noise={params.data.noise}: a file holds one realization; the only value is fixed")
+        raise UserError(f"noise={params.data.noise}: a file holds one realization; use noise=fixed")
     require_online(params)
     from freqfilter.pipelines.prepare import prepare as run_prepare
 
@@ -41,40 +41,40 @@ def prepare(request: Request, output: str) -> RunRef:
 @click.option(
     "--noise_seed",
     type=click.IntRange(0, 2**32 - 1),
-    help="score all windows of this noise realization in place of the expectation",
+    help="score all windows of this noise realization instead of the expectation",
 )
-@click.option("--json", "as_json", is_flag=True, help="print JSON; draw nothing unless --picture is given")
-@click.option("--picture", metavar="FILE", help="the picture to draw  [default: limit.png; none with --json]")
+@click.option("--json", "as_json", is_flag=True, help="print JSON; write a picture only if --picture is given")
+@click.option("--picture", metavar="FILE", help="picture to write  [default: limit.png; none with --json]")
 def limit(request: Request, noise_seed: int | None, as_json: bool, picture: str | None) -> None:
-    """Compute the limit, the least error to be expected.
+    """Compute the limit, the least expected error.
 
-    Under `mlflow run` table, figures and picture are those of the run.
+    Under `mlflow run` table, figures and picture are logged to the run.
     """
     params, launched = request.resolve(), launched_by_mlflow()
     if params.data.data_file is not None:
-        raise UserError("data_file: a file has no signal model, so its limit is not known; drop it")
+        raise UserError("data_file: a file has no signal model, so its limit is unknown; omit it")
     if launched and (picture or as_json):
-        raise UserError("picture and json: under `mlflow run` both are artifacts of the run; drop them")
+        raise UserError("picture and json: under `mlflow run` both are artifacts of the run; omit them")
     from freqfilter.pipelines.limit import compute_limit as run_limit
     from freqfilter.pipelines.limit import log_limit
 
     if launched:
         require_online(params)
         name = f"limit {request.run_name()}"
-        found, run = log_limit(params, noise_seed=noise_seed, recipe=request.recipe, name=name)
-        click.echo(f"\n{found.table()}\n\n{found.remarks()}")
+        report, run = log_limit(params, noise_seed=noise_seed, recipe=request.recipe, name=name)
+        click.echo(f"\n{report.table()}\n\n{report.remarks()}")
         click.echo("\n".join(run_links(run)))
         return
     if as_json:
         quiet()
     file = picture or (None if as_json else "limit.png")
-    found = run_limit(params, noise_seed=noise_seed, picture=request.path(file) if file else None)
-    click.echo(json.dumps(found.to_dict()) if as_json else f"\n{found.table()}\n\n{found.remarks()}")
+    report = run_limit(params, noise_seed=noise_seed, picture=request.path(file) if file else None)
+    click.echo(json.dumps(report.to_dict()) if as_json else f"\n{report.table()}\n\n{report.remarks()}")
 
 
 @command(sections=("tracking",), view="trainings")
 @click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
-@click.option("--run_id", metavar="ID", help="the run whose model is scored, in place of a version")
+@click.option("--run_id", metavar="ID", help="run whose model is scored instead of a version")
 @click.option(
     "--realizations",
     type=click.IntRange(0, 1000),
@@ -87,9 +87,9 @@ def evaluate(request: Request, version: str | None, run_id: str | None, realizat
     tracking = request.tracking
     from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
-    done = run_evaluate(tracking, version=version, run_id=run_id, realizations=realizations)
-    click.echo(f"\n{done.uri}, run {done.run.run_id}")
-    return done.run
+    result = run_evaluate(tracking, version=version, run_id=run_id, realizations=realizations)
+    click.echo(f"\n{result.uri}, run {result.run.run_id}")
+    return result.run
 
 
 @command(sections=("tracking",), paths=("page",), view="trainings")
@@ -106,7 +106,7 @@ def evaluate(request: Request, version: str | None, run_id: str | None, realizat
     show_default=True,
     help="number of fresh noise realizations for the paired test: at least 6 for two trainings, more for more; 0: none",
 )
-@click.option("--page", metavar="FILE", default="comparison.html", show_default=True, help="the page to write")
+@click.option("--page", metavar="FILE", default="comparison.html", show_default=True, help="HTML page to write")
 def compare(request: Request, runs: str | None, realizations: int, page: str) -> RunRef:
     """Compare trainings and test their differences.
 
@@ -125,7 +125,7 @@ def compare(request: Request, runs: str | None, realizations: int, page: str) ->
 @cli.command()
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="port of the server")
 def ui(port: int) -> None:
-    """Open MLflow's UI and print the newest run's address."""
+    """Start MLflow's UI and print the newest run's address."""
     from freqfilter.pipelines.serve import ui as run_ui
 
     sys.exit(run_ui(port=port))

@@ -10,15 +10,16 @@ import click
 from freqfilter.errors import UserError
 from freqfilter.process import Interrupted, launched_by_mlflow, launcher, shutdown
 from freqfilter.progress import progress_output
+from freqfilter.tracking import configure_environment
 
-USER_ERROR = 2  # the exit code of everything that a user can mend
+USER_ERROR = 2  # exit status of errors that a user can fix
 
 
 def load_commands() -> click.Group:
     """Import all commands and return their group.
 
-    Their options are made from params.yaml, which may be broken: the imports belong inside the block that handles
-    errors. Each command imports what it computes with when it runs, so that ``--help`` does not wait for it.
+    The options are read from params.yaml, which may be invalid: call it where errors are handled. Each command imports
+    its job when it runs, so that ``--help`` is fast.
 
     Raises:
         UserError: If params.yaml cannot be read.
@@ -31,6 +32,7 @@ def load_commands() -> click.Group:
 
 def main() -> None:
     """Run the command line."""
+    configure_environment()
     with shutdown.installed():
         try:
             commands = load_commands()
@@ -45,7 +47,7 @@ def main() -> None:
             sys.exit(_fail(str(error)))
         except Interrupted as interrupted:
             _stop_unopened_run()
-            remedy = f"; to go on: {interrupted.remedy}" if interrupted.remedy else ""
+            remedy = f"; resume with: {interrupted.remedy}" if interrupted.remedy else ""
             click.echo(f"freqfilter: stopped by {interrupted}{remedy}", err=True)
             sys.exit(interrupted.exit_code)
 
@@ -56,7 +58,7 @@ def _fail(message: str) -> int:
 
 
 def _stop_unopened_run() -> None:
-    """Where `mlflow run` has made a run that was stopped before it was opened, let it end KILLED too."""
+    """Set the status KILLED of a run that `mlflow run` has created but this process has not opened."""
     if launched_by_mlflow() and (parent := launcher()):
         from freqfilter.tracking.owner import set_status_after
 

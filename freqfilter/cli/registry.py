@@ -14,7 +14,7 @@ from freqfilter.process import launcher
 if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
 
-REFUSAL = 1  # the exit code of a refusal; an error has another
+REFUSAL = 1  # exit status of a refusal; that of an error is 2
 
 version_option = click.option("--version", type=click.IntRange(min=1), metavar="N", help="version of model_name")
 
@@ -61,7 +61,7 @@ version_option = click.option("--version", type=click.IntRange(min=1), metavar="
     type=click.IntRange(0, 2**32 - 101),
     help="seed of the first noise realization  [default: derived from both models' digests]",
 )
-@click.option("--force", metavar="REASON", help="promote it whatever the checks say; the reason is recorded")
+@click.option("--force", metavar="REASON", help="promote even if checks fail; the reason is recorded")
 def promote(
     request: Request,
     version: int | None,
@@ -75,8 +75,8 @@ def promote(
 ) -> None:
     """Make a version the champion if it is better.
 
-    It has to be near the limit, and better than the champion by more than chance. The default is the newest version.
-    The exit code is 1 if it is refused, else 0.
+    It has to be near the limit, and significantly better than the champion. The default is the newest version.
+    The exit status is 1 if it is refused, else 0.
     """
     tracking, process = request.tracking, launcher()
     from freqfilter.pipelines.promote import Outcome
@@ -84,41 +84,41 @@ def promote(
 
     bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
     decision = run_promote(tracking, version=version, bounds=bounds, noise_seed=noise_seed, force=force)
-    for rung in decision.report.checks:
-        click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[rung.passed]:8} {rung.name}: {rung.summary}")
+    for check in decision.report.checks:
+        click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[check.passed]:8} {check.name}: {check.summary}")
     click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.version}")
     click.echo(f"{decision.reason}\nrun {decision.run.run_id}, decision/report.md among its artifacts")
     click.echo("\n".join(run_links(decision.run, "decisions")))
-    if decision.outcome == Outcome.REFUSED:
+    if decision.outcome == Outcome.REJECTED:
         if process:
             from freqfilter.tracking.owner import set_status_after
 
-            set_status_after(process, decision.run.run_id, "FINISHED")  # a refusal is a decision made
+            set_status_after(process, decision.run.run_id, "FINISHED")  # a refusal is not a failure of the run
         sys.exit(REFUSAL)
 
 
 @command(sections=("tracking",), view="decisions")
 @version_option
-@click.option("--reason", default="not stated", show_default=True, help="the reason, which is recorded")
+@click.option("--reason", default="not stated", show_default=True, help="reason, which is recorded")
 def rollback(request: Request, version: int | None, reason: str) -> RunRef:
     """Make the previous champion the champion again.
 
-    With --version it is that version.
+    With --version, that version becomes the champion.
     """
     tracking = request.tracking
     from freqfilter.pipelines.promote import rollback as run_rollback
 
-    done = run_rollback(tracking, version=version, reason=reason)
+    result = run_rollback(tracking, version=version, reason=reason)
     click.echo(
-        f"champion of {tracking.model_name}: version {done.before.version} before, version {done.after.version} now"
+        f"champion of {tracking.model_name}: version {result.before.version} before, version {result.after.version} now"
     )
-    click.echo(f"run {done.run.run_id}")
-    return done.run
+    click.echo(f"run {result.run.run_id}")
+    return result.run
 
 
 @command(sections=("tracking",))
-@click.option("--csv", "form", flag_value="csv", help="print CSV, for programs")
-@click.option("--json", "form", flag_value="json", help="print JSON, for programs")
+@click.option("--csv", "form", flag_value="csv", help="print CSV")
+@click.option("--json", "form", flag_value="json", help="print JSON")
 def history(request: Request, form: str | None) -> None:
     """Show a model's registrations and decisions."""
     tracking = request.tracking
@@ -151,16 +151,16 @@ def copy(request: Request, version: int | None, to: str, to_name: str | None) ->
 
 @command(sections=("tracking",), paths=("output",))
 @version_option
-@click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="the file to write")
+@click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="file to write")
 def export(request: Request, version: int | None, output: str) -> None:
     """Write a version as an ONNX file."""
     tracking, path = request.tracking, request.path(output)
     from freqfilter.pipelines.deploy import export as run_export
 
-    done = run_export(tracking, version=version, output=path)
+    result = run_export(tracking, version=version, output=path)
     click.echo(
-        f"written: {path}, {done.version.model_name} version {done.version.version}; its estimates differ from the "
-        f"version's by {done.largest_difference:.0e} at most"
+        f"written: {path}, {result.version.model_name} version {result.version.version}; its estimates differ from the "
+        f"version's by at most {result.largest_difference:.0e}"
     )
 
 

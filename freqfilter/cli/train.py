@@ -27,7 +27,7 @@ from freqfilter.process import launched_run
 
 if TYPE_CHECKING:
     from freqfilter.config import Params
-    from freqfilter.pipelines.train import ResumePoint
+    from freqfilter.pipelines.setup import ResumePoint
     from freqfilter.tracking.ui_views import RunRef
 
 
@@ -71,7 +71,7 @@ def ablate(request: Request, values: str) -> RunRef:
 def find_learning_rate(request: Request, lowest: float, highest: float, n_steps: int) -> RunRef:
     """Suggest a learning rate by a range test."""
     if not (0 < lowest < highest < math.inf):
-        raise UserError(f"lowest={lowest:g}, highest={highest:g}: needed are 0 < lowest < highest")
+        raise UserError(f"lowest={lowest:g}, highest={highest:g}: give 0 < lowest < highest")
     params = request.resolve(online=True)
     from freqfilter.pipelines.find_learning_rate import find_learning_rate as run_range_test
 
@@ -104,7 +104,7 @@ def resume(request: Request, run_id: str, force: bool) -> None:
 def sync(run_dir: str | None) -> None:
     """Deliver runs that were offline.
 
-    Also runs whose tracking store went away.
+    Runs whose tracking store became unreachable are delivered too.
     """
     given = {"run_dir": run_dir} if run_dir else {}
     params = resolve(given, folder=invocation_folder(given))
@@ -137,27 +137,27 @@ def _train_one(params: Params, *, recipe: str, name: str, resume_point: ResumePo
         click.echo(line)
 
 
-def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **asked: str) -> RunRef:
+def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **options: str) -> RunRef:
     for params in variants.values():
         require_online(params)
     from freqfilter.pipelines.ablation import train_variants
 
-    name = request.run_name(**asked)
-    run = train_variants(variants, workflow=workflow, asked=asked, recipe=request.recipe, name=name).run
-    click.echo(f"run {run.run_id} in experiment {run.experiment}, with a run of its own for each line")
+    name = request.run_name(**options)
+    run = train_variants(variants, workflow=workflow, options=options, recipe=request.recipe, name=name).run
+    click.echo(f"run {run.run_id} in experiment {run.experiment}, with a child run for each line")
     return run
 
 
 def _resume(request: Request, run_id: str, *, force: bool) -> None:
     """Load the resume point of a run, check that the overrides agree with it, and train."""
     own = {name: value for name, value in request.overrides.items() if name == "run_dir"}
-    # Of a named run, the other parameters are in its checkpoint.
+    # The other parameters of a named run are in its checkpoint.
     params = request.resolve() if run_id == "auto" else resolve(own, folder=request.folder)
     from freqfilter.pipelines.resume import check_unchanged, find_run, load_resume_point, newest_unfinished
 
     run_dir = Path(params.tracking.run_dir)
     run = newest_unfinished(params) if run_id == "auto" else find_run(run_id, run_dir)
-    found = load_resume_point(run, run_dir, abandoned=force)
-    check_unchanged(found, request.overrides, recipe=request.recipe, folder=request.folder)
-    stated = found.checkpoint.spec
-    _train_one(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)
+    resume_point = load_resume_point(run, run_dir, abandoned=force)
+    check_unchanged(resume_point, request.overrides, recipe=request.recipe, folder=request.folder)
+    spec = resume_point.checkpoint.spec
+    _train_one(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point)

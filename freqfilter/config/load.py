@@ -27,6 +27,7 @@ LEGACY_DEFAULTS = {
     "optimizer": "adam",
     "targets": "clean",
     "scheduler": "plateau",
+    "validation_average": "batches",
 }
 # Former names of parameters in older checkpoints and models.
 LEGACY_NAMES = {

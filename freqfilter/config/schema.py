@@ -201,6 +201,10 @@ class TrainingParams(_Section):
         description="validations without improvement before training ends; 0: never"
     )
     validate_every: Count = Field(description="epochs between validations")
+    validation_average: Literal["samples", "batches"] = Field(
+        description="validation loss: the mean over samples, or over batches of batch_size, of which the last may be "
+        "smaller and then weighs more, as in the original script"
+    )
     checkpoint_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
     checkpoint_minutes: NonNegative = Field(
         description="minutes between checkpoints within and between epochs; 0: none"

@@ -20,17 +20,17 @@ from freqfilter.evaluation.metrics import Estimator
 
 
 def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
-    """Extractors by name, in the order of a table.
+    """Create the baselines of a filter, by name, in the order of a table.
 
-    The limit is there where the signal model is known and the realization is not too long for it. ``limit``,
-    ``linear_mmse`` and ``band_pass`` see as much as the filter in question, causal or bidirectional; those that see
-    more or less are named by their view.
+    The limit is included if the signal model is known and the realization is not too long for it. ``limit``,
+    ``linear_mmse`` and ``band_pass`` have the view of the filter, causal or bidirectional; the suffix ``_causal`` or
+    ``_two_sided`` marks those with the other view.
 
     Args:
-        params: The parameters of the filter that is judged.
+        params: Parameters of the filter that is evaluated.
         splits: Its data.
     """
-    moments = TargetMoments.of(splits.train)
+    moments = TargetMoments.from_windows(splits.train)
     blind: dict[str, Estimator] = {
         "zero": zero,
         "mean": Mean(moments),
@@ -50,19 +50,19 @@ def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
     return limit_estimators(params) | classical | blind
 
 
-ORDER = 2  # of the Butterworth filters; the band makes it twice that
-MIN_NOISE_STD = 1e-6  # stands for no noise, so that the covariance can be inverted
-MAX_NUMBERS = 2**22  # in the windows that the covariance is a mean over; of longer signals they are spread evenly
+ORDER = 2  # of the Butterworth filters; a band-pass has twice this order
+MIN_NOISE_STD = 1e-6  # replaces smaller values, so that the covariance is invertible
+MAX_NUMBERS = 2**22  # in the windows that the covariance is averaged over; fewer windows, evenly spaced, beyond that
 
 Array = NDArray[np.float64]
 
 
 class LinearEstimator:
-    """An estimate that is linear in the window: ``weights[component] @ window + offsets[component]``.
+    """Linear estimator: ``weights[component] @ window + offsets[component]``.
 
     Args:
         weights: (n_components, n_samples, n_samples).
-        offsets: (n_components, n_samples); None: zero.
+        offsets: (n_components, n_samples), or None for zero.
     """
 
     def __init__(self, weights: Array, offsets: Array | None = None) -> None:
@@ -71,26 +71,26 @@ class LinearEstimator:
 
     @classmethod
     def from_filter(cls, response: Array) -> Self:
-        """A filter by what it answers to each unit impulse, (n_components, impulse, n_samples)."""
+        """Create the estimator from impulse responses, (n_components, impulse, n_samples)."""
         return cls(response.transpose(0, 2, 1))
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components)."""
         selector = inputs[:, 0, 1:].double().cpu()
-        every = torch.einsum("kts,ns->nkt", self._weights, inputs[..., 0].double().cpu()) + self._offsets
-        return torch.einsum("nk,nkt->nt", selector, every)[..., None].to(inputs.device, inputs.dtype)
+        estimates = torch.einsum("kts,ns->nkt", self._weights, inputs[..., 0].double().cpu()) + self._offsets
+        return torch.einsum("nk,nkt->nt", selector, estimates)[..., None].to(inputs.device, inputs.dtype)
 
 
 def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> LinearEstimator:
-    """A Butterworth band-pass around each component, halfway to its neighbours on both sides.
+    """Butterworth band-pass around each component, extending halfway to its nearest neighbour.
 
-    Run forwards alone it is causal, and late; run forwards and backwards its phase is zero and it sees the window to
-    its end. The mixture is the components' mean, hence the gain.
+    Run forwards, it is causal and has a delay; run forwards and backwards, it has zero phase and uses the whole
+    window. The mixture is the mean of the components, hence the gain ``n_components``.
 
     Args:
         model: The signal model.
         n_samples: Length of a window.
-        zero_phase: Whether it is also run backwards.
+        zero_phase: Whether to run it backwards too.
 
     Source: SciPy, ``butter``, ``sosfilt`` and ``sosfiltfilt``.
     """
@@ -114,9 +114,9 @@ def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> Linear
 
 
 def least_squares(model: SignalModel, *, n_samples: int) -> LinearEstimator:
-    """A sine and a cosine of each known frequency, fitted to the whole window.
+    """Least-squares fit of a sine and a cosine of each known frequency to the whole window.
 
-    In a window that is short beside the periods they look almost alike, and the fit multiplies the noise.
+    In a window much shorter than the periods the fit is ill-conditioned and amplifies the noise.
     """
     time_s = np.arange(n_samples) * model.duration_s / (model.n_samples - 1)
     angles = [2 * np.pi * component.frequency_hz * time_s for component in model.components]
@@ -127,7 +127,7 @@ def least_squares(model: SignalModel, *, n_samples: int) -> LinearEstimator:
 
 
 def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEstimator:
-    """The linear estimate with the least expected squared error, over all starts and all noise (Wiener).
+    """Linear MMSE (Wiener) estimator, with the expectation over all window starts and the noise.
 
     With the Cholesky factor of the mixture's covariance, C = L Lᵀ, and B = L⁻¹, the weights are (R Bᵀ) B for the
     covariance R of component and mixture. From the samples so far they are tril(R Bᵀ) B, since B of the first samples
@@ -136,7 +136,7 @@ def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEs
     Args:
         model: The signal model.
         n_samples: Length of a window.
-        causal: From the samples so far, or from the whole window.
+        causal: Whether to use the samples so far, instead of the whole window.
 
     Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, chapter 12.
     """
@@ -160,7 +160,7 @@ CHUNK_SIZE = 4096  # windows
 
 
 def zero(inputs: Tensor) -> Tensor:
-    """Zero for every sample: its mean squared error is the component's power.
+    """Estimate zero at every sample: the mean squared error is the power of the component.
 
     Args:
         inputs: (n_windows, n_samples, 1 + n_components).
@@ -173,19 +173,19 @@ def zero(inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetMoments:
-    """What is known of a component without looking at a mixture.
+    """Moments of the targets of each component.
 
     Attributes:
-        mean: Of the targets of each component, (n_components,).
-        std: Their standard deviation, (n_components,).
+        mean: Mean, (n_components,).
+        std: Standard deviation, (n_components,).
     """
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def of(cls, windows: WindowDataset) -> Self:
-        """The moments of the targets of some windows; zero for a component that does not occur."""
+    def from_windows(cls, windows: WindowDataset) -> Self:
+        """Compute the moments over windows; zero for a component that does not occur."""
         sums, squares, counts = torch.zeros(3, windows.n_components, dtype=torch.float64)
         for inputs, targets in batches(windows, CHUNK_SIZE, torch.device("cpu")):
             selector = inputs[:, 0, 1:].double().T
@@ -198,25 +198,25 @@ class TargetMoments:
 
 
 class Mean:
-    """The mean of the selected component, whatever the mixture."""
+    """Estimator that returns the mean of the selected component and ignores the mixture."""
 
     def __init__(self, moments: TargetMoments) -> None:
         self._moments = moments
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """The mean at every sample, (n_windows, n_samples, 1)."""
+        """Return the mean at every sample, (n_windows, n_samples, 1)."""
         return _select(self._moments.mean, inputs)
 
 
 class Random:
-    """Draws with the selected component's mean and spread: its error is twice the component's variance."""
+    """Normal draws with the mean and variance of the selected component: their MSE is twice that variance."""
 
     def __init__(self, moments: TargetMoments, generator: torch.Generator) -> None:
         self._moments = moments
         self._generator = generator
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """A normal draw at every sample, (n_windows, n_samples, 1)."""
+        """Return a normal draw at every sample, (n_windows, n_samples, 1)."""
         noise = torch.randn((*inputs.shape[:2], 1), generator=self._generator).to(inputs.device)
         return _select(self._moments.mean, inputs) + _select(self._moments.std, inputs) * noise
 

@@ -13,17 +13,17 @@ from freqfilter.evaluation.limits import CONFIDENCE
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import PairedTest, Verdict
 
-BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # what no filter is needed for, and the best linear filter
+BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # trivial baselines, and the best linear filter
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a candidate has to pass.
+    """Result of one acceptance criterion.
 
     Attributes:
-        name: Its name.
-        passed: Whether it has; None where it does not apply.
-        summary: The figures, or why it does not apply.
+        name: Name of the criterion.
+        passed: Whether the candidate passed; None if the check does not apply.
+        summary: The figures, or why the check does not apply.
     """
 
     name: str
@@ -32,71 +32,71 @@ class Check:
 
 
 def check_baselines(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -> list[Check]:
-    """Better than answers that take no filter, and than the best linear one, on the same realizations.
+    """Check that the candidate beats the trivial baselines and the best linear filter on the same realizations.
 
     Args:
-        errors: The candidate's mean squared error: a row for each realization, a column for all components together
+        errors: Mean squared error of the candidate: a row for each realization, a column for all components together
             and one for each.
-        references: The same of others, by name.
+        references: Mean squared errors of the baselines, by name.
     """
-    rungs = []
+    checks = []
     for name in BASELINES_TO_BEAT:
         if name not in references:
-            rungs.append(Check(f"beats {name}", None, "not known of a user's own data"))
+            checks.append(Check(f"beats {name}", None, "not available for a data file"))
             continue
-        ours, theirs = errors[OVERALL].mean(), references[name][OVERALL].mean()
-        rungs.append(Check(f"beats {name}", bool(ours < theirs), f"MSE {ours:.4f} against {theirs:.4f}"))
-    return rungs
+        mse, baseline_mse = errors[OVERALL].mean(), references[name][OVERALL].mean()
+        checks.append(Check(f"beats {name}", bool(mse < baseline_mse), f"MSE {mse:.4f} against {baseline_mse:.4f}"))
+    return checks
 
 
 def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Check]:
-    """Not far above the least error that is possible, overall and for each component.
+    """Check that the ratio of MSE to limit is within its bounds, overall and for each component.
 
     Args:
         errors: As in ``check_baselines``.
-        limit: The same of the limit, on the same windows; None where nobody knows it.
-        bounds: How far.
+        limit: Mean squared errors of the limit on the same windows; None if it is unknown.
+        bounds: Largest accepted ratios.
     """
     if limit is None:
-        return [Check("near the limit", None, "the signal model of a user's own data is not known, hence no limit")]
-    rungs = []
+        return [Check("near the limit", None, "no limit: the signal model of a data file is unknown")]
+    checks = []
     for component in errors.columns:
         overall = component == OVERALL
-        most = bounds.max_mse_ratio if overall else bounds.max_mse_ratio_per_frequency
+        max_ratio = bounds.max_mse_ratio if overall else bounds.max_mse_ratio_per_frequency
         ratio, half = _ratio(errors[component], limit[component])
         name = "near the limit" if overall else f"near the limit, {component}"
-        words = f"{ratio:.4f} ± {half:.4f} × the limit, at most {most:g}"
-        rungs.append(Check(name, ratio + half <= most, words))
-    return rungs
+        summary = f"{ratio:.4f} ± {half:.4f} × the limit, at most {max_ratio:g}"
+        checks.append(Check(name, ratio + half <= max_ratio, summary))
+    return checks
 
 
 def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, float]:
-    """The ratio of two means over the same realizations, and half of its interval (delta method for paired data)."""
-    least = float(limit.mean())
-    if least == 0:
+    """Ratio of two means over the same realizations, and half the width of its interval (paired delta method)."""
+    limit_mse = float(limit.mean())
+    if limit_mse == 0:
         return (1.0, 0.0) if errors.max() == 0 else (float("inf"), 0.0)
-    ratio = float(errors.mean()) / least
-    rest = (errors - ratio * limit) / least
-    return ratio, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(errors) - 1) * stats.sem(rest))
+    ratio = float(errors.mean()) / limit_mse
+    residuals = (errors - ratio * limit) / limit_mse
+    return ratio, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(errors) - 1) * stats.sem(residuals))
 
 
 def check_improvement(test: PairedTest | None, *, same_weights: bool = False) -> Check:
-    """Better than the champion, or, with a margin, not worse by that much.
+    """Check that the candidate is better than the champion or, with a margin, worse by less than the margin.
 
     Args:
-        test: The comparison; None where there is no champion yet.
-        same_weights: Whether both have the very same weights.
+        test: Paired comparison with the champion; None if there is no champion yet.
+        same_weights: Whether both have identical weights.
     """
     if same_weights:
-        return Check("better than the champion", False, "the same weights")
+        return Check("better than the champion", False, "identical weights")
     if test is None:
-        return Check("better than the champion", None, "there is none yet")
-    wanted = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
-    return Check(f"{wanted} than the champion", test.verdict == Verdict.BETTER, test.summary)
+        return Check("better than the champion", None, "no champion yet")
+    criterion = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
+    return Check(f"{criterion} than the champion", test.verdict == Verdict.BETTER, test.summary)
 
 
 def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Check]:
-    """Within the bounds on latency and size."""
+    """Check that latency and size are within their bounds."""
     return [
         Check(
             "fast",
@@ -108,17 +108,17 @@ def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Ch
 
 
 def check_leak(diagnoses: str) -> Check:
-    """No alarm of a leak in the run that trained it.
+    """Check that the training run raised no leak alarm.
 
     Args:
-        diagnoses: The names of what that run was told, in a row.
+        diagnoses: Names of the problems found in that run, separated by spaces.
     """
     leaks = "leak" in diagnoses.split()
-    words = "validation was below what is possible: it leaked" if leaks else "no alarm in its training run"
-    return Check("no leak", not leaks, words)
+    summary = "its training run raised a leak alarm" if leaks else "no leak alarm in its training run"
+    return Check("no leak", not leaks, summary)
 
 
 def check_finite(errors: pd.DataFrame) -> Check:
-    """Numbers in, numbers out."""
-    good = bool(np.isfinite(errors.to_numpy()).all())
-    return Check("finite", good, "every estimate is a number" if good else "some estimates are no numbers")
+    """Check that all errors, and hence all estimates, are finite."""
+    finite = bool(np.isfinite(errors.to_numpy()).all())
+    return Check("finite", finite, "all estimates are finite" if finite else "estimates contain NaN or Inf")

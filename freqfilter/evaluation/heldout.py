@@ -26,65 +26,65 @@ from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison, Estimator,
 from freqfilter.models.network import estimate
 
 FIRST_NOISE_SEED = 10_000
-# Of a realization, spread evenly: neighbouring windows share nearly all of their noise, so that those left out would
-# say next to nothing new.
+# Of a realization, evenly spaced: neighbouring windows share nearly all of their noise, so that the windows left out
+# would add almost no information.
 N_WINDOWS = 8_000
-N_FILE_PARTS = 20  # of its test windows, in place of realizations
+N_FILE_PARTS = 20  # of the test windows of a data file, in place of realizations
 
 
 @dataclass(frozen=True)
 class FreshScores:
-    """Mean squared errors on fresh realizations, of the model and, where it is known, of its limit.
+    """Mean squared errors on fresh realizations, of the model and, if it is known, of the limit.
 
     Attributes:
-        of_realizations: A row for each, by noise seed: ``mse``, and ``limit_mse`` and ``mse_over_limit`` if known.
-        mean: Over the realizations: a row for each extractor, a column for all components together and one for each.
-        mse_interval: 95 % interval of the model's mean, from its scatter over the realizations; NaN for a single one.
+        per_realization: A row for each noise seed: ``mse``, and ``limit_mse`` and ``mse_over_limit`` if known.
+        mean: Over the realizations: a row for each estimator, a column for all components together and one for each.
+        mse_interval: 95 % interval of the model's mean MSE over realizations (Student's t); NaN for a single one.
         ratio_interval: 95 % interval of model over limit, by resampling realizations; NaN for a single one, None
-            where the limit is not known.
+            if the limit is unknown.
     """
 
-    of_realizations: pd.DataFrame
+    per_realization: pd.DataFrame
     mean: pd.DataFrame
     mse_interval: tuple[float, float]
     ratio_interval: tuple[float, float] | None
 
     @property
     def mse(self) -> float:
-        """Mean squared error of the model, the mean over the realizations."""
+        """Mean squared error of the model, averaged over the realizations."""
         return float(self.mean[OVERALL][MODEL])
 
     @property
     def mse_over_limit(self) -> float | None:
-        """The same over the limit's; None where that is not known."""
+        """Ratio of ``mse`` to that of the limit; None if the limit is unknown."""
         return self.mse / float(self.mean[OVERALL][LIMIT]) if self.ratio_interval else None
 
 
 def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
-    """Noise seeds of realizations that no filter's own run has used, the first of them from 10,000 on.
+    """Return noise seeds, 10,000 or larger, that no training of the filters has used.
 
     Args:
-        trained: The parameters that each filter was trained with.
-        n_realizations: How many, at least 1.
+        trained: Training parameters of each filter.
+        n_realizations: Number of seeds, at least 1.
 
     Raises:
-        UserError: If there is no signal model to draw them from.
+        UserError: If a filter was trained on a data file, which has no signal model.
     """
     if any(params.data.data_file is not None for params in trained):
-        raise UserError("realizations: the model was trained on a data file, which has no signal model to draw from")
+        raise UserError("realizations: a model of a data file has no signal model; set realizations=0")
     used = {seed for params in trained for seeds in params.realizations().values() for seed in seeds}
     return list(islice((seed for seed in count(FIRST_NOISE_SEED) if seed not in used), n_realizations))
 
 
 def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, WindowDataset]]:
-    """What a filter is judged on: windows of one realization after another, or parts of a file's test windows.
+    """Yield evaluation windows: those of each realization in turn, or parts of a data file's test windows.
 
     Args:
-        params: The parameters that it was trained with.
-        noise_seeds: Of the realizations; None for a user's own data, which has no signal model to draw any from.
+        params: Training parameters of the filter.
+        noise_seeds: Noise seeds of the realizations; None for a data file, which has no signal model.
 
     Yields:
-        A noise seed, or a part's number, and its windows.
+        A noise seed, or the number of a part, and its windows.
     """
     if noise_seeds is None:
         test = Splits.from_params(params).test
@@ -97,39 +97,39 @@ def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Ite
 
 
 def score_realizations(
-    extractors: Mapping[str, Estimator], params: Params, noise_seeds: Iterable[int] | None, *, device: torch.device
+    estimators: Mapping[str, Estimator], params: Params, noise_seeds: Iterable[int] | None, *, device: torch.device
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Score extractors on one realization after another, all of them on the same windows.
+    """Score estimators on each realization in turn, all of them on the same windows.
 
     Args:
-        extractors: What is scored, by name.
-        params: The parameters that a filter among them was trained with.
-        noise_seeds: Of the realizations; see ``evaluation_windows``.
-        device: Where the extractors compute.
+        estimators: Estimators by name.
+        params: Training parameters of a filter among them.
+        noise_seeds: Noise seeds of the realizations; see ``evaluation_windows``.
+        device: Device of the estimators.
 
     Yields:
-        A noise seed, and mean squared errors: a row for each extractor, a column for all components together and one
+        A noise seed, and mean squared errors: a row for each estimator, a column for all components together and one
         for each.
     """
     for number, windows in evaluation_windows(params, noise_seeds):
-        compared = compare(extractors, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+        compared = compare(estimators, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
-        yield number, table.loc[list(extractors), columns]
+        yield number, table.loc[list(estimators), columns]
 
 
 def score_with_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Estimator]:
-    """Networks of one task, in evaluation mode, and their limit where that is known."""
+    """Return networks of one task, in evaluation mode, as estimators, with their limit if it is known."""
     known = limit_estimators(params)
-    extractors: dict[str, Estimator] = {name: partial(estimate, network) for name, network in networks.items()}
-    return extractors | ({LIMIT: known[LIMIT]} if known else {})
+    estimators: dict[str, Estimator] = {name: partial(estimate, network) for name, network in networks.items()}
+    return estimators | ({LIMIT: known[LIMIT]} if known else {})
 
 
 def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
-    """What the scores on several realizations come to, all of which count the same.
+    """Average the scores over realizations of equal weight, with intervals.
 
     Args:
-        errors: Mean squared errors of ``model`` and, where it is known, ``limit``, by noise seed; see
+        errors: Mean squared errors of ``model`` and, if it is known, ``limit``, by noise seed; see
             ``score_realizations``.
     """
     tables = pd.concat(errors)
@@ -155,13 +155,13 @@ def _interval_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
-    """Score a network, in evaluation mode and on ``device``, beside what it is held against.
+    """Score a network, in evaluation mode and on ``device``, and its baselines on the test set.
 
     Args:
         network: The network.
         splits: The data.
-        params: The parameters that it was trained with.
-        device: Where it computes.
+        params: Training parameters of the network.
+        device: Device of the network.
     """
-    extractors = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
-    return compare(extractors, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)
+    estimators = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
+    return compare(estimators, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)

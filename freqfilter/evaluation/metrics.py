@@ -13,17 +13,17 @@ from torch import Tensor
 
 from freqfilter.data.windows import WindowDataset, block_means
 
-# Anything that turns inputs (n_windows, n_samples, 1 + n_components) into estimates (n_windows, n_samples, 1).
+# Maps inputs (n_windows, n_samples, 1 + n_components) to estimates (n_windows, n_samples, 1).
 Estimator = Callable[[Tensor], Tensor]
 
 MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r", "sdr_db")
 OVERALL = "all"  # the row of all components together
-MODEL = "model"  # the extractor that a run is judged by
+MODEL = "model"  # the estimator that is evaluated
 CHUNK_SIZE = 2048  # windows
 
 
 def frequency_name(frequency_hz: float) -> str:
-    """The component in names of metrics and columns.
+    """Format a frequency for names of metrics and columns.
 
     >>> frequency_name(5.0), frequency_name(2.5), frequency_name(1e12)
     ('5hz', '2.5hz', '1000000000000hz')
@@ -33,21 +33,21 @@ def frequency_name(frequency_hz: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several extractors on the same windows.
+    """Scores of several estimators on the same windows.
 
     Attributes:
-        table: A row for each extractor and component, ``all`` first, then each that occurs (``5hz``); columns
+        table: A row for each estimator and component, ``all`` first, then each that occurs (``5hz``); columns
             ``MEASURES``:
 
             - ``mse``, ``rmse``, ``mae``: mean squared error, its root, mean absolute error, all ≥ 0;
             - ``r2``: 1 - mse / variance of the target, ≤ 1, NaN for a constant target;
-            - ``pearson_r``: correlation of estimate and target, in [-1, 1], NaN where either is constant;
-            - ``sdr_db``: signal-to-distortion ratio, power of the target over that of the error, dB; 0 of predicting
-              zero, infinite of the truth, NaN for a silent target.
-        per_step: Mean squared error at each position in the window: a row for each extractor, a column from 1 on for
+            - ``pearson_r``: correlation of estimate and target, in [-1, 1], NaN if either is constant;
+            - ``sdr_db``: signal-to-distortion ratio, power of the target over that of the error, dB; 0 if the
+              estimate is zero, infinite if it is exact, NaN if the target is zero.
+        per_step: Mean squared error at each position in the window: a row for each estimator, a column from 1 on for
             each position.
-        per_block: Mean squared error of each block of neighbouring windows: a row for each extractor; None where
-            nobody knows which windows are neighbours.
+        per_block: Mean squared error of each block of neighbouring windows: a row for each estimator; None if
+            the order of the windows is unknown.
     """
 
     table: pd.DataFrame
@@ -56,42 +56,42 @@ class Comparison:
 
 
 def score(
-    extractor: Estimator, windows: WindowDataset, *, frequencies_hz: Sequence[float], device: torch.device
+    estimator: Estimator, windows: WindowDataset, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> pd.DataFrame:
-    """The scores of one extractor: rows and columns as in ``Comparison.table``."""
-    compared = compare({MODEL: extractor}, windows, frequencies_hz=frequencies_hz, device=device)
+    """Score one estimator: rows and columns as in ``Comparison.table``."""
+    compared = compare({MODEL: estimator}, windows, frequencies_hz=frequencies_hz, device=device)
     return pd.DataFrame(compared.table.xs(MODEL))
 
 
 @torch.inference_mode()
 def compare(
-    extractors: Mapping[str, Estimator],
+    estimators: Mapping[str, Estimator],
     windows: WindowDataset,
     *,
     frequencies_hz: Sequence[float],
     device: torch.device,
 ) -> Comparison:
-    """Score extractors on windows, a batch at a time, with sums in double precision.
+    """Score estimators on windows in batches, with sums in double precision.
 
     Args:
-        extractors: What is scored, by name.
+        estimators: Estimators by name.
         windows: Inputs and targets.
         frequencies_hz: Frequency of each component, (n_components,).
-        device: Where the extractors compute.
+        device: Device of the estimators.
     """
-    sums = {name: _Sums(windows) for name in extractors}
+    sums = {name: _Sums(windows) for name in estimators}
     windows = windows.to(device)
     positions = torch.arange(len(windows), device=device)
-    for some in torch.split(positions, CHUNK_SIZE):
-        inputs, targets = windows.batch(some)
-        for name, extractor in extractors.items():
-            sums[name].add(inputs, targets, extractor(inputs))
+    for chunk in torch.split(positions, CHUNK_SIZE):
+        inputs, targets = windows.batch(chunk)
+        for name, estimator in estimators.items():
+            sums[name].add(inputs, targets, estimator(inputs))
     blocks = windows.block_ids(positions)
-    tables = {name: of_extractor.table(frequencies_hz) for name, of_extractor in sums.items()}
-    steps = {name: of_extractor.per_step() for name, of_extractor in sums.items()}
+    tables = {name: total.table(frequencies_hz) for name, total in sums.items()}
+    steps = {name: total.per_step() for name, total in sums.items()}
     per_block = None
     if blocks is not None:
-        means = {name: block_means(of_extractor.of_windows(), blocks.cpu()) for name, of_extractor in sums.items()}
+        means = {name: block_means(total.per_window(), blocks.cpu()) for name, total in sums.items()}
         per_block = pd.DataFrame.from_dict(means, orient="index")
     return Comparison(
         pd.concat(tables, names=["extractor", "component"]),
@@ -101,41 +101,41 @@ def compare(
 
 
 class _Sums:
-    """What is added up over windows to score one extractor."""
+    """Sums over windows from which the scores of one estimator follow."""
 
     def __init__(self, windows: WindowDataset) -> None:
-        self._of_components = torch.zeros(windows.n_components, 8, dtype=torch.float64)
-        self._of_steps = torch.zeros(windows.n_samples, dtype=torch.float64)
-        self._of_windows: list[Tensor] = []
+        self._component_sums = torch.zeros(windows.n_components, 8, dtype=torch.float64)
+        self._step_sums = torch.zeros(windows.n_samples, dtype=torch.float64)
+        self._window_mse: list[Tensor] = []
 
-    def add(self, inputs: Tensor, targets: Tensor, answers: Tensor) -> None:
-        """Count a batch of windows, (n_windows, n_samples, …)."""
-        estimates, truth = answers.double(), targets.double()
+    def add(self, inputs: Tensor, targets: Tensor, predictions: Tensor) -> None:
+        """Add a batch of windows, (n_windows, n_samples, …)."""
+        estimates, truth = predictions.double(), targets.double()
         error = estimates - truth
         terms = [
             torch.ones_like(truth), error**2, error.abs(), truth, truth**2, estimates, estimates**2, estimates * truth,
         ]  # fmt: skip
-        of_window = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
-        self._of_components += (inputs[:, 0, 1:].double().T @ of_window).cpu()
-        self._of_steps += (error**2).sum(dim=(0, 2)).cpu()
-        self._of_windows.append((of_window[:, 1] / of_window[:, 0]).cpu())
+        window_sums = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
+        self._component_sums += (inputs[:, 0, 1:].double().T @ window_sums).cpu()
+        self._step_sums += (error**2).sum(dim=(0, 2)).cpu()
+        self._window_mse.append((window_sums[:, 1] / window_sums[:, 0]).cpu())
 
     def table(self, frequencies_hz: Sequence[float]) -> pd.DataFrame:
-        """A row for all components together and one for each that occurs."""
-        rows = {OVERALL: _measures(self._of_components.sum(dim=0))}
-        for frequency_hz, row in zip(frequencies_hz, self._of_components, strict=True):
+        """Return a row for all components together and one for each that occurs."""
+        rows = {OVERALL: _measures(self._component_sums.sum(dim=0))}
+        for frequency_hz, row in zip(frequencies_hz, self._component_sums, strict=True):
             if row[0] > 0:
                 rows[frequency_name(frequency_hz)] = _measures(row)
         return pd.DataFrame.from_dict(rows, orient="index", columns=list(MEASURES))
 
     def per_step(self) -> list[float]:
-        """Mean squared error at each position."""
-        n_windows = self._of_components[:, 0].sum() / len(self._of_steps)
-        return [float(value) for value in self._of_steps / n_windows]
+        """Return the mean squared error at each position."""
+        n_windows = self._component_sums[:, 0].sum() / len(self._step_sums)
+        return [float(value) for value in self._step_sums / n_windows]
 
-    def of_windows(self) -> Tensor:
-        """Mean squared error of each window, (n_windows,)."""
-        return torch.cat(self._of_windows)
+    def per_window(self) -> Tensor:
+        """Return the mean squared error of each window, (n_windows,)."""
+        return torch.cat(self._window_mse)
 
 
 def _measures(sums: Tensor) -> list[float]:

@@ -22,33 +22,33 @@ from freqfilter.evaluation.metrics import OVERALL, score
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 
-UNMOVED = 1e-6  # relative change of all weights over an epoch; float32 resolves 1e-7
-STANDSTILL = 1e-3  # share of the learning rate that a scheduler has left: weights are then meant to stay
+MIN_RELATIVE_CHANGE = 1e-6  # of all weights over an epoch; float32 resolves 1e-7
+MIN_LEARNING_RATE_SHARE = 1e-3  # of the initial learning rate; below, weights are expected to stay
 MIN_CLIP_NORM = 1e-6  # below, Adam's epsilon outweighs the gradient
-NO_BETTER, NOT_BEGUN = 0.95, 0.99  # of the error of answers that ignore the mixture: at the end, and before
-VALIDATIONS_TO_LEARN, EPOCHS_TO_LEARN = 3, 0.1  # before a filter that knows nothing is called one; share of all epochs
-FAR_ABOVE = 1.25  # times as high; by chance alone training, validation and holdout differ by a few hundredths
-TIMES_FAR_ABOVE = 2  # in a row
-SLOW, SLOW_BY_S = 1.75, 5.0  # over the fastest epoch of the run, as a factor and in seconds
+MIN_FINAL_MSE_RATIO, MIN_MSE_RATIO = 0.95, 0.99  # to the mean baseline: no learning at the end, and before
+MIN_VALIDATIONS, MIN_EPOCH_SHARE = 3, 0.1  # before no learning is reported during training
+MIN_OVERFITTING_RATIO = 1.25  # without overfitting, training, validation and holdout differ by a few hundredths
+N_CONSECUTIVE = 2  # measurements above that ratio
+MIN_SLOWDOWN, MIN_SLOWDOWN_S = 1.75, 5.0  # relative to the fastest epoch of the run, as a factor and in seconds
 
 
 def check_settings(params: Params) -> Iterator[Finding]:
-    """What can be said before training."""
+    """Yield the findings that follow from the parameters alone."""
     if not params.training.deterministic:
         yield Finding(
             "not_deterministic",
-            "deterministic=false: two runs with the same parameters may differ; deterministic=true makes them equal",
+            "deterministic=false: runs with the same parameters may differ; set deterministic=true",
         )
 
 
 class Monitor:
-    """Looks at a training run after each epoch, and says each finding once.
+    """Checks a training after each epoch and reports each problem once.
 
     Args:
-        state: The training that is looked at, never changed.
-        params: Its parameters.
-        blind_mse: Mean squared error, on the validation windows, of answering with each component's mean.
-        val_limit: The limit on the validation windows; None where nobody knows it.
+        state: Training state, read only.
+        params: Parameters of the training.
+        baseline_mse: Mean squared error of the mean baseline on the validation windows.
+        val_limit: The limit on the validation windows; None if it is unknown.
     """
 
     def __init__(
@@ -56,29 +56,29 @@ class Monitor:
         state: TrainingState,
         params: Params,
         *,
-        blind_mse: float,
+        baseline_mse: float,
         val_limit: ValidationLimit | None,
     ) -> None:
         self._state = state
         self._params = params
-        self._blind_mse = blind_mse
+        self._baseline_mse = baseline_mse
         self._val_limit = val_limit
         self._weights = _flat(state)
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     @classmethod
     def of(
         cls, state: TrainingState, splits: Splits, params: Params, *, val_limit: ValidationLimit | None = None
     ) -> Self:
-        """Measure what a training run will be held against."""
+        """Create the monitor and compute the baseline on the validation windows."""
         device, validation = state.accelerator.device, splits.validation
-        blind = Mean(TargetMoments.of(validation))
-        scores = score(blind, validation, frequencies_hz=params.signals.frequencies_hz, device=device)
-        blind_mse = float(scores["mse"][OVERALL])
-        return cls(state, params, blind_mse=blind_mse, val_limit=val_limit)
+        baseline = Mean(TargetMoments.from_windows(validation))
+        scores = score(baseline, validation, frequencies_hz=params.signals.frequencies_hz, device=device)
+        baseline_mse = float(scores["mse"][OVERALL])
+        return cls(state, params, baseline_mse=baseline_mse, val_limit=val_limit)
 
     def check(self, report: EpochReport) -> list[Finding]:
-        """The findings that are new with this epoch."""
+        """Return the findings that are new in this epoch."""
         before, self._weights = self._weights, _flat(self._state)
         change = float((self._weights - before).norm() / before.norm().clamp(min=1e-30))
         progress, history, training = self._state.progress, self._state.progress.history, self._params.training
@@ -86,27 +86,27 @@ class Monitor:
         n_validations = math.ceil(training.epochs / training.validate_every)
         findings = [
             frozen_weights(report, change, self._params),
-            no_learning(history, self._blind_mse, self._params, ended=ended),
+            no_learning(history, self._baseline_mse, self._params, ended=ended),
             overfitting(history, self._params),
             leak(report, self._val_limit, n_validations=n_validations),
             slow_epoch(history, self._params, threads=self._state.accelerator.threads),
         ]
-        new = [finding for finding in findings if finding and finding.name not in self._said]
-        self._said |= {finding.name for finding in new}
+        new = [finding for finding in findings if finding and finding.name not in self._reported]
+        self._reported |= {finding.name for finding in new}
         return new
 
 
 def frozen_weights(report: EpochReport, change: float, params: Params) -> Finding | None:
-    """Weights that stay where they are at the learning rate that was asked for.
+    """Detect weights that do not change although the learning rate is not close to zero.
 
     Args:
-        report: The epoch.
-        change: Distance that all weights together went in it, relative to their length.
-        params: The run's parameters.
+        report: Report of the epoch.
+        change: Norm of the change of all weights in the epoch, relative to their norm.
+        params: Parameters of the run.
     """
     training = params.training
     share = report.learning_rate / training.learning_rate
-    if share < STANDSTILL or not change < UNMOVED * share:
+    if share < MIN_LEARNING_RATE_SHARE or not change < MIN_RELATIVE_CHANGE * share:
         return None
     if training.precision == "fp16" and report.gradient_norm == 0:  # the gradient scaler has skipped every step
         remedy = "precision=fp32 (now fp16)"
@@ -115,42 +115,42 @@ def frozen_weights(report: EpochReport, change: float, params: Params) -> Findin
     else:
         remedy = f"learning_rate=0.01 (now {training.learning_rate:.3g})"
     return Finding(
-        "frozen_weights", f"the weights moved by {change:.1e} of their length in epoch {report.epoch}: try {remedy}"
+        "frozen_weights", f"relative change of the weights is {change:.1e} in epoch {report.epoch}; try {remedy}"
     )
 
 
-def no_learning(history: Sequence[EpochReport], blind_mse: float, params: Params, *, ended: bool) -> Finding | None:
-    """A filter that does no better than one that answers zero, or the component's mean, to everything.
+def no_learning(history: Sequence[EpochReport], baseline_mse: float, params: Params, *, ended: bool) -> Finding | None:
+    """Detect a filter that is no better than the mean baseline.
 
-    Many filters do so for a while before they learn: until training has ended it is only said of one that has not
-    begun to learn after some validations and a part of the epochs.
+    Many filters start with a plateau: before the end of training this is reported only after ``MIN_VALIDATIONS``
+    validations and ``MIN_EPOCH_SHARE`` of the epochs.
 
     Args:
-        history: A report for each epoch.
-        blind_mse: Mean squared error, on the validation windows, of answering with each component's mean.
-        params: The run's parameters.
+        history: Report of each epoch.
+        baseline_mse: Mean squared error of the mean baseline on the validation windows.
+        params: Parameters of the run.
         ended: Whether training has ended.
     """
-    found = [report.val_mse for report in history if report.val_mse is not None]
+    val_mse = [report.val_mse for report in history if report.val_mse is not None]
     training, model = params.training, params.model
-    patient = len(found) >= VALIDATIONS_TO_LEARN and len(history) >= EPOCHS_TO_LEARN * training.epochs
-    if not found or not (ended or patient) or min(found) < (NO_BETTER if ended else NOT_BEGUN) * blind_mse:
+    is_due = ended or (len(val_mse) >= MIN_VALIDATIONS and len(history) >= MIN_EPOCH_SHARE * training.epochs)
+    min_ratio = MIN_FINAL_MSE_RATIO if ended else MIN_MSE_RATIO
+    if not val_mse or not is_due or min(val_mse) < min_ratio * baseline_mse:
         return None
     remedies = [f"learning_rate=0.01 (now {training.learning_rate:.3g})"] if training.learning_rate != 0.01 else []
     remedies += [f"hidden_size=256 (now {model.hidden_size})"] if model.hidden_size < 256 else []
     remedies += [f"more epochs (now {training.epochs})"] if ended else []
     return Finding(
         "no_learning",
-        f"validation MSE {min(found):.4g} after {len(history)} epoch{'s' if len(history) > 1 else ''} is that of "
-        f"predicting zero or a constant "
-        f"({blind_mse:.4g}): try {', '.join([*remedies, 'less noise_std'])}",
+        f"validation MSE {min(val_mse):.4g} after {len(history)} epoch{'s' if len(history) > 1 else ''} is no better "
+        f"than a constant prediction ({baseline_mse:.4g}); try {', '.join([*remedies, 'less noise_std'])}",
     )
 
 
 def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | None:
-    """Training far below validation, or what leaks from training far below the holdout: data learnt by heart."""
-    on_validation = _Gap("validation", "training loss", "loss")
-    on_holdout = _Gap("holdout", "training loss" if params.training.loss == "mse" else "validation MSE", "MSE")
+    """Detect a training loss far below validation, or a training or validation error far below the holdout."""
+    on_validation = _Gap("training loss", "validation loss")
+    on_holdout = _Gap("training loss" if params.training.loss == "mse" else "validation MSE", "holdout MSE")
     for report in history:
         if report.val_loss is not None:
             on_validation.add(report.epoch, report.train_loss, report.val_loss)
@@ -165,15 +165,14 @@ def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | Non
     else:
         return None
     return Finding(
-        "overfitting", f"{gap.summary()}: it learns its training data by heart; try {_against_overfitting(params)}"
+        "overfitting", f"{gap.summary()}: the filter memorizes its training data; try {_overfitting_remedy(params)}"
     )
 
 
 @dataclass
 class _Gap:
-    """Two series of figures that should go together, epoch by epoch."""
+    """Two measures of each epoch that are about equal without overfitting."""
 
-    judge: str
     low_name: str
     high_name: str
 
@@ -184,20 +183,20 @@ class _Gap:
         self.points.append((epoch, low, high))
 
     def is_wide(self, *, in_decibels: bool = False) -> bool:
-        """Whether the second has lately been far above the first, every time."""
-        lately = self.points[-TIMES_FAR_ABOVE:]
+        """Whether the second measure was far above the first in the last ``N_CONSECUTIVE`` epochs."""
+        recent = self.points[-N_CONSECUTIVE:]
         if in_decibels:  # a difference is a ratio
-            ratios = [10 ** ((high - low) / 10) for _, low, high in lately]
+            ratios = [10 ** ((high - low) / 10) for _, low, high in recent]
         else:
-            ratios = [high / low if low > 0 else math.inf for _, low, high in lately]
-        return len(lately) == TIMES_FAR_ABOVE and min(ratios) > FAR_ABOVE
+            ratios = [high / low if low > 0 else math.inf for _, low, high in recent]
+        return len(recent) == N_CONSECUTIVE and min(ratios) > MIN_OVERFITTING_RATIO
 
     def summary(self) -> str:
         epoch, low, high = self.points[-1]
-        return f"{self.low_name} {low:.4g} is far below the {self.judge}'s {high:.4g} in epoch {epoch}"
+        return f"{self.low_name} {low:.4g} is far below {self.high_name} {high:.4g} in epoch {epoch}"
 
 
-def _against_overfitting(params: Params) -> str:
+def _overfitting_remedy(params: Params) -> str:
     data = params.data
     if data.noise == "fixed" and data.data_file is None:
         return "noise=fresh" if data.split == "independent" else "noise=fresh with split=independent"
@@ -209,20 +208,20 @@ def _against_overfitting(params: Params) -> str:
 
 
 def slow_epoch(history: Sequence[EpochReport], params: Params, *, threads: int) -> Finding | None:
-    """An epoch that took much longer than the fastest epoch of the same run.
+    """Detect an epoch that took much longer than the fastest epoch of the same run.
 
     Args:
-        history: A report for each epoch.
-        params: The run's parameters.
-        threads: Processor threads in use.
+        history: Report of each epoch.
+        params: Parameters of the run.
+        threads: Number of processor threads in use.
     """
     report, fastest_s = history[-1], min(report.seconds for report in history)
-    if report.seconds < max(SLOW * fastest_s, fastest_s + SLOW_BY_S):
+    if report.seconds < max(MIN_SLOWDOWN * fastest_s, fastest_s + MIN_SLOWDOWN_S):
         return None
     if threads > 1:
-        # An environment variable can also be changed when the run is resumed.
-        one = "threads=1" if params.training.threads else "OMP_NUM_THREADS=1 in the environment"
-        remedy = f"try {one} (now {threads})"
+        # Unlike a parameter, an environment variable can be changed when the run is resumed.
+        setting = "threads=1" if params.training.threads else "OMP_NUM_THREADS=1 in the environment"
+        remedy = f"try {setting} (now {threads})"
     else:
         remedy = "stop them, or lower epochs or hidden_size"
     return Finding(
@@ -236,98 +235,96 @@ def _flat(state: TrainingState) -> Tensor:
     return torch.nn.utils.parameters_to_vector(state.network.parameters()).detach().clone()
 
 
-FALSE_ALARM_RATE = 1e-3  # of honest runs, over all their validations
-MIN_BLOCKS = 4  # that a standard error is worth something from
+FALSE_ALARM_RATE = 1e-3  # of runs without a leak, over all their validations
+MIN_BLOCKS = 4  # for a standard error
 CHUNK_SIZE = 65_536  # windows
 
 
 @dataclass(frozen=True)
 class SampleOverlap:
-    """What validation shares with training.
+    """Overlap of validation and training windows.
 
     Attributes:
-        n_samples: Different samples of the mixture in validation windows.
-        n_shared: How many of them also stand in training windows, noise included.
+        n_samples: Number of distinct samples of the mixture in validation windows.
+        n_shared: Number of those that also occur in training windows, noise included.
     """
 
     n_samples: int
     n_shared: int
 
     def summary(self) -> str:
-        """One line."""
+        """Return the overlap in one line."""
         share = self.n_shared / self.n_samples
         return (
-            f"sample overlap: {self.n_shared:,} of {self.n_samples:,} validation samples ({share:.0%}) also stand in "
+            f"sample overlap: {self.n_shared:,} of {self.n_samples:,} validation samples ({share:.0%}) also occur in "
             "training windows, noise included"
         )
 
 
 def measure_overlap(train: WindowDataset, validation: WindowDataset, *, fresh_noise: bool) -> SampleOverlap:
-    """Compare the content of two sets of windows.
+    """Count the samples that two sets of windows share.
 
-    A sample is known by its value and that of the one before it in the same window: with noise no two places of a
-    realization have the same pair. In windows of one sample the value alone has to do.
+    A sample is identified by its value and that of its predecessor in the same window: with noise, no two samples of a
+    realization have the same pair. In windows of one sample it is identified by its value alone.
 
     Args:
         train: All training windows.
         validation: Validation windows.
-        fresh_noise: Whether training windows have noise that is drawn anew and stands nowhere else; to look for it
-            would find samples alike by chance.
+        fresh_noise: Whether the noise of training windows is drawn for each window, so that equal samples would be
+            coincidences.
     """
-    wanted = np.unique(_samples(validation))
+    samples = np.unique(_samples(validation))
     if fresh_noise:
-        return SampleOverlap(len(wanted), 0)
-    return SampleOverlap(len(wanted), int(np.isin(wanted, _samples(train)).sum()))
+        return SampleOverlap(len(samples), 0)
+    return SampleOverlap(len(samples), int(np.isin(samples, _samples(train)).sum()))
 
 
 def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: int) -> Finding | None:
-    """A validation error below the limit by more than chance: the validation windows leak from training.
+    """Detect a validation error significantly below the limit: validation data leak from training.
 
-    Model and limit are compared on the same windows, block by block, since neighbouring windows share their noise; the
-    mean difference is held against its own scatter (Student's t). A filter without a leak has in expectation no
-    smaller error than the limit, so that it is wrongly accused at most as often as stated, over all validations of
-    its run (Bonferroni).
+    Model and limit are compared on the same windows, block by block, since neighbouring windows share their noise, by a
+    one-sided paired t-test. Without a leak the expected error is at least the limit, so that the rate of false alarms
+    is at most ``FALSE_ALARM_RATE`` over all validations of a run (Bonferroni).
 
     Args:
-        report: The epoch.
-        limit: The limit on the validation windows; None where it is unknown.
-        n_validations: Of the whole run.
+        report: Report of the epoch.
+        limit: The limit on the validation windows; None if it is unknown.
+        n_validations: Number of validations in the whole run.
     """
     if limit is None or report.val_mse is None or len(report.val_blocks) < MIN_BLOCKS:
         return None
     differences = np.subtract(report.val_blocks, limit.blocks)
     n_blocks = len(differences)
-    scatter = float(differences.std(ddof=1)) / math.sqrt(n_blocks)
-    t = float(differences.mean()) / scatter if scatter > 0 else 0.0
+    standard_error = float(differences.std(ddof=1)) / math.sqrt(n_blocks)
+    t = float(differences.mean()) / standard_error if standard_error > 0 else 0.0
     if t > stats.t.ppf(FALSE_ALARM_RATE / n_validations, n_blocks - 1):
         return None
     return Finding(
         "leak",
-        f"validation MSE {report.val_mse:.4g} in epoch {report.epoch} lies below {limit.mse:.4g}, the least that any "
-        f"filter can expect on these windows (t = {t:.1f} over {n_blocks} blocks): they leak from training, and their "
-        "loss measures what was learnt by heart; try split=independent",
+        f"validation MSE {report.val_mse:.4g} in epoch {report.epoch} is below the limit {limit.mse:.4g} on these "
+        f"windows (t = {t:.1f} over {n_blocks} blocks): validation data leak from training; try split=independent",
     )
 
 
 def _samples(windows: WindowDataset) -> NDArray[np.int64]:
-    """A number for each sample that stands in some window, equal where value and predecessor are."""
+    """Return a key for each sample in the windows; keys are equal if value and predecessor are."""
     if isinstance(windows, SlidingWindows):
-        return _of_realizations(windows)
+        return _sliding_samples(windows)
     if not isinstance(windows, TensorWindows):
-        raise TypeError(f"{type(windows).__name__}: neither cut from realizations nor stored")
+        raise TypeError(f"{type(windows).__name__}: expected SlidingWindows or TensorWindows")
     parts = [np.unique(_keys(part[..., 0].numpy())) for part in torch.split(windows.inputs.cpu(), CHUNK_SIZE)]
     return np.concatenate(parts)
 
 
-def _of_realizations(windows: SlidingWindows) -> NDArray[np.int64]:
-    """The same for windows that are views: each sample of a realization once, if a window has it."""
+def _sliding_samples(windows: SlidingWindows) -> NDArray[np.int64]:
+    """Return the keys of the samples of realizations that are in a window, each sample once."""
     n_realizations, length = windows.mixtures.shape
     covered = np.zeros((n_realizations, length + 1), dtype=np.int64)
-    numbers = torch.arange(len(windows)) if windows.indices is None else windows.indices.cpu()
-    places = torch.unique(numbers // windows.n_components).numpy()
-    realization, start = places // windows.n_starts, places % windows.n_starts
+    indices = torch.arange(len(windows)) if windows.indices is None else windows.indices.cpu()
+    positions = torch.unique(indices // windows.n_components).numpy()
+    realization, start = positions // windows.n_starts, positions % windows.n_starts
     first = windows.stride * start
-    inner = first + (1 if windows.n_samples > 1 else 0)  # the first sample of a window has no predecessor in it
+    inner = first + (1 if windows.n_samples > 1 else 0)  # the first sample has no predecessor in the window
     np.add.at(covered, (realization, inner), 1)
     np.add.at(covered, (realization, first + windows.n_samples), -1)
     inside = covered.cumsum(axis=1)[:, :-1] > 0
@@ -341,7 +338,7 @@ def _of_realizations(windows: SlidingWindows) -> NDArray[np.int64]:
 
 
 def _keys(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The bits of each value and its predecessor, (…, n_samples - 1); of each value alone where there is one."""
+    """Return the bits of each value and its predecessor, (…, n_samples - 1), or of a single value alone."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).astype(np.int64)
     if bits.shape[-1] == 1:
         return np.asarray(bits)
@@ -350,11 +347,11 @@ def _keys(values: NDArray[np.float32]) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a run, said once.
+    """Problem of a training run.
 
     Attributes:
-        name: Of the tag ``diagnosis.<name>``.
-        line: What is wrong and which parameter to change.
+        name: Suffix of the tag ``diagnosis.<name>``.
+        line: The problem and the parameter to change, in one line.
     """
 
     name: str

@@ -18,18 +18,18 @@ from freqfilter.evaluation.heldout import FreshScores, summarize
 from freqfilter.evaluation.limits import CONFIDENCE, LIMIT
 from freqfilter.evaluation.metrics import MODEL, OVERALL
 
-INTERIM_ANALYSES = (6, 12, 24)  # realizations after which a decision is tried
-FALSE_PROMOTION_RATE = 0.05  # of candidates that are equal to the champion, over all looks
-INDIFFERENCE = 0.0005  # of the champion's error: less is no difference that anybody would act on
+INTERIM_ANALYSES = (6, 12, 24)  # numbers of realizations after which the test is run
+FALSE_PROMOTION_RATE = 0.05  # of candidates equal to the champion, over all interim analyses
+INDIFFERENCE = 0.0005  # share of the champion's error; smaller differences count as equal
 
-EXACT = 12  # realizations of which all signs can be tried
-N_SIGN_FLIPS = 20_000  # of more, so many
+MAX_EXACT = 12  # realizations; up to here all sign patterns are enumerated
+N_SIGN_FLIPS = 20_000  # random sign patterns for more realizations
 
 Array = NDArray[np.float64]
 
 
 class Verdict(StrEnum):
-    """What the realizations so far say of a candidate."""
+    """Verdict on a candidate after an interim analysis."""
 
     BETTER = "better"
     NOT_BETTER = "not better"
@@ -39,16 +39,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class PairedTest:
-    """A candidate's error beside a champion's, realization by realization.
+    """Paired comparison of a candidate's error with the champion's over realizations.
 
     Attributes:
-        n_realizations: So far.
-        difference: Mean of the candidate's error less the champion's, as a share of the champion's.
-        low: Lower end of its interval (Student's t).
+        n_realizations: Number of realizations so far.
+        difference: Mean of the candidate's error minus the champion's, as a share of the champion's.
+        low: Lower end of its confidence interval (Student's t).
         high: Upper end.
-        p_value: How often a difference this far below the margin comes about by chance alone.
-        margin: By how much the candidate may be worse, as a share of the champion's error; 0: it has to be better.
-        verdict: What follows.
+        p_value: One-sided p-value of ``difference`` below ``margin``.
+        margin: Accepted increase of the error, as a share of the champion's; 0 if the candidate has to be better.
+        verdict: Verdict of the test.
     """
 
     n_realizations: int
@@ -61,7 +61,7 @@ class PairedTest:
 
     @property
     def summary(self) -> str:
-        """The figures in words."""
+        """The difference with its interval, p-value and number of realizations, as text."""
         span = f"{100 * self.low:+.3f} % to {100 * self.high:+.3f} %"
         figures = f"{100 * self.difference:+.3f} % of the champion's error ({span})"
         return f"{figures}, p = {self.p_value:.3f}, {self.n_realizations} realizations"
@@ -70,28 +70,28 @@ class PairedTest:
 def paired_test(
     candidate: Array, champion: Array, *, margin: float = 0.0, looks: tuple[int, ...] = INTERIM_ANALYSES
 ) -> PairedTest:
-    """Compare two filters' errors on the same realizations, at one of several looks.
+    """Compare two filters' errors on the same realizations by a group-sequential paired permutation test.
 
-    The noise of a realization makes both errors larger or smaller together, so that their difference scatters much
-    less than they do. Of two filters that are equal, each difference could as well have the other sign: its mean is
-    held against those under all signs. So few realizations are no matter for a t-test, which two errors that differ
-    in a regular way deceive. Each look may err with an equal share of ``FALSE_PROMOTION_RATE`` (Bonferroni), so that a
-    candidate that is equal is promoted at most as often as stated, however many looks are taken.
+    The noise of a realization moves both errors in the same direction, so that their difference varies much less than
+    they do. Under the null hypothesis the sign of each difference is random: the mean is compared with those under
+    all sign patterns. A t-test has too many false positives on so few realizations, since the differences are not
+    normal. Each interim analysis has an equal share of ``FALSE_PROMOTION_RATE`` (Bonferroni), which bounds the rate of
+    false promotions over all of them.
 
     Source: R. A. Fisher, "The Design of Experiments", 1935, section 21.
 
     Args:
-        candidate: Mean squared error on each realization, (n_realizations,).
-        champion: The same of the champion.
-        margin: By how much the candidate may be worse, as a share of the champion's error.
-        looks: After how many realizations a decision is tried; after the last one it is made.
+        candidate: Mean squared error of the candidate on each realization, (n_realizations,).
+        champion: Mean squared error of the champion, (n_realizations,).
+        margin: Accepted increase of the error, as a share of the champion's.
+        looks: Numbers of realizations at the interim analyses; the last one decides.
 
     Raises:
-        ValueError: If there are fewer than two realizations, or not as many of both.
+        ValueError: If there are fewer than two realizations, or the numbers differ.
     """
     n = len(candidate)
     if n < 2 or champion.shape != candidate.shape:
-        raise ValueError(f"{n} and {len(champion)} realizations: the same are needed of both, at least two")
+        raise ValueError(f"{n} and {len(champion)} realizations: expected the same number of both, at least two")
     scale = float(champion.mean())
     differences = (candidate - champion) / scale
     mean = float(differences.mean())
@@ -111,13 +111,14 @@ def paired_test(
 
 @dataclass(frozen=True)
 class Difference:
-    """One filter's error less another's, on the same realizations, as a share of the other's.
+    """Relative difference of two filters' errors on the same realizations.
 
     Attributes:
-        mean: Over the realizations; below zero: the one is better.
-        low: Lower end of its 95 % interval (Student's t); NaN of a single realization.
+        mean: Mean over realizations of the first error minus the second, as a share of the second; below zero the
+            first filter is better.
+        low: Lower end of its 95 % interval (Student's t); NaN for a single realization.
         high: Upper end.
-        p_value: How often a difference this far from zero, to either side, comes about by chance alone.
+        p_value: Two-sided p-value.
     """
 
     mean: float
@@ -127,13 +128,11 @@ class Difference:
 
 
 def paired_difference(one: Array, other: Array) -> Difference:
-    """How much one filter's error differs from another's, and how often chance alone does as much.
-
-    The p-value is that of ``paired_test``, to both sides.
+    """Compute the relative difference of two filters' errors, with the two-sided p-value of ``paired_test``.
 
     Args:
-        one: Mean squared error on each realization, (n_realizations,).
-        other: The same of the other filter, on the same realizations.
+        one: Mean squared error of the first filter on each realization, (n_realizations,).
+        other: Mean squared error of the second filter, (n_realizations,).
     """
     shares = (one - other) / float(other.mean())
     mean, n = float(shares.mean()), len(shares)
@@ -143,7 +142,7 @@ def paired_difference(one: Array, other: Array) -> Difference:
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:
-    """P-values of several comparisons, each raised so far that all of them together err no more often than one.
+    """Adjust p-values of several comparisons to control the family-wise error rate.
 
     Source: S. Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6,
     1979.
@@ -151,36 +150,36 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
     >>> holm_correction([0.01, 0.5, 0.02])
     [0.03, 0.5, 0.04]
     """
-    raised, highest = list(p_values), 0.0
-    for rank, place in enumerate(sorted(range(len(raised)), key=raised.__getitem__)):
-        highest = max(highest, min(1.0, raised[place] * (len(raised) - rank)))
-        raised[place] = highest
-    return raised
+    adjusted, highest = list(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(adjusted)), key=adjusted.__getitem__)):
+        highest = max(highest, min(1.0, adjusted[index] * (len(adjusted) - rank)))
+        adjusted[index] = highest
+    return adjusted
 
 
 def _p_value_below(values: Array) -> float:
-    """Share of all signs of the values under which their sum is at most what it is."""
+    """One-sided permutation p-value: share of sign patterns whose sum is at most that of the values."""
     n = len(values)
-    if n <= EXACT:
+    if n <= MAX_EXACT:
         signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
     else:
         signs = random_stream(0, "signs").choice([-1, 1], size=(N_SIGN_FLIPS, n))
-        signs[0] = 1  # as they are
+        signs[0] = 1  # the observed pattern
     sums = signs @ values
     return float((sums <= values.sum() + 1e-12 * np.abs(values).sum()).mean())
 
 
-SIGNIFICANCE_LEVEL = 0.05  # a difference that chance brings about less often than this is one
+SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class PairwiseComparison:
-    """How a filter stands among others.
+    """Comparison of a filter with a reference filter.
 
     Attributes:
-        fresh: Its errors on the realizations, and its limit's.
-        against: Name of the filter that it is held against; None of that one itself.
-        difference: From that one; the p-value is raised by the number of comparisons (Holm).
+        fresh: Scores of the filter and its limit on the realizations.
+        against: Name of the reference; None for the reference itself.
+        difference: Difference from the reference, with Holm's adjusted p-value; None for the reference itself.
     """
 
     fresh: FreshScores
@@ -189,22 +188,22 @@ class PairwiseComparison:
 
     @property
     def summary(self) -> str:
-        """The comparison in words, without the name of the filter."""
+        """The comparison as text, without the name of the filter."""
         if self.difference is None:
-            return "what the others are held against"
-        found = self.difference
-        share, low, high = (100 * value for value in (found.mean, found.low, found.high))
-        if found.p_value >= SIGNIFICANCE_LEVEL:
-            return f"no more than chance: {share:+.2f} % ({low:+.2f} to {high:+.2f}), p = {found.p_value:.2g}"
-        if share < 0:
-            return f"better by {-share:.2f} % ({-high:.2f} to {-low:.2f}), more than chance, p = {found.p_value:.2g}"
-        return f"worse by {share:.2f} % ({low:.2f} to {high:.2f}), more than chance, p = {found.p_value:.2g}"
+            return "reference of the comparison"
+        p_value = self.difference.p_value
+        mean, low, high = (100 * share for share in (self.difference.mean, self.difference.low, self.difference.high))
+        if p_value >= SIGNIFICANCE_LEVEL:
+            return f"not significant: {mean:+.2f} % ({low:+.2f} to {high:+.2f}), p = {p_value:.2g}"
+        if mean < 0:
+            return f"better by {-mean:.2f} % ({-high:.2f} to {-low:.2f}), significant, p = {p_value:.2g}"
+        return f"worse by {mean:.2f} % ({low:.2f} to {high:.2f}), significant, p = {p_value:.2g}"
 
 
 def min_realizations(n_others: int) -> int:
-    """How many realizations it takes for any difference of so many filters from a first to be more than chance.
+    """Return the least number of realizations with which a difference from the reference can be significant.
 
-    The least p-value of n realizations is that of one sign pattern and its opposite among all 2ⁿ.
+    The smallest p-value of n realizations is that of one sign pattern and its opposite among all 2ⁿ.
 
     >>> min_realizations(1), min_realizations(9)
     (6, 9)
@@ -213,24 +212,24 @@ def min_realizations(n_others: int) -> int:
 
 
 def pairwise_comparisons(errors: Mapping[int, pd.DataFrame], names: Sequence[str]) -> dict[str, PairwiseComparison]:
-    """Each filter's standing; the first is what the others are held against.
+    """Compare each filter with the first one.
 
     Args:
-        errors: Mean squared errors by noise seed: a row for each name and, where it is known, ``limit``, a column for
+        errors: Mean squared errors by noise seed: a row for each name and, if it is known, ``limit``, a column for
             all components together and one for each.
-        names: Of the filters.
+        names: Names of the filters.
     """
     first, *others = names
     overall = pd.DataFrame({seed: table[OVERALL] for seed, table in errors.items()})
-    found = [paired_difference(overall.loc[name].to_numpy(), overall.loc[first].to_numpy()) for name in others]
-    raised = holm_correction([one.p_value for one in found])
-    against = [None, *(replace(one, p_value=p_value) for one, p_value in zip(found, raised, strict=True))]
+    raw = [paired_difference(overall.loc[name].to_numpy(), overall.loc[first].to_numpy()) for name in others]
+    adjusted = holm_correction([difference.p_value for difference in raw])
+    differences = [None, *(replace(difference, p_value=p) for difference, p in zip(raw, adjusted, strict=True))]
     return {
-        name: PairwiseComparison(summarize(_of_one(errors, name)), first if of_name else None, of_name)
-        for name, of_name in zip(names, against, strict=True)
+        name: PairwiseComparison(summarize(_filter_errors(errors, name)), first if difference else None, difference)
+        for name, difference in zip(names, differences, strict=True)
     }
 
 
-def _of_one(errors: Mapping[int, pd.DataFrame], name: str) -> dict[int, pd.DataFrame]:
+def _filter_errors(errors: Mapping[int, pd.DataFrame], name: str) -> dict[int, pd.DataFrame]:
     rows = [name, *({LIMIT} & set(next(iter(errors.values())).index))]
     return {seed: table.loc[rows].rename({name: MODEL}) for seed, table in errors.items()}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
+
+if TYPE_CHECKING:
+    import onnx
 
 EXAMPLE_SHAPE = (2, 3)  # windows and samples of the traced example; a size of 1 would become a constant
 
@@ -120,6 +121,9 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
     Raises:
         UserError: If ONNX has no operator for the cell.
     """
+    import onnx  # an extra: training imports this module and must not need it
+    from onnx import TensorProto, helper, numpy_helper
+
     recurrent = network.recurrent
     if not isinstance(recurrent, nn.RNNBase) or recurrent.mode not in GATES:
         raise UserError(f"cell={network.cell}: not supported by the ONNX export; use {' or '.join(GATES)}")
@@ -157,6 +161,8 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
 
 def _layer_nodes(recurrent: nn.RNNBase, layer: int, features: str) -> Iterator[onnx.NodeProto]:
     """Nodes of a recurrent layer; its output concatenates the directions' features."""
+    from onnx import helper
+
     # In PyTorch a GRU's reset gate is applied after the matrix product.
     attributes: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
     yield helper.make_node(

@@ -1,1 +1,1 @@
-"""Jobs: one module for each, which reads from top to bottom."""
+"""Jobs, one module each."""

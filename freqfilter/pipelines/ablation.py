@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The result of several trainings that belong together.
+    """Result of an ablation.
 
     Attributes:
         run: The parent run.
-        results: The result of each training that ended well, by what distinguishes it.
-        table: A row for each of them: size, cost and errors.
+        results: Result of each successful training, by name of the variant.
+        table: Size, cost and errors: a row for each successful training.
     """
 
     run: RunRef
@@ -44,63 +44,63 @@ class SweepResult:
 
 
 def train_variants(
-    variants: Mapping[str, Params], *, workflow: str, asked: Mapping[str, str], recipe: str, name: str
+    variants: Mapping[str, Params], *, workflow: str, options: Mapping[str, str], recipe: str, name: str
 ) -> SweepResult:
-    """Train each variant in turn; a failed one is reported and does not keep the others from being trained.
+    """Train each variant in turn; a failed training is reported and the next one starts.
 
-    Where the variants differ in their seed alone, the parent has the mean and the spread of every metric
-    (``test/mse_mean``, ``test/mse_std``): over all seeds, or not at all. Where they differ in more, somebody is
-    choosing, and the comparison is of validation and holdout: the test set chooses nothing.
+    If the variants differ only in their seed, the parent has the mean and standard deviation of every metric
+    (``test/mse_mean``, ``test/mse_std``), unless a training failed. Otherwise the comparison serves model selection and
+    has validation and holdout only, since the test set must not be used for selection.
 
     Args:
-        variants: Parameters of each run, by what is special about it.
-        workflow: What they are trained for, a tag of the parent.
-        asked: What made the variants, by the name that was typed.
-        recipe: The recipe's name, which the runs keep.
-        name: What the parent is called where nobody has named it.
+        variants: Parameters of each run, by name of the variant.
+        workflow: Value of the parent's tag ``workflow``.
+        options: Options that define the variants, logged as parameters of the parent.
+        recipe: Name of the recipe, a parameter of the runs.
+        name: Name of the parent run if the user has not set one.
 
     Raises:
-        UserError: If a run has failed.
+        UserError: If a run failed.
         Interrupted: If a signal was received; the parent and the current run are then KILLED.
     """
     tracking_uri = open_store()
     for params in variants.values():
-        setup(params)  # what can be refused is refused before there is a run
+        setup(params)  # raise errors before a run is created
     first, shared = next(iter(variants.values())), _shared(variants)
     with open_run(first.tracking, name=name) as run:
-        run.log_params({"recipe": recipe, **asked, **shared})
+        run.log_params({"recipe": recipe, **options, **shared})
         run.log_source(provenance.source())
         run.log_tags({"workflow": workflow, "recipe": recipe})
         trained, failed = _train_all(variants, run, recipe=recipe)
-        only_by_chance = set(first.canonical()) - set(shared) <= {"seed"}
-        table = comparison_table(trained, with_test=only_by_chance)
+        only_seed_differs = set(first.canonical()) - set(shared) <= {"seed"}
+        table = comparison_table(trained, with_test=only_seed_differs)
         if trained:
-            logger.info(f"\n{runs_table(table, 'simple', with_spread=only_by_chance and not failed)}\n")
-            text = runs_table(table, "github", with_spread=only_by_chance and not failed)
+            logger.info(f"\n{runs_table(table, 'simple', with_spread=only_seed_differs and not failed)}\n")
+            text = runs_table(table, "github", with_spread=only_seed_differs and not failed)
             _log_comparison(run, table, text, failed)
         if failed:
             first_name, reason = next(iter(failed.items()))
-            raise UserError(f"{len(failed)} of {len(variants)} runs failed, the first of them {first_name}: {reason}")
-        if only_by_chance:
-            run.log_metrics(spread_metrics([of_run.metrics for of_run in trained.values()]), step=0)
+            raise UserError(f"{len(failed)} of {len(variants)} runs failed; first: {first_name}: {reason}")
+        if only_seed_differs:
+            run.log_metrics(spread_metrics([result.metrics for result in trained.values()]), step=0)
     return SweepResult(RunRef.to(run, tracking_uri), trained, table)
 
 
 def comparison_table(trained: Mapping[str, TrainingResult], *, with_test: bool) -> pd.DataFrame:
-    """A row for each run: its size, its cost and how good it became.
+    """Return size, cost and errors: a row for each run.
 
     Args:
-        trained: The runs, by what is special about them.
-        with_test: Whether the test is shown, which chooses nothing.
+        trained: Results by name of the variant.
+        with_test: Whether to include the test scores.
     """
     rows = {}
-    for name, of_run in trained.items():
-        history, metrics = of_run.progress.history, of_run.metrics
+    for name, result in trained.items():
+        history, metrics = result.progress.history, result.metrics
         rows[name] = {
             "parameter_count": int(metrics["parameter_count"]),
             "epochs_run": len(history),
             "epoch_seconds": statistics.median(report.seconds for report in history),
-            "best_epoch": of_run.progress.best_epoch,
+            "best_epoch": result.progress.best_epoch,
             "train_loss": metrics["best/train_loss"],
             "val_mse": metrics["best/val_mse"],
             "val_mse_over_limit": metrics.get("best/val_mse_over_limit"),
@@ -112,7 +112,7 @@ def comparison_table(trained: Mapping[str, TrainingResult], *, with_test: bool) 
 
 
 def _shared(variants: Mapping[str, Params]) -> dict[str, str]:
-    """The parameters that all variants agree upon."""
+    """Return the parameters that are equal in all variants."""
     first, *others = (params.canonical() for params in variants.values())
     return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
 
@@ -120,7 +120,7 @@ def _shared(variants: Mapping[str, Params]) -> dict[str, str]:
 def _train_all(
     variants: Mapping[str, Params], parent: Run, *, recipe: str
 ) -> tuple[dict[str, TrainingResult], dict[str, str]]:
-    """What each run came to, and why those that failed did."""
+    """Return the results of successful runs and the errors of failed ones."""
     trained, failed = {}, {}
     for number, (name, params) in enumerate(variants.items(), start=1):
         shutdown.check()
@@ -128,7 +128,7 @@ def _train_all(
         try:
             params = params.with_tracking(experiment=parent.experiment)
             trained[name] = train(params, recipe=recipe, name=name, parent=parent)
-        except UndeliveredError:  # the store has gone: so will the others' be
+        except UndeliveredError:  # the other runs could not be delivered either
             raise
         except UserError as error:
             failed[name] = str(error)

@@ -52,11 +52,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """The result of a comparison.
+    """Result of a comparison.
 
     Attributes:
-        run: The run that holds it.
-        compared: The trainings, each with its scores on fresh realizations.
+        run: The run of the comparison.
+        compared: The trainings, with their scores on fresh realizations.
     """
 
     run: RunRef
@@ -74,50 +74,50 @@ class ComparisonResult:
 
     @property
     def remarks(self) -> list[str]:
-        """How each training compares with the first, a sentence each."""
+        """Sentences that compare each training with the first."""
         return remarks(self.compared)
 
     @property
     def text(self) -> str:
-        """Everything as plain text."""
+        """The comparison as plain text."""
         return comparison_text(self.compared, "simple")
 
     def figure(self) -> Figure:
-        """Validation and holdout curves beside the limit, and errors over the limit with their intervals."""
+        """Draw validation and holdout curves with the limit, and ratios of error to limit with their intervals."""
         return comparison_figure(self.compared)
 
 
 @wrap_memory_errors()
 def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, page: Path | None) -> ComparisonResult:
-    """Compare trainings, as a run of its own in the experiment and as a page.
+    """Compare trainings in a tracked run and an HTML page.
 
     Args:
-        tracking: Where the runs are.
-        runs: Which; see ``tracking.queries.trainings``.
-        realizations: Fresh ones that filters of one task are scored on, all of them on the same.
-        page: The HTML file to write; None: it is among the run's artifacts alone.
+        tracking: Tracking parameters with the experiment of the runs.
+        runs: Runs to compare; see ``tracking.queries.trainings``.
+        realizations: Number of fresh realizations on which filters of the same task are scored.
+        page: HTML file to write; None to write only the run's artifact.
 
     Raises:
         UserError: If there are fewer than two such trainings, or one of them cannot be read.
     """
     tracking_uri = open_store()
-    found = trainings(runs, tracking)
-    if len(found) < 2:
-        raise UserError(f"runs={runs or 'the newest'}: found {len(found)}, to compare takes two")
-    if 0 < realizations < (least := min_realizations(len(found) - 1)):
+    selected = trainings(runs, tracking)
+    if len(selected) < 2:
+        raise UserError(f"runs={runs or 'the newest'}: found {len(selected)}; give at least two trainings")
+    if 0 < realizations < (required := min_realizations(len(selected) - 1)):
         raise UserError(
-            f"realizations={realizations}: so few tell no difference among {len(found)} trainings from chance; "
-            f"{least} at least, or 0 for none"
+            f"realizations={realizations}: too few for a significant difference among {len(selected)} trainings; "
+            f"set at least {required}, or 0 for none"
         )
-    named = dict(zip(distinct_names(found), found, strict=True))
-    with open_run(tracking, name=f"compare {len(found)} trainings") as run:
-        run.log_params({"runs": " ".join(training.run_id for training in found), "realizations": str(realizations)})
+    named = dict(zip(distinct_names(selected), selected, strict=True))
+    with open_run(tracking, name=f"compare {len(selected)} trainings") as run:
+        run.log_params({"runs": " ".join(training.run_id for training in selected), "realizations": str(realizations)})
         run.log_source(provenance.source())
         run.log_tags({"workflow": "compare"})
-        standing: dict[str, PairwiseComparison] = {}
+        comparisons: dict[str, PairwiseComparison] = {}
         for group in _by_task(named):
-            standing |= _score(group, realizations)
-        compared = [ComparedTraining(name, training, standing.get(name)) for name, training in named.items()]
+            comparisons |= _score(group, realizations)
+        compared = [ComparedTraining(name, training, comparisons.get(name)) for name, training in named.items()]
         drawn = comparison_figure(compared)
         content = comparison_page(compared, drawn)
         if page is not None:
@@ -132,7 +132,7 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
 
 
 def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:
-    """Trainings of the same task together."""
+    """Group the trainings by task."""
     groups: list[dict[str, Training]] = []
     for name, training in named.items():
         for group in groups:
@@ -145,21 +145,21 @@ def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:
 
 
 def _score(group: Mapping[str, Training], realizations: int) -> dict[str, PairwiseComparison]:
-    """How filters of one task stand on realizations that none of them has seen."""
+    """Compare filters of one task on realizations that were not used in training."""
     scored = {name: training for name, training in group.items() if training.has_model}
     if not scored or not realizations:
         return {}
     first = next(iter(scored.values())).params
     if first.data.data_file is not None:
-        logger.info(f"{', '.join(scored)}: trained on a data file, from which no fresh realizations can be drawn")
+        logger.info(f"{', '.join(scored)}: trained on a data file, no fresh realizations available")
         return {}
     accelerator = Accelerator.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     networks = {
         name: loading.load_run(training.run_id).module.to(accelerator.device) for name, training in scored.items()
     }
-    extractors, errors = score_with_limit(networks, first), {}
+    estimators, errors = score_with_limit(networks, first), {}
     noise_seeds = fresh_seeds([training.params for training in scored.values()], realizations)
-    for seed, table in score_realizations(extractors, first, noise_seeds, device=accelerator.device):
+    for seed, table in score_realizations(estimators, first, noise_seeds, device=accelerator.device):
         shutdown.check()
         errors[seed] = table
         logger.info(f"realization {len(errors)} of {realizations}: {len(scored)} filters scored")
@@ -167,107 +167,104 @@ def _score(group: Mapping[str, Training], realizations: int) -> dict[str, Pairwi
 
 
 MAX_NAME_LENGTH = 40
-MAX_WIDTH = 24  # letters of a column
+MAX_WIDTH = 24  # characters of a column
 UNKNOWN = "–"
 
 
 @dataclass(frozen=True)
 class ComparedTraining:
-    """A training among others.
+    """A training in a comparison.
 
     Attributes:
-        name: What it is called here, different from all others.
-        training: As the store has it.
-        standing: On fresh realizations; None where that cannot be said, since it has no model or no signal model.
+        name: Name of the training, unique in the comparison.
+        training: The stored training.
+        comparison: Comparison on fresh realizations; None if the training has no model or no signal model.
     """
 
     name: str
     training: Training
-    standing: PairwiseComparison | None
+    comparison: PairwiseComparison | None
 
 
 def distinct_names(trainings: Sequence[Training]) -> list[str]:
-    """A name for each, different from all others: its run's, without the words that all of them share."""
+    """Return a unique name for each training: the run's name without the words that all names share."""
     words = [training.name.split(" ") for training in trainings]
     shared = set(words[0]).intersection(*words)
     short = [
         " ".join([first, *(word for word in rest if word not in shared)])[:MAX_NAME_LENGTH].strip()
         for first, *rest in words
     ]
-    often = Counter(short)
+    counts = Counter(short)
     return [
-        name if often[name] == 1 else f"{name} {training.run_id[:6]}"
+        name if counts[name] == 1 else f"{name} {training.run_id[:6]}"
         for name, training in zip(short, trainings, strict=True)
     ]
 
 
 def parameters_table(compared: Sequence[ComparedTraining]) -> pd.DataFrame:
-    """The parameters in which trainings differ, but for where they were kept: a row for each, a column for each run."""
-    every = {of.name: of.training.params.canonical() for of in compared}
-    kept = set(TrackingParams.model_fields)
-    table = pd.DataFrame(every).drop(index=sorted(kept))
+    """Return the parameters in which trainings differ, without tracking parameters; a column for each run."""
+    params = {item.name: item.training.params.canonical() for item in compared}
+    table = pd.DataFrame(params).drop(index=sorted(TrackingParams.model_fields))
     return table[table.nunique(axis=1) > 1]
 
 
 def figures_table(compared: Sequence[ComparedTraining]) -> pd.DataFrame:
-    """What each training came to and what it cost, as text: a row for each figure, a column for each run.
+    """Return errors and cost as text: a row for each figure, a column for each run.
 
     Figures that no run has are left out.
     """
-    table = pd.DataFrame({of.name: {title: find(of) for title, find in _FIGURES.items()} for of in compared})
+    table = pd.DataFrame({item.name: {title: find(item) for title, find in _FIGURES.items()} for item in compared})
     return table[(table != UNKNOWN).any(axis=1)]
 
 
 def remarks(compared: Sequence[ComparedTraining]) -> list[str]:
-    """What has to be known before one is held against another, and how the others stand against the first."""
+    """Return caveats of the comparison and the comparison of each training with the first, a sentence each."""
     lines = []
-    for number, of in enumerate(compared):
-        if different := _differ(of, compared[0]):
-            lines.append(_of_another_task(of, compared[0], different))
-        tested = (other for other in compared[:number] if other.training.test_digest and not _differ(of, other))
-        if (first := next(tested, None)) and of.training.test_digest not in ("", first.training.test_digest):
-            lines.append(f"{of.name} was tested on other data than {first.name}: their test figures do not compare.")
-        if of.training.status != "FINISHED":
-            lines.append(f"{of.name} is {of.training.status}: its figures are those of its last epoch.")
-    for of in compared:
-        if of.standing and of.standing.against:
-            many = len(of.standing.fresh.of_realizations)
-            lines.append(
-                f"{of.name}, beside {of.standing.against} on {many} fresh realizations: {of.standing.summary}."
-            )
+    for number, item in enumerate(compared):
+        if differences := _differences(item, compared[0]):
+            lines.append(_task_remark(item, compared[0], differences))
+        tested = (other for other in compared[:number] if other.training.test_digest and not _differences(item, other))
+        if (first := next(tested, None)) and item.training.test_digest not in ("", first.training.test_digest):
+            lines.append(f"{item.name} has other test data than {first.name}: their test scores are not comparable.")
+        if item.training.status != "FINISHED":
+            lines.append(f"{item.name} is {item.training.status}: its figures are those of its last epoch.")
+    for item in compared:
+        if item.comparison and item.comparison.against:
+            n, reference = len(item.comparison.fresh.per_realization), item.comparison.against
+            lines.append(f"{item.name} compared with {reference} on {n} fresh realizations: {item.comparison.summary}.")
     return lines
 
 
-def _differ(one: ComparedTraining, other: ComparedTraining) -> list[str]:
+def _differences(one: ComparedTraining, other: ComparedTraining) -> list[str]:
     return task_differences(one.training.params, other.training.params)
 
 
-def _of_another_task(of: ComparedTraining, first: ComparedTraining, different: list[str]) -> str:
-    line = f"{of.name} cannot be held against {first.name}: it is for another task ({'; '.join(different)})"
-    if of.training.params.data.data_file or first.training.params.data.data_file:
+def _task_remark(item: ComparedTraining, first: ComparedTraining, differences: list[str]) -> str:
+    line = f"{item.name} cannot be compared with {first.name}: it has another task ({'; '.join(differences)})"
+    if item.training.params.data.data_file or first.training.params.data.data_file:
         return f"{line}."
-    return f"{line}, and has another limit. Only their errors over the limit can be set side by side."
+    return f"{line} and another limit. Compare their errors over the limit instead."
 
 
 def comparison_figure(compared: Sequence[ComparedTraining]) -> Figure:
-    """Curves and distances from the limit."""
+    """Draw the curves of the trainings and their ratios of error to limit."""
     drawn = {}
-    for of in compared:
-        curves, fresh = of.training.curves, of.standing.fresh if of.standing else None
-        over = None
+    for item in compared:
+        curves, fresh = item.training.curves, item.comparison.fresh if item.comparison else None
+        ratio = None
         if fresh and fresh.mse_over_limit is not None and fresh.ratio_interval:
-            over = (fresh.mse_over_limit, *fresh.ratio_interval)
-        drawn[of.name] = Curves(
+            ratio = (fresh.mse_over_limit, *fresh.ratio_interval)
+        drawn[item.name] = Curves(
             validation=curves.get(VAL_MSE),
             holdout=curves.get(HOLDOUT_MSE),
-            limit_mse=of.training.metrics.get(VAL_LIMIT_MSE),
-            over_limit=over,
+            limit_mse=item.training.metrics.get(VAL_LIMIT_MSE),
+            over_limit=ratio,
         )
     return side_by_side(drawn)
 
 
 def comparison_text(compared: Sequence[ComparedTraining], table_format: str) -> str:
-    """Tables and remarks as text.
+    """Return tables and remarks as text.
 
     Args:
         compared: The trainings.
@@ -279,7 +276,7 @@ def comparison_text(compared: Sequence[ComparedTraining], table_format: str) -> 
 
 
 def comparison_page(compared: Sequence[ComparedTraining], drawn: Figure) -> str:
-    """Everything on one page of HTML that needs nothing beside it."""
+    """Return the comparison as a self-contained HTML page."""
     picture = io.BytesIO()
     drawn.savefig(picture, format="png", dpi=110)
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
@@ -296,7 +293,7 @@ def comparison_page(compared: Sequence[ComparedTraining], drawn: Figure) -> str:
 
 def _text(table: pd.DataFrame, corner: str, table_format: str) -> str:
     def shown(cell: str) -> str:
-        # In the terminal; a page breaks lines itself.
+        # Markdown and HTML viewers wrap lines themselves.
         return textwrap.fill(cell, MAX_WIDTH) if table_format == "simple" else cell
 
     rows = [[name, *map(shown, row)] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)]
@@ -305,12 +302,12 @@ def _text(table: pd.DataFrame, corner: str, table_format: str) -> str:
 
 
 def _metric(name: str, digits: str) -> Callable[[ComparedTraining], str]:
-    return lambda of: format(value, digits) if (value := of.training.metrics.get(name)) is not None else UNKNOWN
+    return lambda item: format(value, digits) if (value := item.training.metrics.get(name)) is not None else UNKNOWN
 
 
 def _with_interval(name: str) -> Callable[[ComparedTraining], str]:
-    def find(of: ComparedTraining) -> str:
-        metrics = of.training.metrics
+    def find(item: ComparedTraining) -> str:
+        metrics = item.training.metrics
         value = metrics.get(name)
         return (
             UNKNOWN
@@ -322,10 +319,10 @@ def _with_interval(name: str) -> Callable[[ComparedTraining], str]:
 
 
 def _fresh(over_limit: bool) -> Callable[[ComparedTraining], str]:
-    def find(of: ComparedTraining) -> str:
-        if of.standing is None:
+    def find(item: ComparedTraining) -> str:
+        if item.comparison is None:
             return UNKNOWN
-        fresh = of.standing.fresh
+        fresh = item.comparison.fresh
         if not over_limit:
             return format_interval(fresh.mse, *fresh.mse_interval, digits=4)
         if fresh.mse_over_limit is None or fresh.ratio_interval is None:
@@ -335,21 +332,21 @@ def _fresh(over_limit: bool) -> Callable[[ComparedTraining], str]:
     return find
 
 
-def _seconds(of: ComparedTraining) -> str:
-    seconds = of.training.curves.get(EPOCH_SECONDS)
-    return UNKNOWN if seconds is None else f"{seconds.sum():.0f} ({seconds.median():.1f} for an epoch)"
+def _seconds(item: ComparedTraining) -> str:
+    seconds = item.training.curves.get(EPOCH_SECONDS)
+    return UNKNOWN if seconds is None else f"{seconds.sum():.0f} ({seconds.median():.1f} per epoch)"
 
 
-def _diagnoses(of: ComparedTraining) -> str:
-    return ", ".join(sorted(diagnoses(of.training.tags))) or UNKNOWN
+def _diagnoses(item: ComparedTraining) -> str:
+    return ", ".join(sorted(diagnoses(item.training.tags))) or UNKNOWN
 
 
 _FIGURES: dict[str, Callable[[ComparedTraining], str]] = {
-    "version": lambda of: of.training.tags.get("model_version", UNKNOWN),
+    "version": lambda item: item.training.tags.get("model_version", UNKNOWN),
     "test MSE": _metric(TEST_MSE, ".4f"),
     "test MSE over the limit": _with_interval(TEST_MSE_OVER_LIMIT),
     "MSE on fresh realizations": _fresh(over_limit=False),
-    "the same over the limit": _fresh(over_limit=True),
+    "fresh MSE over the limit": _fresh(over_limit=True),
     "validation loss": _metric("best/val_loss", ".4f"),
     "holdout MSE": _metric(BEST_HOLDOUT_MSE, ".4f"),
     "best epoch": _metric("best/epoch", ".0f"),

@@ -22,26 +22,26 @@ from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
-from freqfilter.tracking.remote_registry import RemoteRegistry
+from freqfilter.tracking.registry import RemoteRegistry
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 
 TOLERANCE = 1e-5
-SHAPES = ((1, 1), (3, 7), (2, 200))  # windows and samples that are tried beside the golden inputs
-FOLDER = "onnx"  # among the artifacts of the run that trained the version
+SHAPES = ((1, 1), (3, 7), (2, 200))  # (n_windows, n_samples) checked in addition to the golden inputs
+FOLDER = "onnx"  # artifact folder in the run that trained the version
 PACKAGES = ("onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        version: Of which version.
-        path: The file.
-        largest_difference: Of its estimates from the version's own.
+        version: The exported version.
+        path: The ONNX file.
+        largest_difference: Largest absolute difference between its estimates and the version's.
     """
 
     version: aliases.RegisteredVersion
@@ -50,19 +50,19 @@ class ExportResult:
 
 
 def export(tracking: TrackingParams, *, version: int | None, output: Path) -> ExportResult:
-    """Write a version as an ONNX file, whose answers have been seen to be the version's own.
+    """Export a version as an ONNX file and check its estimates against the version's.
 
-    The file is also kept among the artifacts of the run that trained the version, and the version is tagged with where
-    it is and its digest.
+    The file is also logged as an artifact of the run that trained the version, and the version is tagged with its
+    location and digest.
 
     Args:
-        tracking: Where the registry is, and the name of the model.
-        version: The version; None: the newest.
+        tracking: Tracking parameters with the name of the model.
+        version: Version number; None for the newest.
         output: The file to write.
 
     Raises:
         UserError: If ONNX is not installed, there is no such version, or the file cannot be written.
-        RuntimeError: If the file does not give the version's estimates.
+        RuntimeError: If the file's estimates differ from the version's by more than ``TOLERANCE``.
     """
     if missing := [package for package in PACKAGES if importlib.util.find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed; {install_hint('onnx')}")
@@ -84,23 +84,23 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> Ex
 
 
 def _exported(version: aliases.RegisteredVersion, output: Path) -> tuple[bytes, float]:
-    """Write the file, add it to the training run and tag the version; its content and the largest difference."""
+    """Write the file, log it to the training run and tag the version; return content and largest difference."""
     from onnxruntime import InferenceSession
 
     from freqfilter.models.export import onnx_model
 
-    found = load_uri(version.uri)
-    content = onnx_model(found.module, _about(version, found)).SerializeToString()
-    difference = _largest_difference(InferenceSession(content), found)
+    model = load_uri(version.uri)
+    content = onnx_model(model.module, _metadata(version, model)).SerializeToString()
+    difference = _largest_difference(InferenceSession(content), model)
     if difference > TOLERANCE:
-        raise RuntimeError(f"{version.uri}: the ONNX file's estimates are off by {difference:.1e}")
+        raise RuntimeError(f"{version.uri}: estimates of the ONNX file differ by {difference:.1e}")
     with atomic_write(output) as file:
         file.write(content)
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / _file_name(version)
-        kept.write_bytes(content)
-        where = upload(version.run_id, kept, FOLDER)
-    aliases.tag_version(version, {"onnx": where, "onnx_sha256": hashlib.sha256(content).hexdigest()})
+        path = Path(folder) / _file_name(version)
+        path.write_bytes(content)
+        artifact_uri = upload(version.run_id, path, FOLDER)
+    aliases.tag_version(version, {"onnx": artifact_uri, "onnx_sha256": hashlib.sha256(content).hexdigest()})
     return content, difference
 
 
@@ -108,26 +108,26 @@ def _file_name(version: aliases.RegisteredVersion) -> str:
     return f"{version.model_name}_{version.version}.onnx"
 
 
-def _about(version: aliases.RegisteredVersion, found: Filter) -> dict[str, str]:
-    facts = {name: json.dumps(value) for name, value in found.facts.items() if name != "params"}
+def _metadata(version: aliases.RegisteredVersion, model: Filter) -> dict[str, str]:
+    facts = {name: json.dumps(value) for name, value in model.facts.items() if name != "params"}
     return facts | {"version": version.uri, MODEL_DIGEST: version.tags.get(MODEL_DIGEST, "")}
 
 
-def _largest_difference(session: InferenceSession, found: Filter) -> float:
-    """Over golden inputs and random ones of other shapes."""
+def _largest_difference(session: InferenceSession, model: Filter) -> float:
+    """Return the largest difference on the golden inputs and on random ones of other shapes."""
     random = np.random.default_rng(1)
-    n_features = 1 + len(found.facts["frequencies_hz"])
-    tried = [random.normal(size=(*shape, n_features)).astype(np.float32) for shape in SHAPES]
-    if found.golden is not None:
-        tried.append(found.golden[0])
+    n_features = 1 + len(model.facts["frequencies_hz"])
+    examples = [random.normal(size=(*shape, n_features)).astype(np.float32) for shape in SHAPES]
+    if model.golden is not None:
+        examples.append(model.golden[0])
     largest = 0.0
-    for inputs in tried:
+    for inputs in examples:
         (estimates,) = session.run(None, {"inputs": inputs})
-        largest = max(largest, float(np.abs(estimates - found.predict(inputs)).max()))
+        largest = max(largest, float(np.abs(estimates - model.predict(inputs)).max()))
     return largest
 
 
-# Tags that speak of the registry in which they were made.
+# Tags that refer to their own registry.
 REGISTRY_LOCAL_TAGS = {
     "decision", "decision_run", "decided_against", "decided_in", "rollback_run", "copied_from", "verdict_elsewhere"
 }  # fmt: skip
@@ -135,7 +135,7 @@ REGISTRY_LOCAL_TAGS = {
 
 @dataclass(frozen=True)
 class CopyResult:
-    """Where a copy is."""
+    """Location of a copy."""
 
     model_name: str
     version: int
@@ -143,40 +143,40 @@ class CopyResult:
 
 
 def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_name: str | None) -> CopyResult:
-    """Copy a version to another tracking server or store, checked on arrival.
+    """Copy a version to another tracking server or store, and check its digest there.
 
-    A verdict is of the registry in which it was made: the copy is nobody's champion, and says where it was judged and
-    against whom.
+    A decision holds only in its own registry: the copy is a candidate, and its tag ``verdict_elsewhere`` has the
+    decision, its registry and the champion at that time.
 
     Args:
-        tracking: Where the registry is, and the name of the model.
-        version: The version; None: the newest.
-        to: Tracking URI of the other one.
-        to_name: What the model is called there; None: the same.
+        tracking: Tracking parameters with the name of the model.
+        version: Version number; None for the newest.
+        to: Tracking URI of the other server or store.
+        to_name: Name of the model there; None for the same name.
 
     Raises:
-        UserError: If there is no such version, its files are not those that were registered, or do not arrive as such.
+        UserError: If there is no such version, or its checksum is wrong in this registry or in the other one.
     """
-    here, name = open_store(), to_name or tracking.model_name
+    source_uri, name = open_store(), to_name or tracking.model_name
     chosen = aliases.candidate_version(tracking.model_name, version)
     with tempfile.TemporaryDirectory() as folder:
         files = checked_files(chosen.uri, Path(folder) / "model")
         if decision_run := chosen.tags.get("decision_run"):
             download(decision_run, aliases.DECISION, Path(folder))
-        origin = f"{without_credentials(here)}: {chosen.model_name} version {chosen.version}"
+        origin = f"{without_credentials(source_uri)}: {chosen.model_name} version {chosen.version}"
         tags = {tag: value for tag, value in chosen.tags.items() if tag not in REGISTRY_LOCAL_TAGS} | {
             "copied_from": origin
         }
         if decision := chosen.tags.get("decision"):
             against = chosen.tags.get("decided_against", "none")
-            where = chosen.tags.get("decided_in", here)
-            tags["verdict_elsewhere"] = f"{decision} in {where} against version {against}"
-        there = RemoteRegistry(to)
-        made = there.register(name, files, Path(folder) / aliases.DECISION, tags, experiment=tracking.experiment)
-        arrived = there.digest(name, made)
-        if arrived != chosen.tags.get(MODEL_DIGEST, arrived):
-            there.remove(name, made)
+            registry = chosen.tags.get("decided_in", source_uri)
+            tags["verdict_elsewhere"] = f"{decision} in {registry} against version {against}"
+        target = RemoteRegistry(to)
+        copy = target.register(name, files, Path(folder) / aliases.DECISION, tags, experiment=tracking.experiment)
+        digest = target.digest(name, copy)
+        if digest != chosen.tags.get(MODEL_DIGEST, digest):
+            target.remove(name, copy)
             raise UserError(
-                f"{name} version {made} at {without_credentials(to)}: its files did not arrive as they were"
+                f"{name} version {copy} at {without_credentials(to)}: checksum mismatch after the copy; copy it again"
             )
-    return CopyResult(name, made, without_credentials(to))
+    return CopyResult(name, copy, without_credentials(to))

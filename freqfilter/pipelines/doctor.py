@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from freqfilter.atomic_io import remove_stale_temp_files, writable_folder
 from freqfilter.config import Params
 from freqfilter.errors import UserError
@@ -32,65 +34,67 @@ from freqfilter.tracking.ui_views import resume_command
 logger = logging.getLogger(__name__)
 
 MIN_FREE_BYTES = 1_000_000_000  # bytes; a run of the default recipe takes 20 million
-OK, FIXED, PROBLEM = "ok", "mended", "PROBLEM"
+OK, FIXED, PROBLEM = "ok", "fixed", "PROBLEM"
 
 
 def check_installation(params: Params) -> None:
-    """Say what is well and what is not; close the runs that nobody works on, and remove what they left half-written.
+    """Report the state of installation and store, close runs of dead processes, and remove their temporary files.
 
     Args:
-        params: Where runs are kept.
+        params: Parameters with the folder of runs.
 
     Raises:
-        UserError: If something is not well that only a user can mend.
+        UserError: If there is a problem that the user has to fix.
     """
     problems = []
     run_dir = Path(params.tracking.run_dir)
-    for kind, line in (*_check_packages(), *_check_machine(), *_check_space(run_dir), *_check_store(run_dir)):
-        logger.info(f"{kind:8} {line}")
-        if kind == PROBLEM:
+    for status, line in (*_check_packages(), *_check_machine(), *_check_space(run_dir), *_check_store(run_dir)):
+        logger.info(f"{status:8} {line}")
+        if status == PROBLEM:
             problems.append(line)
     if problems:
-        several = f"{len(problems)} things need you, the first of them: " if len(problems) > 1 else ""
-        raise UserError(several + problems[0])
+        prefix = f"{len(problems)} problems found; first: " if len(problems) > 1 else ""
+        raise UserError(prefix + problems[0])
 
 
 def _check_packages() -> Iterator[tuple[str, str]]:
     wrong = []
-    for stated in requires("freqfilter") or []:
-        name, _, asked = stated.partition("==")
-        if ";" not in stated and (found := version(name).partition("+")[0]) != asked:  # extras have a condition
-            wrong.append(f"{name} {found} where {asked} is asked for")
+    for requirement in map(Requirement, requires("freqfilter") or []):
+        if requirement.marker:  # of an extra
+            continue
+        found = version(requirement.name)
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement.name} {found} where {requirement.specifier} is required")
     if wrong:
-        yield PROBLEM, f"installation: {'; '.join(wrong)}: make install, or pip install -c constraints.txt -e ."
+        yield PROBLEM, f"installation: {'; '.join(wrong)}; run make install or pip install -c constraints.txt -e ."
     else:
-        yield OK, f"installation: freqfilter {version('freqfilter')}, all packages in the versions asked for"
-    quiet = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "").lower() in ("true", "1")
-    yield OK, f"MLflow's telemetry is {'off' if quiet else 'on, as MLFLOW_DISABLE_TELEMETRY says'}"
+        yield OK, f"installation: freqfilter {version('freqfilter')}, the versions of all dependencies are as required"
+    telemetry_off = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "").lower() in ("true", "1")
+    yield OK, f"MLflow telemetry: {'off' if telemetry_off else 'on, set by MLFLOW_DISABLE_TELEMETRY'}"
 
 
 def _check_machine() -> Iterator[tuple[str, str]]:
-    # Not every system tells what a process may use.
+    # Not every system has sched_getaffinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = os.environ.get("OMP_NUM_THREADS", "")  # without it PyTorch takes one for each core
+    threads = os.environ.get("OMP_NUM_THREADS", "")  # PyTorch's default is one for each core
     if threads.isdigit() and int(threads) > cores:
-        line = f"threads: OMP_NUM_THREADS={threads}, and this process may use {cores} cores"
-        yield PROBLEM, f"{line}: set OMP_NUM_THREADS={cores}, or train with threads={cores}"
+        line = f"threads: OMP_NUM_THREADS={threads} exceeds the {cores} available cores"
+        yield PROBLEM, f"{line}; set OMP_NUM_THREADS={cores}, or train with threads={cores}"
     else:
-        yield OK, f"threads: {threads or cores}, and this process may use {cores} cores"
-    if (wanted := os.getloadavg()[0]) > cores:
-        yield OK, f"load: {wanted:.1f} programs want these cores already; training will take longer"
-    yield OK, f"CUDA: {', '.join(_cuda_devices()) or 'none, training is on the processor'}"
+        yield OK, f"threads: {threads or cores} on {cores} available cores"
+    if (load := os.getloadavg()[0]) > cores:
+        yield OK, f"load: {load:.1f} running processes on {cores} cores; training takes longer"
+    yield OK, f"CUDA: {', '.join(_cuda_devices()) or 'no devices; training uses the CPU'}"
 
 
 def _cuda_devices() -> list[str]:
-    """Names of the CUDA devices as NVIDIA's own program lists them: to ask PyTorch takes seconds of importing it."""
+    """Return the names of the CUDA devices from nvidia-smi, since importing PyTorch takes seconds."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in listed.splitlines() if line.strip()]
+    return [line.strip() for line in output.splitlines() if line.strip()]
 
 
 def _check_space(run_dir: Path) -> Iterator[tuple[str, str]]:
@@ -100,7 +104,7 @@ def _check_space(run_dir: Path) -> Iterator[tuple[str, str]]:
         yield PROBLEM, f"run_dir: {error}"
         return
     line = f"disk: {free / 1e9:.1f} GB free for {run_dir}"
-    yield (PROBLEM, f"{line}: make room") if free < MIN_FREE_BYTES else (OK, line)
+    yield (PROBLEM, f"{line}; delete files") if free < MIN_FREE_BYTES else (OK, line)
     for folder in (run_dir, *run_dir.rglob("*/")):
         remove_stale_temp_files(folder)
 
@@ -108,7 +112,7 @@ def _check_space(run_dir: Path) -> Iterator[tuple[str, str]]:
 def _check_store(run_dir: Path) -> Iterator[tuple[str, str]]:
     try:
         uri = open_store()
-        yield OK, f"store: {uri} answers"
+        yield OK, f"store: {uri} is reachable"
         models = registered_models()
     except UserError as error:
         yield PROBLEM, str(error)
@@ -121,18 +125,18 @@ def _check_store(run_dir: Path) -> Iterator[tuple[str, str]]:
 def _check_runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
     for run, condition in stale_runs(on_server=on_server):
         if condition == RUNNING_HERE:
-            yield OK, f"run {run.run_id} ({run.name}) is at work"
+            yield OK, f"run {run.run_id} ({run.name}) is running"
         elif condition == RUNNING_ELSEWHERE:
             host = run.owner.host if run.owner else "another machine"
-            yield OK, f"run {run.run_id} ({run.name}) is at work on {host}, which cannot be seen from here"
+            yield OK, f"run {run.run_id} ({run.name}) is RUNNING on {host}, not visible from this host"
         elif condition == DIED and run.owner:
             end_run(run.run_id, "KILLED")
-            begun = any((Path(run.owner.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
-            remedy = f"; to go on: {resume_command(run.run_id)}" if begun else ""
-            yield FIXED, f"run {run.run_id} ({run.name}): its process has died: closed as KILLED{remedy}"
+            has_checkpoint = any((Path(run.owner.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
+            remedy = f"; resume with: {resume_command(run.run_id)}" if has_checkpoint else ""
+            yield FIXED, f"run {run.run_id} ({run.name}): process is gone, marked KILLED{remedy}"
         elif condition == NEVER_STARTED:
             end_run(run.run_id, "FAILED")
-            yield FIXED, f"run {run.run_id} ({run.name}): `mlflow run` failed before it began: closed as FAILED"
+            yield FIXED, f"run {run.run_id} ({run.name}): `mlflow run` failed before the program started, marked FAILED"
 
 
 def _check_folders(run_dir: Path) -> Iterator[tuple[str, str]]:
@@ -140,16 +144,16 @@ def _check_folders(run_dir: Path) -> Iterator[tuple[str, str]]:
         try:
             run = folder_run(folder)
         except UserError as error:
-            yield PROBLEM, f"{error}; what is whole in it can be saved by hand, the rest has to go"
+            yield PROBLEM, f"{error}; save the intact files, then remove the folder"
             continue
         if run.target_experiment is not None:
             if not (run.owner and run.owner.is_alive):
-                yield OK, f"run {run.run_id} ({run.name}) is offline; to deliver it: python -m freqfilter sync"
+                yield OK, f"run {run.run_id} ({run.name}) is offline; deliver it with: python -m freqfilter sync"
             continue
         try:
             status = stored_run(run.run_id).status
         except UserError:
-            yield OK, f"{run.folder}: of a run that is not in this store; remove it if it is in none"
+            yield OK, f"{run.folder}: its run is not in this store; remove the folder if it is in no other store"
             continue
         if status == "FINISHED":
-            yield OK, f"run {run.run_id} has finished, and left a folder; to clear it: python -m freqfilter sync"
+            yield OK, f"run {run.run_id} has finished but its folder remains; remove it with: python -m freqfilter sync"

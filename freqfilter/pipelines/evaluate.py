@@ -41,14 +41,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """The result of an evaluation.
+    """Result of an evaluation.
 
     Attributes:
-        run: The run that holds it.
-        uri: The model that was scored.
-        metrics: The metrics of the test and of the fresh realizations.
-        compared: Scores on the test set, of the model and of the estimators that it is compared with.
-        fresh: Scores on fresh realizations; None where none were asked for.
+        run: The run of the evaluation.
+        uri: URI of the model.
+        metrics: Metrics on the test set and on fresh realizations.
+        compared: Scores of the model and its baselines on the test set.
+        fresh: Scores on fresh realizations; None if ``realizations`` is 0.
     """
 
     run: RunRef
@@ -67,26 +67,26 @@ class EvaluationResult:
 def evaluate(
     tracking: TrackingParams, *, version: str | None, run_id: str | None, realizations: int
 ) -> EvaluationResult:
-    """Score a model beside the baselines, as a run of its own that names it.
+    """Evaluate a model and its baselines in a tracked run.
 
     Args:
-        tracking: Where the registry and the new run are.
-        version: Version of ``model_name``; the newest where neither it nor ``run_id`` is given.
-        run_id: Run whose model is scored, in place of a version.
-        realizations: Fresh ones that it is scored on beside its test set.
+        tracking: Tracking parameters with the experiment and the name of the model.
+        version: Version of ``model_name``; the newest if neither it nor ``run_id`` is given.
+        run_id: Run whose model is evaluated, instead of a version.
+        realizations: Number of fresh realizations, in addition to the test set.
 
     Raises:
-        UserError: If both ``version`` and ``run_id`` are given, there is no such model, its data file is gone, it has
-            no signal model to draw fresh realizations from, or memory runs out.
+        UserError: If both ``version`` and ``run_id`` are given, there is no such model, its data file is missing,
+            it has no signal model for fresh realizations, or memory runs out.
     """
     if version and run_id:
-        raise UserError("version and run_id: both name a model; give one")
+        raise UserError("version and run_id: both select a model; give one")
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
     model = loading.load_run(run_id) if run_id else loading.load_version(**chosen)
     params = model.params
     noise_seeds = fresh_seeds([params], realizations) if realizations else []
-    # The model is judged as its users get it: in float32, on what this machine has.
+    # Models are used in float32, on the available device.
     accelerator = Accelerator.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
     with open_run(tracking, name=f"evaluate {model.uri}") as run:
@@ -100,32 +100,32 @@ def evaluate(
         metrics = score_metrics(compared)
         run.log_metrics(metrics, step=0, model_id=model.model_id)
         log_evaluation(run, module, splits, compared, signals=params.signals, accelerator=accelerator)
-        verdicts, fresh = [limit_summary(metrics)], None
-        logger.info(f"\n{scores_table(compared.table, 'simple')}\n\n{verdicts[0]}")
+        summaries, fresh = [limit_summary(metrics)], None
+        logger.info(f"\n{scores_table(compared.table, 'simple')}\n\n{summaries[0]}")
         if noise_seeds:
             fresh = _score_fresh(module, params, noise_seeds, accelerator=accelerator)
-            run.log_bytes(fresh.of_realizations.to_csv().encode(), "evaluation/fresh_realizations.csv")
-            of_fresh = fresh_metrics(fresh)
-            run.log_metrics(of_fresh, step=0, model_id=model.model_id)
-            metrics |= of_fresh
-            verdicts.append(heldout_summary(of_fresh))
-            logger.info(verdicts[1])
-        words = [f"Scores of `{model.uri}` on its test set.", *verdicts, scores_table(compared.table, "github")]
-        run.describe("\n\n".join(words))
+            run.log_bytes(fresh.per_realization.to_csv().encode(), "evaluation/fresh_realizations.csv")
+            metrics_on_fresh = fresh_metrics(fresh)
+            run.log_metrics(metrics_on_fresh, step=0, model_id=model.model_id)
+            metrics |= metrics_on_fresh
+            summaries.append(heldout_summary(metrics_on_fresh))
+            logger.info(summaries[1])
+        paragraphs = [f"Scores of `{model.uri}` on its test set.", *summaries, scores_table(compared.table, "github")]
+        run.describe("\n\n".join(paragraphs))
     return EvaluationResult(RunRef.to(run, tracking_uri), model.uri, metrics, compared, fresh)
 
 
 def _score_fresh(
     network: nn.Module, params: Params, noise_seeds: Sequence[int], *, accelerator: Accelerator
 ) -> FreshScores:
-    found = {}
-    extractors = score_with_limit({MODEL: network}, params)
-    for noise_seed, errors in score_realizations(extractors, params, noise_seeds, device=accelerator.device):
+    tables = {}
+    estimators = score_with_limit({MODEL: network}, params)
+    for noise_seed, errors in score_realizations(estimators, params, noise_seeds, device=accelerator.device):
         shutdown.check()
-        found[noise_seed], mse = errors, errors[OVERALL]
-        beside = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
-        logger.info(f"realization {noise_seed}, {len(found)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{beside}")
-    return summarize(found)
+        tables[noise_seed], mse = errors, errors[OVERALL]
+        limit = f", limit {mse[LIMIT]:.4f}" if LIMIT in mse else ""
+        logger.info(f"realization {noise_seed}, {len(tables)} of {len(noise_seeds)}: MSE {mse[MODEL]:.4f}{limit}")
+    return summarize(tables)
 
 
 def log_evaluation(
@@ -137,7 +137,7 @@ def log_evaluation(
     signals: SignalParams,
     accelerator: Accelerator,
 ) -> None:
-    """Keep the table of scores and the figures of a test."""
+    """Log the table of scores and the figures of the test set."""
     run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
     run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
     run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), "evaluation/test_mse_over_window.csv")

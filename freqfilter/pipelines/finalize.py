@@ -17,7 +17,9 @@ from freqfilter.evaluation.metrics import Comparison
 from freqfilter.pipelines.evaluate import log_evaluation
 from freqfilter.pipelines.model_card import model_card, run_description
 from freqfilter.pipelines.run_metrics import best_metrics, score_metrics
+from freqfilter.pipelines.setup import TrainingSetup
 from freqfilter.plots.training import training_loss
+from freqfilter.process import shutdown
 from freqfilter.tracked_names import COMPARED, LOSSES, TEST_MSE, TEST_MSE_OVER_LIMIT
 from freqfilter.tracking import registry
 from freqfilter.tracking.lifecycle import wrap_delivery_errors
@@ -29,14 +31,37 @@ from freqfilter.training.state import TrainingState
 logger = logging.getLogger(__name__)
 
 GOLDEN_WINDOWS = 16
-# The tags of a run that its version has too.
+# Tags of a run that its version has as well.
 VERSION_TAGS = (
     "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "distributions_sha256",
 )  # fmt: skip
 
 
+def finalize(
+    run: Run, prepared: TrainingSetup, *, val_limit_mse: float | None
+) -> tuple[Comparison, dict[str, float], int | None]:
+    """Log the files of a training, test its best weights, and log and register its model.
+
+    Args:
+        run: The open run.
+        prepared: The training, at its end.
+        val_limit_mse: The limit on the validation windows; None if it is unknown.
+
+    Returns:
+        Scores on the test set, the final metrics, and the registered version; None if it is not registered.
+    """
+    params, splits, state = prepared.params, prepared.splits, prepared.state
+    log_training_files(run, state, params, val_limit_mse=val_limit_mse)
+    compared, metrics = evaluate_best_weights(run, state, splits, params, val_limit_mse=val_limit_mse)
+    version = None
+    if run.online:
+        shutdown.ignore_signals()  # registration takes seconds
+        version = log_model(run, state, splits, params, compared, metrics)
+    return compared, metrics, version
+
+
 def log_training_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
-    """The original's files under the original's names."""
+    """Log the loss curves, the best weights and the history, under the names of the original script."""
     history = state.progress.history
     figure = training_loss(
         history, loss=params.training.loss, best_epoch=state.progress.best_epoch, val_limit_mse=val_limit_mse
@@ -56,7 +81,7 @@ def log_training_files(run: Run, state: TrainingState, params: Params, *, val_li
 def evaluate_best_weights(
     run: Run, state: TrainingState, splits: Splits, params: Params, *, val_limit_mse: float | None
 ) -> tuple[Comparison, dict[str, float]]:
-    """Score the best weights on the test set, which is touched here alone; the scores, and the run's last metrics."""
+    """Score the best weights on the test set, which nothing else reads; its scores, and the final metrics."""
     logger.info("scoring the best weights on the test set")
     accelerator = state.accelerator
     compared = score_test_set(state.network, splits, params, device=accelerator.device)
@@ -70,7 +95,7 @@ def evaluate_best_weights(
 def log_model(
     run: Run, state: TrainingState, splits: Splits, params: Params, compared: Comparison, metrics: dict[str, float]
 ) -> int | None:
-    """Log the model, and register it where that is asked for; its version's number."""
+    """Log the model, and register it if ``register`` is true; its version."""
     progress, tracking = state.progress, params.tracking
     card = model_card(params, compared.table, metrics, run.tags | {"run_id": run.run_id})
     run.log_bytes(card.encode(), "model_card.md")
@@ -108,7 +133,7 @@ def log_model(
 
 
 def _version_tags(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:
-    """What a version is tagged with: where it comes from, and how good it is."""
+    """Tags of a version: its origin and its scores."""
     origin = {name: run.tags[name] for name in VERSION_TAGS if name in run.tags}
     data = hashlib.sha256(json.dumps(splits.digests, sort_keys=True).encode()).hexdigest()
     figures = {name: f"{metrics[name]:.6g}" for name in (TEST_MSE, TEST_MSE_OVER_LIMIT) if name in metrics}

@@ -10,8 +10,7 @@ import pandas as pd
 
 from freqfilter.config import Params
 from freqfilter.pipelines.run_metrics import range_test_metrics
-from freqfilter.pipelines.setup import setup
-from freqfilter.pipelines.train import log_training_data
+from freqfilter.pipelines.setup import log_training_data, setup
 from freqfilter.plots.training import learning_rate_range
 from freqfilter.process import shutdown
 from freqfilter.progress import show_progress
@@ -30,24 +29,24 @@ logger = logging.getLogger(__name__)
 def find_learning_rate(
     params: Params, *, lowest: float, highest: float, n_steps: int, recipe: str, name: str
 ) -> RunRef:
-    """Take steps as training would, at growing rates, and suggest the rate at which the loss falls most steeply.
+    """Train with an increasing learning rate and suggest the rate at which the loss falls most steeply.
 
     Args:
-        params: Resolved parameters of the training in question.
+        params: Resolved parameters of the training.
         lowest: Learning rate of the first step.
         highest: Learning rate of the last step.
-        n_steps: How many steps.
-        recipe: The recipe's name, which the run keeps.
-        name: What the run is called where nobody has named it.
+        n_steps: Number of steps.
+        recipe: Name of the recipe, a parameter of the run.
+        name: Name of the run if the user has not set one.
 
     Raises:
-        UserError: If store, device, precision, data or origin cannot be used.
+        UserError: If store, device, precision, data or initial model cannot be used.
     """
     ready = setup(params)
     params, splits = ready.params, ready.splits
     with open_run(params.tracking, name=name) as run:
-        asked = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
-        run.log_params({"recipe": recipe} | asked | params.canonical())
+        options = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
+        run.log_params({"recipe": recipe} | options | params.canonical())
         run.log_source(provenance.source())
         run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.accelerator))
         log_training_data(run, splits)
@@ -73,7 +72,7 @@ def find_learning_rate(
             )
             run.log_figure(figure, "range_test/learning_rate.png")
         verdict = (
-            "the loss does not fall at any of these rates: check the data, or take more n_steps"
+            "the loss does not fall at any of these rates; check the data, or increase n_steps"
             if suggested is None
             else f"suggestion: learning_rate={suggested:.2g} (now {now:.2g}), where the loss falls most steeply"
         )

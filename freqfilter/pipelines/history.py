@@ -15,14 +15,14 @@ COLUMNS = ("time", "event", "version", "champion_before", "champion_after", "who
 
 
 def history(tracking: TrackingParams) -> pd.DataFrame:
-    """Every registration, decision and rollback of a model, the oldest first.
+    """Return the registrations, decisions and rollbacks of a model, oldest first.
 
     Args:
-        tracking: Where the registry is, and the name of the model.
+        tracking: Tracking parameters with the name of the model.
 
     Returns:
-        A row for each, columns ``COLUMNS``: time in UTC, ``event``, the version, the champion before and after, the
-        user, the reason, and the run that is the evidence.
+        A row for each, columns ``COLUMNS``: time in UTC, event, version, champion before and after, user, reason, and
+        ID of the run with the evidence.
 
     Raises:
         UserError: If there is no such model.
@@ -46,13 +46,13 @@ def history(tracking: TrackingParams) -> pd.DataFrame:
         who, why = tags.get("mlflow.user", ""), tags.get("reason", "")
         rows.append((run.started_ms, event, int(tags["version"]), before, after, who, why, run.run_id))
     table = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values("time", kind="stable", ignore_index=True)
-    return table.assign(time=[_when(stamp) for stamp in table["time"]])
+    return table.assign(time=[_format_time(stamp) for stamp in table["time"]])
 
 
-def _when(milliseconds: int) -> str:
-    """A time stamp of MLflow's in words, in universal time.
+def _format_time(milliseconds: int) -> str:
+    """Format a time stamp of MLflow in UTC.
 
-    >>> _when(0)
+    >>> _format_time(0)
     '1970-01-01 00:00:00'
     """
     return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(milliseconds / 1000))

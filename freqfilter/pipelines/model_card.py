@@ -25,25 +25,25 @@ def run_description(
     picture: str | None = None,
     diagnoses: Iterable[str] = (),
 ) -> str:
-    """Markdown with the test scores beside the baselines, the best epoch and the losses there.
+    """Describe a training in Markdown: test scores and baselines, the best epoch and its losses.
 
     Args:
-        progress: The run's history.
-        scores: ``Comparison.table`` of the test.
-        metrics: The metrics of the test.
-        run_id: The run, where the text stands under a version.
-        model_name: The registered model, where the text stands under a run.
-        version: Its version, likewise; None: not registered.
-        picture: Address of its losses, if there is one.
-        diagnoses: The problems that were found in its training, a line each.
+        progress: Progress of the training.
+        scores: ``Comparison.table`` of the test set.
+        metrics: Metrics of the test set.
+        run_id: ID of the run, in the description of a version.
+        model_name: Name of the registered model, in the description of a run.
+        version: Number of the registered version, in the description of a run; None if not registered.
+        picture: URL of the loss figure, if any.
+        diagnoses: Problems of the training, a line each.
     """
     best = progress.best
-    # MLflow's list of versions shows the first words alone, and as they are written here.
+    # MLflow's list of versions shows only the start, unformatted.
     lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {limit_summary(metrics)}, with the best weights."]
     lines += [f"Diagnosis: {line}." for line in diagnoses]
     lines.append(
         f"Best epoch {best.epoch} of {len(progress.history)}: "
-        f"training loss {best.train_loss:.4g}, validation loss {best.val_loss:.4g}."
+        f"training loss {best.train_loss:.4g}, validation MSE {best.val_mse:.4g}."
     )
     if version is not None:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
@@ -51,17 +51,17 @@ def run_description(
         lines.append(f"Trained by {run_link(run_id)}.")
     lines.append(scores_table(scores, "github"))
     if picture:
-        lines.append(f"![losses over the epochs]({picture})")
+        lines.append(f"![losses over epochs]({picture})")
     return "\n\n".join(lines)
 
 
 def run_link(run_id: str) -> str:
-    """Words for a run that lead to it on MLflow's pages."""
+    """Return a Markdown link to a run in MLflow's UI."""
     return f"run [`{run_id}`](#/runs/{run_id})"
 
 
 def format_interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """A figure with its 95 % interval, where there is one.
+    """Format a figure with its 95 % interval, if known.
 
     >>> format_interval(1.0184, 1.011, 1.03), format_interval(0.2, None, None), format_interval(0.2, math.nan, math.nan)
     ('1.018 (1.011 to 1.030)', '0.200', '0.200')
@@ -71,7 +71,7 @@ def format_interval(value: float, low: float | None, high: float | None, *, digi
 
 
 def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
-    """How far a model is from what is possible on its test set, or on other ``data``, in words.
+    """Format the ratio of a model's MSE to the limit, on its test set or on other ``data``.
 
     >>> interval = {"test/mse_over_limit_low": 1.01, "test/mse_over_limit_high": 1.03}
     >>> limit_summary({"test/mse_over_limit": 1.0184} | interval)
@@ -79,34 +79,34 @@ def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
     """
     ratio = metrics.get(f"{data}/mse_over_limit")
     if ratio is None:
-        return "its limit is not known"
+        return "limit unknown"
     low, high = metrics.get(f"{data}/mse_over_limit_low"), metrics.get(f"{data}/mse_over_limit_high")
     span = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
     return f"{ratio:.3f} × the limit{span}"
 
 
 def heldout_summary(metrics: Mapping[str, float]) -> str:
-    """How good a model is on fresh realizations, in words.
+    """Format the MSE of a model on fresh realizations.
 
     >>> heldout_summary({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
     'On 20 fresh realizations: MSE 0.2120, 1.020 × the limit'
     """
-    many = f"{metrics['fresh/realizations']:.0f} fresh realizations"
+    realizations = f"{metrics['fresh/realizations']:.0f} fresh realizations"
     low, high = metrics.get("fresh/mse_low"), metrics.get("fresh/mse_high")
     span = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
-    return f"On {many}: MSE {metrics['fresh/mse']:.4f}{span}, {limit_summary(metrics, data='fresh')}"
+    return f"On {realizations}: MSE {metrics['fresh/mse']:.4f}{span}, {limit_summary(metrics, data='fresh')}"
 
 
 def scores_table(scores: pd.DataFrame, table_format: str) -> str:
-    """Test MSE as text: a row for each extractor, a column for each component.
+    """Format the test MSE: a row for each estimator, a column for each component.
 
     Args:
-        scores: Rows (extractor, component).
-        table_format: One of tabulate's, such as ``github`` or ``simple``.
+        scores: ``Comparison.table``.
+        table_format: A format of tabulate, such as ``github`` or ``simple``.
     """
     components = scores.index.get_level_values("component").unique()
-    extractors = scores.index.get_level_values("extractor").unique()
-    table = scores["mse"].unstack("component").loc[extractors, components]
+    estimators = scores.index.get_level_values("extractor").unique()
+    table = scores["mse"].unstack("component").loc[estimators, components]
     return tabulate(
         [[name, *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],
         headers=["test MSE", *components],
@@ -116,18 +116,18 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
 
 
 def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = False) -> str:
-    """Runs side by side as text.
+    """Format a table of runs.
 
     Args:
         table: A row for each run.
-        table_format: One of tabulate's.
-        with_spread: Whether two more rows state mean and sample standard deviation.
+        table_format: A format of tabulate.
+        with_spread: Whether to add rows with mean and sample standard deviation.
     """
     if with_spread:
         table = pd.concat([table, table.agg(["mean", "std"])])
     rows = zip(table.index, table.to_numpy().tolist(), strict=True)
     return tabulate(
-        [[name, *map(_shown, row)] for name, row in rows],
+        [[name, *map(_format_value, row)] for name, row in rows],
         headers=["run", *table.columns],
         tablefmt=table_format,
         disable_numparse=True,
@@ -135,37 +135,37 @@ def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = Fa
     )
 
 
-def _shown(value: float | None) -> str:
+def _format_value(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "–"
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"
 
 
 def model_card(params: Params, scores: pd.DataFrame, metrics: Mapping[str, float], tags: Mapping[str, str]) -> str:
-    """The card of a trained filter.
+    """Return the model card of a trained filter, in Markdown.
 
     Args:
-        params: The parameters of its run.
-        scores: ``Comparison.table`` of its test.
-        metrics: The metrics of its test.
+        params: Parameters of its run.
+        scores: ``Comparison.table`` of its test set.
+        metrics: Metrics of its test set.
         tags: Tags of its run.
     """
     signals, data, model = params.signals, params.data, params.model
     frequencies = ", ".join(f"{frequency:g}" for frequency in signals.frequencies_hz)
-    n_components, own = len(signals.frequencies_hz), data.data_file is not None
+    n_components, from_file = len(signals.frequencies_hz), data.data_file is not None
     origin = (
-        "Windows of a file; nobody has said what signal model they follow."
-        if own
+        "Windows of a data file; the signal model is unknown."
+        if from_file
         else f"The mean of sinusoids of {frequencies} Hz with Gaussian noise of standard deviation "
         f"{signals.noise_std:g}, {signals.sample_rate_hz:g} samples per second, training noise {data.noise}, "
         f"validation {data.split}."
     )
-    direction = "sees the whole window" if model.bidirectional else "is causal: an estimate uses the samples so far"
-    rate = "the file's sample rate" if own else f"{signals.sample_rate_hz:g} samples per second"
-    told = "\n".join(f"- {line}" for line in diagnoses(tags).values()) or "Nothing."
+    direction = "uses the whole window" if model.bidirectional else "is causal: an estimate uses the samples so far"
+    rate = "the file's sample rate" if from_file else f"{signals.sample_rate_hz:g} samples per second"
+    problems = "\n".join(f"- {line}" for line in diagnoses(tags).values()) or "None."
     return f"""# Frequency filter for {frequencies} Hz
 
-**What it does.** Picks one of {n_components} components ({frequencies} Hz) out of a mixture, sample by sample. It
+**Task.** Extracts one of {n_components} components ({frequencies} Hz) from a mixture, sample by sample. It
 {direction}. Input: (windows, samples, {1 + n_components}), the mixture and a one-hot selector; output: (windows,
 samples, 1). Trained on windows of {data.window_length} samples.
 
@@ -174,17 +174,17 @@ samples, 1). Trained on windows of {data.window_length} samples.
 
 **Data.** {origin}
 
-**How good it is.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {limit_summary(metrics)}.
-Beside the baselines:
+**Evaluation.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {limit_summary(metrics)}.
+MSE of the model and its baselines:
 
 {scores_table(scores, "github")}
 
-**What its training run was told.**
+**Problems of the training run.**
 
-{told}
+{problems}
 
-**What it is not for.** Other frequencies than these, another sample rate than {rate}, noise that is much stronger or of
-another kind, components whose phases against one another are not those of its data. It gives no measure of its own
+**Out of scope.** Other frequencies, sample rates other than {rate}, much stronger noise or noise of another
+distribution, components with other relative phases than in its data. The filter does not estimate its own
 uncertainty.
 
 Trained by run `{tags.get("run_id")}`, recipe {tags.get("recipe")}, freqfilter {tags.get("freqfilter_version")}, commit

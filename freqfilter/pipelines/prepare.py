@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
-    """Write ``X_train X_val X_test y_train y_val y_test``, and draw the data in a run of its own.
+    """Write ``X_train X_val X_test y_train y_val y_test`` to a file, and draw the data in a tracked run.
 
     Args:
         params: Resolved parameters, with fixed noise.
-        output: The ``.npz`` file, replaced whole.
-        recipe: The recipe's name, which the run keeps.
-        name: What the run is called where nobody has named it.
+        output: The ``.npz`` file, replaced atomically.
+        recipe: Name of the recipe, a parameter of the run.
+        name: Name of the run if the user has not set one.
 
     Returns:
-        The run that has the pictures.
+        The run with the figures.
 
     Raises:
         UserError: If the store cannot be used or the file cannot be written.

@@ -18,23 +18,15 @@ from freqfilter.config.schema import Bounds, task_differences
 from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
+from freqfilter.evaluation import gate
 from freqfilter.evaluation.baselines import baseline_estimators
-from freqfilter.evaluation.gate import (
-    BASELINES_TO_BEAT,
-    Check,
-    check_baselines,
-    check_cost,
-    check_finite,
-    check_improvement,
-    check_leak,
-    check_limit,
-)
+from freqfilter.evaluation.gate import Check
 from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL, Estimator
 from freqfilter.evaluation.significance import INTERIM_ANALYSES, PairedTest, Verdict, paired_test
 from freqfilter.pipelines.model_card import run_link
-from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelWorker, ModelWorkerError
+from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases, provenance
@@ -60,19 +52,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-FIRST_SEED, END_OF_SEEDS = 10_000_000, 2**32  # realizations that nothing else uses
+FIRST_SEED, END_OF_SEEDS = 10_000_000, 2**32  # noise seeds of the gate, not used elsewhere
 
 
 @dataclass(frozen=True)
 class GateReport:
-    """What a decision rests on.
+    """Evidence of a decision.
 
     Attributes:
-        checks: What the candidate had to pass.
-        errors: Mean squared errors of ``candidate``, ``champion`` and ``limit``, as far as they are known: a row for
-            each realization, a column for each component.
-        test: The paired comparison with the champion; None where there is none.
-        seeds: Words on where the realizations come from.
+        checks: Results of the acceptance criteria.
+        errors: Mean squared errors of ``candidate``, ``champion`` and ``limit``, if known: a row for each realization,
+            a column for each component.
+        test: Paired comparison with the champion; None if there is none.
+        seeds: Description of the realizations.
     """
 
     checks: list[Check]
@@ -82,138 +74,142 @@ class GateReport:
 
 
 def run_checks(
-    candidate: RegisteredVersion, champion: RegisteredVersion | None, bounds: Bounds, *, noise_seed: int | None
+    candidate: RegisteredVersion,
+    champion: RegisteredVersion | None,
+    bounds: Bounds,
+    *,
+    noise_seed: int | None,
+    server: ModelServer,
 ) -> GateReport:
-    """Every rung, as far as the candidate can be asked at all.
+    """Run all checks of a candidate, or those before the first failure of its process.
 
     Args:
-        candidate: The version in question.
-        champion: The one that it is held against; None: there is none.
-        bounds: What the candidate has to be.
-        noise_seed: First of the realizations; None: they follow from what both models are.
+        candidate: The version to check.
+        champion: The version to compare it with; None if there is no champion.
+        bounds: Bounds on the candidate.
+        noise_seed: Noise seed of the first realization; None to derive it from both models.
+        server: Starts the processes of the models.
 
     Raises:
-        UserError: If the champion cannot be asked, or somebody ends the process of one of them: no reason to refuse.
+        UserError: If the champion fails, or one of the two processes is killed; the candidate is not rejected then.
     """
     if champion and champion.version == candidate.version:
-        return GateReport([Check("better than the champion", False, "it is the champion")], {}, None, "")
+        return GateReport([Check("better than the champion", False, "it is the champion already")], {}, None, "")
     with ExitStack() as opened:
-        ours = opened.enter_context(ModelWorker(candidate.uri))
-        theirs = opened.enter_context(ModelWorker(champion.uri)) if champion else None
+        worker = opened.enter_context(ModelWorker(server, candidate.uri))
+        champion_worker = opened.enter_context(ModelWorker(server, champion.uri)) if champion else None
         try:
-            about, params = ours.description, ours.params
+            description, params = worker.description, worker.params
         except ModelWorkerError as error:
             return GateReport([Check("loads", False, str(error))], {}, None, "")
-        rungs = [Check("loads", True, "in a process of its own, with unpickling forbidden"), _check_golden(about)]
-        if theirs and (other := task_differences(params, theirs.params)):
-            words = f"trained for {other[0]}, as the champion was: give it a model_name of its own"
-            rungs.append(Check("comparable", False, words))
-            theirs = None
-        same = bool(theirs and theirs.description["weights_sha256"] == about["weights_sha256"])
-        seeds, words = _noise_seeds(params, candidate, champion, noise_seed)
+        checks = [Check("loads", True, "in a separate process, without unpickling"), _check_golden(description)]
+        if champion_worker and (differences := task_differences(params, champion_worker.params)):
+            summary = f"its task differs from the champion's: {differences[0]}; use another model_name"
+            checks.append(Check("comparable", False, summary))
+            champion_worker = None
+        same = bool(champion_worker and champion_worker.description["weights_sha256"] == description["weights_sha256"])
+        seeds, seeds_summary = _noise_seeds(params, candidate, champion, noise_seed)
         try:
-            errors, test = _measure(ours, None if same else theirs, params, seeds, bounds)
+            errors, test = _measure(worker, None if same else champion_worker, params, seeds, bounds)
         except ModelWorkerError as error:
             if error.uri != candidate.uri:
-                raise UserError(f"the champion cannot be asked, so nothing is decided: {error}") from error
-            return GateReport([*rungs, Check("answers", False, str(error))], {}, None, words)
-    of_candidate = errors["candidate"]
-    held_against = {side: table for side, table in errors.items() if side not in ("candidate", "champion")}
-    rungs += [check_finite(of_candidate), *check_baselines(of_candidate, held_against)]
-    rungs += check_limit(of_candidate, held_against.get(LIMIT), bounds)
-    rungs.append(check_leak(candidate.tags.get("diagnoses", "")))
-    rungs += check_cost(about["milliseconds"], about["megabytes"], bounds)
-    rungs.append(check_improvement(test, same_weights=same))
-    shown = {side: errors[side] for side in ("candidate", "champion", LIMIT) if side in errors}
-    return GateReport(rungs, shown, test, words)
+                raise UserError(f"the champion failed, no decision was made: {error}") from error
+            return GateReport([*checks, Check("predicts", False, str(error))], {}, None, seeds_summary)
+    candidate_errors = errors["candidate"]
+    baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
+    checks += [gate.check_finite(candidate_errors), *gate.check_baselines(candidate_errors, baselines)]
+    checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
+    checks.append(gate.check_leak(candidate.tags.get("diagnoses", "")))
+    checks += gate.check_cost(description["milliseconds"], description["megabytes"], bounds)
+    checks.append(gate.check_improvement(test, same_weights=same))
+    shown = {name: errors[name] for name in ("candidate", "champion", LIMIT) if name in errors}
+    return GateReport(checks, shown, test, seeds_summary)
 
 
-def _check_golden(about: dict[str, float | None]) -> Check:
-    difference = about["golden_difference"]
+def _check_golden(description: dict[str, float | None]) -> Check:
+    difference = description["golden_difference"]
     if difference is None:
-        return Check("golden predictions", None, "an old version, which has none")
-    words = f"at most {difference:.1e} from those of its registration"
-    return Check("golden predictions", difference <= GOLDEN_TOLERANCE, words)
+        return Check("golden predictions", None, "not stored with versions of this schema")
+    summary = f"largest difference since registration {difference:.1e}"
+    return Check("golden predictions", difference <= GOLDEN_TOLERANCE, summary)
 
 
 def _noise_seeds(
     params: Params, candidate: RegisteredVersion, champion: RegisteredVersion | None, noise_seed: int | None
 ) -> tuple[list[int] | None, str]:
-    """Noise seeds of realizations that neither has seen, and words on them; None for a user's data."""
+    """Return noise seeds that neither model was trained on, None for a data file, and their description."""
     if params.data.data_file is not None:
         return None, f"the test windows of {params.data.data_file}, in {N_FILE_PARTS} parts"
     if noise_seed is not None:
-        return [
-            noise_seed + n for n in range(INTERIM_ANALYSES[-1])
-        ], f"noise seeds from {noise_seed} on, which somebody chose"
-    both = [version.tags.get(MODEL_DIGEST, version.uri) for version in (candidate, champion) if version]
-    key = int.from_bytes(hashlib.sha256(" ".join(both).encode()).digest()[:8], "big")
-    drawn = (
-        random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, size=INTERIM_ANALYSES[-1], replace=False)
-        + FIRST_SEED
-    )
-    return [int(seed) for seed in drawn], "noise seeds that follow from what both models are, never used in training"
+        seeds = [noise_seed + n for n in range(INTERIM_ANALYSES[-1])]
+        return seeds, f"noise seeds from {noise_seed} on (user-specified)"
+    digests = [version.tags.get(MODEL_DIGEST, version.uri) for version in (candidate, champion) if version]
+    key = int.from_bytes(hashlib.sha256(" ".join(digests).encode()).digest()[:8], "big")
+    drawn = random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, INTERIM_ANALYSES[-1], replace=False)
+    return [
+        int(FIRST_SEED + offset) for offset in drawn
+    ], "noise seeds derived from the digests of both models, not used in training"
 
 
 def _measure(
-    ours: ModelWorker, theirs: ModelWorker | None, params: Params, seeds: list[int] | None, bounds: Bounds
+    candidate: ModelWorker, champion: ModelWorker | None, params: Params, seeds: list[int] | None, bounds: Bounds
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
-    """Errors on as many realizations as it takes, by side."""
+    """Measure errors until the paired test decides; return a table of each estimator, and the test."""
     rows: dict[str, dict[int, dict[str, float]]] = {}
-    held_against, test = _reference_estimators(params), None
+    estimators, test = _reference_estimators(params), None
+    workers = {"candidate": candidate} | ({"champion": champion} if champion else {})
     for first, last in zip((0, *INTERIM_ANALYSES), INTERIM_ANALYSES, strict=False):
         shutdown.check()
         part = seeds[first:last] if seeds is not None else None
-        asked = {"candidate": ours} | ({"champion": theirs} if theirs else {})
-        for witness in asked.values():
-            witness.request_scores(part)
-        scored = dict(score_realizations(held_against, params, part, device=torch.device("cpu")))
-        found = {
-            side: {n: {str(name): float(errors[name][side]) for name in errors} for n, errors in scored.items()}
-            for side in held_against
+        for worker in workers.values():
+            worker.request_scores(part)
+        tables = dict(score_realizations(estimators, params, part, device=torch.device("cpu")))
+        scores = {
+            name: {n: {str(column): float(table[column][name]) for column in table} for n, table in tables.items()}
+            for name in estimators
         }
-        found |= {side: witness.read_scores(len(scored)) for side, witness in asked.items()}
-        for side, errors in found.items():
-            rows.setdefault(side, {}).update(errors)
-        if theirs:
-            candidate, champion = (pd.DataFrame(rows[side]).T[OVERALL].to_numpy() for side in asked)
-            looks = INTERIM_ANALYSES if seeds is not None else (len(scored),)
-            test = paired_test(candidate, champion, margin=bounds.margin, looks=looks)
+        scores |= {name: worker.read_scores(len(tables)) for name, worker in workers.items()}
+        for name, errors in scores.items():
+            rows.setdefault(name, {}).update(errors)
+        if champion:
+            candidate_mse, champion_mse = (pd.DataFrame(rows[name]).T[OVERALL].to_numpy() for name in workers)
+            looks = INTERIM_ANALYSES if seeds is not None else (len(tables),)
+            test = paired_test(candidate_mse, champion_mse, margin=bounds.margin, looks=looks)
         logger.info(f"{len(rows['candidate'])} realizations{f': {test.summary}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
             break
-    return {side: pd.DataFrame(errors).T for side, errors in rows.items()}, test
+    return {name: pd.DataFrame(errors).T for name, errors in rows.items()}, test
 
 
 def _reference_estimators(params: Params) -> dict[str, Estimator]:
-    """What the candidate has to beat, and the limit where it is known."""
-    every = baseline_estimators(params, Splits.from_params(params))
-    return {name: extractor for name, extractor in every.items() if name in (*BASELINES_TO_BEAT, LIMIT)}
+    """Create the baselines that the candidate has to beat, and the limit if it is known."""
+    baselines = baseline_estimators(params, Splits.from_params(params))
+    return {name: estimator for name, estimator in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
 
 
-MAX_ATTEMPTS = 3  # where somebody else moves the champion meanwhile
-MARKS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
+MAX_ATTEMPTS = 3  # if other processes move the champion during a decision
+LABELS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
 
 
 class Outcome(StrEnum):
-    """What was decided."""
+    """Outcome of a promotion."""
 
     PROMOTED = "PROMOTED"
-    HELD = "HELD"
-    REFUSED = "REFUSED"
+    NOT_BETTER = "NOT_BETTER"
+    REJECTED = "REJECTED"
 
 
 @dataclass(frozen=True)
 class PromotionResult:
-    """The result of a promotion.
+    """Result of a promotion.
 
     Attributes:
-        run: The run that holds it.
+        run: The run of the promotion.
         outcome: The decision.
-        reason: The reason in words.
-        candidate: The version that was examined.
-        champion: The champion before; None: there was none.
-        report: What the decision rests on.
+        reason: Reason of the decision, as text.
+        candidate: The version that was checked.
+        champion: The champion before; None if there was none.
+        report: Evidence of the decision.
     """
 
     run: RunRef
@@ -225,97 +221,96 @@ class PromotionResult:
 
     @property
     def checks(self) -> pd.DataFrame:
-        """A row for each check: whether it passed (None: it does not apply) and its figures in words."""
+        """A row for each check: whether it passed (None if it does not apply) and its figures as text."""
         return pd.DataFrame(self.report.checks).set_index("name")
 
     def figure(self) -> Figure:
-        """Candidate and champion beside the limit, and their difference with its interval.
+        """Draw the errors of candidate, champion and limit, and the difference with its interval.
 
         Raises:
-            UserError: If the candidate was not measured.
+            UserError: If the candidate was not scored.
         """
         if not self.report.errors:
-            raise UserError(f"version {self.candidate.version} was not measured: {self.reason}")
+            raise UserError(f"version {self.candidate.version} was not scored: {self.reason}")
         return decision_figure(self.report.errors, self.report.test)
 
 
 def promote(
     tracking: TrackingParams, *, version: int | None, bounds: Bounds, noise_seed: int | None, force: str | None
 ) -> PromotionResult:
-    """Hold a version against the champion and against what it has to be, decide, and move the alias if it has won.
+    """Check a version and compare it with the champion; if it passes, move the alias.
 
     Args:
-        tracking: Where the registry is, and the name of the model.
-        version: The version; None: the newest.
-        bounds: What it has to be.
-        noise_seed: First of the realizations; None: they follow from what both models are, so that to ask again gives
-            the same.
-        force: A reason to promote it whatever it is; None: none.
+        tracking: Tracking parameters with the name of the model.
+        version: Version number; None for the newest.
+        bounds: Bounds on the version.
+        noise_seed: Noise seed of the first realization; None to derive it from both models, hence reproducibly.
+        force: Reason to promote the version in spite of failed checks; None to require them.
 
     Raises:
         UserError: If ``force`` is blank, there is no such version, or the champion keeps changing.
     """
     if force is not None and not force.strip():
-        raise UserError("force: a reason is needed")
+        raise UserError("force: the reason is blank; give one")
     tracking_uri, name = open_store(), tracking.model_name
     candidate = aliases.candidate_version(name, version)
-    with open_run(tracking, name=f"promote {name} version {candidate.version}") as run:
-        asked = {"model_name": name, "version": str(candidate.version)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
-        run.log_params(asked | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
+    with ModelServer() as server, open_run(tracking, name=f"promote {name} version {candidate.version}") as run:
+        flags = {"model_name": name, "version": str(candidate.version)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
+        run.log_params(flags | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
         run.log_source(provenance.source())
         for _ in range(MAX_ATTEMPTS):
             shutdown.check()
             champion = version_at_alias(name, CHAMPION)
-            evidence = run_checks(candidate, champion, bounds, noise_seed=noise_seed)
-            outcome, reason = _decide(evidence, champion, force=force)
-            decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, evidence)
+            report = run_checks(candidate, champion, bounds, noise_seed=noise_seed, server=server)
+            outcome, reason = _decide(report, champion, force=force)
+            decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, report)
             with shutdown.deferred():
-                noted, words = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
+                tags, description = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.version != candidate.version:  # a champion keeps its own evidence
-                        tag_version(candidate, noted, description=words)
+                        tag_version(candidate, tags, description=description)
                     return decision
                 try:
-                    move_champion(candidate, found=champion, evidence=noted, description=words)
+                    move_champion(candidate, found=champion, evidence=tags, description=description)
                 except ChampionChangedError as error:
                     logger.info(str(error))
                     continue
             run.log_tags({"carried_out": "true"})
             return decision
-    raise UserError(f"model_name={name}: the champion has changed {MAX_ATTEMPTS} times while it was decided; ask again")
+    raise UserError(f"model_name={name}: the champion changed {MAX_ATTEMPTS} times meanwhile; run promote again")
 
 
-def _decide(evidence: GateReport, champion: RegisteredVersion | None, *, force: str | None) -> tuple[Outcome, str]:
-    """The outcome, and the reason in words."""
-    failed = [rung for rung in evidence.checks if rung.passed is False]
-    broken = [rung for rung in failed if rung.name in ("loads", "golden predictions", "answers")]
+def _decide(report: GateReport, champion: RegisteredVersion | None, *, force: str | None) -> tuple[Outcome, str]:
+    """Return the outcome and its reason."""
+    failed = [check for check in report.checks if check.passed is False]
+    broken = [check for check in failed if check.name in ("loads", "golden predictions", "predicts")]
     if force and not broken:
-        overruled = f", against: {', '.join(rung.name for rung in failed)}" if failed else ""
+        overruled = f"; failed checks: {', '.join(check.name for check in failed)}" if failed else ""
         return Outcome.PROMOTED, f"forced: {force}{overruled}"
-    comparison = next((rung for rung in evidence.checks if rung.name.endswith("than the champion")), None)
-    refusals = [rung for rung in failed if rung is not comparison]
-    if refusals:
-        return Outcome.REFUSED, "; ".join(f"{rung.name}: {rung.summary}" for rung in refusals)
+    comparison = next((check for check in report.checks if check.name.endswith("than the champion")), None)
+    rejections = [check for check in failed if check is not comparison]
+    if rejections:
+        return Outcome.REJECTED, "; ".join(f"{check.name}: {check.summary}" for check in rejections)
     if comparison and comparison.passed is False:
-        return Outcome.HELD, f"it is not shown to be {comparison.name}: {comparison.summary}"
+        return Outcome.NOT_BETTER, f"not shown to be {comparison.name}: {comparison.summary}"
     if champion is None or comparison is None:
-        return Outcome.PROMOTED, "it is the first champion"
-    return Outcome.PROMOTED, f"it is {comparison.name}: {comparison.summary}"
+        return Outcome.PROMOTED, "first champion"
+    return Outcome.PROMOTED, f"{comparison.name}: {comparison.summary}"
 
 
 def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
-    """Keep the report, before anything follows from it; the tags for the version."""
-    evidence, candidate, champion = decision.report, decision.candidate, decision.champion
-    report = decision_report(decision)
-    run.log_bytes(report.encode(), f"{DECISION}/report.md")
-    if evidence.errors:
+    """Log the report before the alias moves; return the tags for the version."""
+    errors, candidate, champion = decision.report.errors, decision.candidate, decision.champion
+    text = decision_report(decision)
+    run.log_bytes(text.encode(), f"{DECISION}/report.md")
+    if errors:
         run.log_figure(decision.figure(), f"{DECISION}/errors.png")
-        table = pd.concat(evidence.errors, names=["side", "noise_seed"])
+        table = pd.concat(errors, names=["side", "noise_seed"])
         run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
-    run.describe(report)
+    run.describe(text)
     against = str(champion.version) if champion else "none"
-    noted = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}
-    run.log_tags({"workflow": "promote", "model_name": candidate.model_name, "version": str(candidate.version)} | noted)
+    tags = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}
+    run.log_tags({"workflow": "promote", "model_name": candidate.model_name, "version": str(candidate.version)} | tags)
     run.deliver()
     return {
         "decision": str(decision.outcome),
@@ -326,41 +321,34 @@ def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
 
 
 def decision_report(decision: PromotionResult) -> str:
-    """A decision as Markdown: what was decided, each rung with its figures, errors side by side."""
-    candidate, champion, evidence = decision.candidate, decision.champion, decision.report
+    """Return a decision as Markdown: outcome, checks with their figures, and errors."""
+    candidate, champion, report = decision.candidate, decision.champion, decision.report
     title = f"# {decision.outcome}: {candidate.model_name} version {candidate.version}"
-    against = f"the champion, version {champion.version}" if champion else "nothing: there is no champion yet"
+    against = f"the champion, version {champion.version}" if champion else "no champion, since there is none yet"
     lines = [
         title,
         f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
-        f"Held against {against}. Evidence: run `{decision.run.run_id}`"
-        f"{f', the candidate was trained by run `{candidate.run_id}`' if candidate.run_id else ''}.",
+        f"Compared with {against}. Evidence: run `{decision.run.run_id}`"
+        f"{f', candidate trained by run `{candidate.run_id}`' if candidate.run_id else ''}.",
         tabulate(
-            [[rung.name, MARKS[rung.passed], rung.summary] for rung in evidence.checks],
-            headers=["rung", "", "figures"],
+            [[check.name, LABELS[check.passed], check.summary] for check in report.checks],
+            headers=["check", "", "figures"],
             tablefmt="github",
         ),
     ]
-    if evidence.errors:
-        means = pd.DataFrame({side: table.mean() for side, table in evidence.errors.items()}).T
-        lines.append(
-            tabulate(
-                [[side, *row] for side, row in zip(means.index, means.to_numpy().tolist(), strict=True)],
-                headers=["MSE", *means.columns],
-                floatfmt=".4f",
-                tablefmt="github",
-            )
-        )
-        lines.append(f"Means over {len(evidence.errors['candidate'])} realizations: {evidence.seeds}.")
+    if report.errors:
+        means = pd.DataFrame({name: table.mean() for name, table in report.errors.items()}).T
+        lines.append(means.rename_axis("MSE").to_markdown(tablefmt="github", floatfmt=".4f"))
+        lines.append(f"Means over {len(report.errors['candidate'])} realizations: {report.seeds}.")
     return "\n\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
 class RollbackResult:
-    """The result of a rollback.
+    """Result of a rollback.
 
     Attributes:
-        run: The run that holds it.
+        run: The run of the rollback.
         before: The champion before.
         after: The champion now.
     """
@@ -371,39 +359,39 @@ class RollbackResult:
 
 
 def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> RollbackResult:
-    """Make a version the champion again, once it has been loaded and has shown that it is what it was.
+    """Load an earlier version, check its golden predictions and make it the champion.
 
     Args:
-        tracking: Where the registry is, and the name of the model.
-        version: The version; None: the champion before the one of now.
-        reason: Why, which is kept.
+        tracking: Tracking parameters with the name of the model.
+        version: Version number; None for the previous champion.
+        reason: Reason of the rollback, stored with it.
 
     Raises:
-        UserError: If there is no champion or no such version, it cannot be loaded, or somebody else moves the champion.
+        UserError: If there is no champion or no such version, its model fails, or another process moves the champion.
     """
     tracking_uri, name = open_store(), tracking.model_name
     before = version_at_alias(name, CHAMPION)
     if before is None:
-        raise UserError(f"model_name={name}: it has no champion that could be taken back")
+        raise UserError(f"model_name={name}: no champion to roll back; promote a version first")
     after = aliases.candidate_version(name, version) if version is not None else version_at_alias(name, PREVIOUS)
     if after is None:
-        raise UserError(f"model_name={name}: no champion came before version {before.version}; give one with version=N")
+        raise UserError(f"model_name={name}: no champion before version {before.version}; choose one with version=N")
     if after.version == before.version:
-        raise UserError(f"version={after.version}: it is the champion")
+        raise UserError(f"version={after.version}: it is the champion already; give another version")
     with open_run(tracking, name=f"rollback {name} to version {after.version}") as run:
         run.log_params({"model_name": name, "version": str(after.version)})
         run.log_source(provenance.source())
-        with ModelWorker(after.uri) as witness:
-            difference = witness.description["golden_difference"]
+        with ModelServer() as server, ModelWorker(server, after.uri) as worker:
+            difference = worker.description["golden_difference"]
         if difference is not None and difference > GOLDEN_TOLERANCE:
-            raise UserError(f"{after.uri} no longer gives what it gave when it was registered: off by {difference:.1e}")
+            raise UserError(f"{after.uri}: golden predictions changed by {difference:.1e}; choose another version")
         shutdown.ignore_signals()
-        words = f"Champion taken back from version {before.version} to version {after.version}: {reason}"
-        noted = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.version)}
-        run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.version)} | noted)
-        run.describe(words)
+        description = f"Champion rolled back from version {before.version} to version {after.version}: {reason}"
+        tags = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.version)}
+        run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.version)} | tags)
+        run.describe(description)
         run.deliver()
-        noted = {"rollback_run": run.run_id}
-        move_champion(after, found=before, evidence=noted, description=f"{words} ({run_link(run.run_id)})")
+        description = f"{description} ({run_link(run.run_id)})"
+        move_champion(after, found=before, evidence={"rollback_run": run.run_id}, description=description)
         run.log_tags({"carried_out": "true"})
     return RollbackResult(RunRef.to(run, tracking_uri), before, after)

@@ -26,11 +26,11 @@ from freqfilter.training.state import TrainingState
 
 
 def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[str, float]:
-    """What is charted for an epoch, at ``step`` = epoch; what was not measured is left out.
+    """Return the metrics of an epoch, logged at ``step`` = epoch; those not measured are omitted.
 
     Args:
-        report: The epoch.
-        val_limit_mse: The limit on the validation windows, if it is known.
+        report: Report of the epoch.
+        val_limit_mse: The limit on the validation windows, if known.
     """
     metrics = {
         TRAIN_LOSS: report.train_loss,
@@ -47,17 +47,17 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
 
 
 def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> dict[str, float]:
-    """What is charted for a step of a learning-rate range test, at ``step`` = step."""
+    """Return the metrics of a step of a learning-rate range test."""
     return {"range_test/learning_rate": learning_rate, "range_test/loss": loss, "range_test/smoothed_loss": smoothed}
 
 
 def best_metrics(state: TrainingState, *, holdout_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:
-    """What the best epoch came to, how many were run, and how large the network is.
+    """Return the metrics of the best epoch, the number of epochs and the size of the network.
 
     Args:
-        state: Training, at its end.
-        holdout_mse: The best weights on the whole holdout realization, if there is one.
-        val_limit_mse: The limit on the validation windows, if it is known.
+        state: State at the end of training.
+        holdout_mse: MSE of the best weights on the whole holdout realization, if there is one.
+        val_limit_mse: The limit on the validation windows, if known.
     """
     progress = state.progress
     metrics = {
@@ -75,44 +75,45 @@ def best_metrics(state: TrainingState, *, holdout_mse: float | None, val_limit_m
 
 
 def spread_metrics(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean and sample standard deviation over several runs: ``test/mse_mean``, ``test/mse_std``.
+    """Return mean and sample standard deviation over runs: ``test/mse_mean``, ``test/mse_std``.
 
     Args:
-        metrics: The metrics of each run. Those that every run has are taken.
+        metrics: Metrics of each run; only those of all runs are used.
     """
-    shared = [name for name in metrics[0] if all(name in of_run for of_run in metrics)]
-    values = {name: [of_run[name] for of_run in metrics] for name in shared}
-    spread = {f"{name}_std": statistics.stdev(found) for name, found in values.items() if len(found) > 1}
-    return {f"{name}_mean": statistics.fmean(found) for name, found in values.items()} | spread
+    shared = [name for name in metrics[0] if all(name in run for run in metrics)]
+    values = {name: [run[name] for run in metrics] for name in shared}
+    spread = {f"{name}_std": statistics.stdev(sample) for name, sample in values.items() if len(sample) > 1}
+    return {f"{name}_mean": statistics.fmean(sample) for name, sample in values.items()} | spread
 
 
 def limit_metrics(expected_mse: float) -> dict[str, float]:
-    """The least mean squared error that a filter of this kind can expect of the signal model."""
+    """Return the expected limit for the view of the filter."""
     return {"limit/expected_mse": expected_mse}
 
 
 def limit_table_metrics(scores: LimitEstimates) -> dict[str, float]:
-    """Both limits as ``limit`` computes them: of a causal filter and of one that has the whole window."""
+    """Return both limits: for causal filters, and for filters that use the whole window."""
     return {"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}
 
 
 def score_metrics(compared: Comparison) -> dict[str, float]:
-    """Scores on the test set: ``test/mse``, ``test/mse_5hz``, ``test/zero_mse`` for the extractor ``zero``, and how
-    far the model is from the limit, where there is one: ``test/mse_over_limit`` with its 95 % interval, in decibels,
-    and for each component.
-    """  # noqa: D205 (one sentence)
+    """Return the scores on the test set.
+
+    These are ``test/mse``, ``test/mse_5hz``, ``test/zero_mse`` for the baseline ``zero``, and, if the limit is known,
+    ``test/mse_over_limit`` with its 95 % interval, in decibels, and for each component.
+    """
     table, metrics = compared.table, {}
-    for extractor, component in table.index:
+    for estimator, component in table.index:
         suffix = "" if component == OVERALL else f"_{component}"
         for measure in MEASURES:
-            value = float(table.loc[(extractor, component), measure])
-            if extractor == MODEL:
+            value = float(table.loc[(estimator, component), measure])
+            if estimator == MODEL:
                 metrics[f"test/{measure}{suffix}"] = value
             elif component == OVERALL and measure == "mse":
-                metrics[f"test/{extractor}_mse"] = value
-        if extractor == LIMIT:
+                metrics[f"test/{estimator}_mse"] = value
+        if estimator == LIMIT:
             mse, limit_mse = (float(table["mse"][name, component]) for name in (MODEL, LIMIT))
-            metrics |= _distance("test", suffix, mse, limit_mse)
+            metrics |= _ratio_metrics("test", suffix, mse, limit_mse)
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
         metrics |= {f"{TEST_MSE_OVER_LIMIT}_low": low, f"{TEST_MSE_OVER_LIMIT}_high": high}
@@ -120,34 +121,32 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
 
 
 def fresh_metrics(scores: FreshScores) -> dict[str, float]:
-    """Scores on fresh realizations: ``fresh/mse`` and, where the limit is known, ``fresh/mse_over_limit``, each with
-    its 95 % interval.
-    """  # noqa: D205 (one sentence)
+    """Return ``fresh/mse`` and, if the limit is known, ``fresh/mse_over_limit``, each with its 95 % interval."""
     low, high = scores.mse_interval
-    metrics = {"fresh/realizations": len(scores.of_realizations), "fresh/mse_low": low, "fresh/mse_high": high}
+    metrics = {"fresh/realizations": len(scores.per_realization), "fresh/mse_low": low, "fresh/mse_high": high}
     for component in scores.mean.columns:
         suffix = "" if component == OVERALL else f"_{component}"
         metrics[f"fresh/mse{suffix}"] = mse = float(scores.mean[component][MODEL])
         if LIMIT in scores.mean.index:
             metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
-            metrics |= _distance("fresh", suffix, mse, limit_mse)
+            metrics |= _ratio_metrics("fresh", suffix, mse, limit_mse)
     if scores.ratio_interval:
         metrics["fresh/mse_over_limit_low"], metrics["fresh/mse_over_limit_high"] = scores.ratio_interval
     return _finite(metrics)
 
 
-def _distance(data: str, suffix: str, mse: float, limit_mse: float) -> dict[str, float]:
-    """How far a model is from the limit, and, of all components together, the same in decibels."""
+def _ratio_metrics(data: str, suffix: str, mse: float, limit_mse: float) -> dict[str, float]:
+    """Return the ratio of MSE to limit and, for all components together, the same in decibels."""
     ratio = _ratio(mse, limit_mse)
     metrics = {} if ratio is None else {f"{data}/mse_over_limit{suffix}": ratio}
     return metrics | ({f"{data}/db_over_limit": 10 * math.log10(ratio)} if ratio and not suffix else {})
 
 
 def _ratio(mse: float | None, limit_mse: float | None) -> float | None:
-    """How many times the limit; nothing where one of them is not known, or the limit is that nothing remains."""
+    """Return the ratio of MSE to limit; None if one of them is unknown or the limit is zero."""
     return mse / limit_mse if mse is not None and limit_mse else None
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Those that have a value: a store cannot order the others."""
+    """Return the finite metrics: a store cannot sort NaN and Inf."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

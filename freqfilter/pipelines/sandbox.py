@@ -1,39 +1,39 @@
-"""A model in a sandboxed process of its own, with unpickling forbidden.
-
-``python -m freqfilter.pipelines.sandbox URI`` loads a model and answers requests on its standard input.
-"""
+"""Sandboxed models: each is loaded and scored in a worker process of its own, with unpickling forbidden."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import signal
+import socket
 import subprocess
-import sys
+import sysconfig
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
-import numpy as np
-import torch
-
+import freqfilter
 from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
-from freqfilter.evaluation.heldout import score_realizations
-from freqfilter.evaluation.metrics import MODEL
-from freqfilter.models.filter import Filter
-from freqfilter.training.device import use_deterministic_algorithms
+from freqfilter.pipelines.model_server import COMMAND, receive, send
+from freqfilter.tracking.loading import checked_files
 
 RESPONSE_TIMEOUT_S = 300.0
 KILL_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}  # no model ends its process so
+GOLDEN_TOLERANCE = 1e-5  # other processors sum in other orders
+
+# The environment of a model: where its interpreter, libraries and temporary files are, and the libraries' settings.
+KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
+KEPT_PREFIXES = ("ATEN_", "KMP_", "LC_", "MKL_", "MPL", "PYTHON", "PYTORCH_", "TORCH")
+SET = {
+    "OMP_NUM_THREADS": "1",  # also OpenBLAS's threads
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow, which MLflow imports
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+}
 
 
 class ModelWorkerError(UserError):
-    """A model that cannot be loaded, or breaks when it is asked.
+    """A model that cannot be loaded, or fails when it is scored.
 
     Attributes:
         uri: The model.
@@ -44,51 +44,108 @@ class ModelWorkerError(UserError):
         self.uri = uri
 
 
-class ModelWorker:
-    """A model in a process of its own.
+class ModelServer:
+    """A process that has imported PyTorch and MLflow, and forks a worker for each model.
 
-    Args:
-        uri: Where it is loaded from.
-
-    Attributes:
-        params: The parameters of its training run.
-        milliseconds: For one window, one thread.
-        weights_sha256: Of its weights.
-        golden_difference: From what it gave when it was registered; None of a version that does not say.
+    It gets no credentials: a model's files are downloaded in this process. It is in a session of its own, so that a
+    terminal's signals reach this process alone, which ends it.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "freqfilter.pipelines.sandbox", uri],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
-        )
-        self._about: dict[str, Any] | None = None
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._control, control = socket.socketpair()
+        with control:
+            self._process = subprocess.Popen(
+                COMMAND,
+                stdin=control.fileno(),
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+                start_new_session=True,
+            )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
+        self._process.terminate()
+        self._process.wait()
+        self._control.close()
+        self._log.close()
+
+    def start_worker(self, log: IO[bytes]) -> tuple[socket.socket, socket.socket]:
+        """Start a worker.
+
+        Args:
+            log: Where its standard output and standard error go.
+
+        Returns:
+            Its connection, and a socket that has a message with its process id and, when it has ended, one with its
+            exit code. The worker is killed when that socket is closed.
+        """
+        connection, its_connection = socket.socketpair()
+        report, its_report = socket.socketpair()
+        with its_connection, its_report, suppress(BrokenPipeError, ConnectionResetError):
+            descriptors = [its_connection.fileno(), its_report.fileno(), log.fileno()]
+            socket.send_fds(self._control, [b"\0"], descriptors)
+        return connection, report
+
+    def exit_reason(self) -> Exception:
+        """The error to raise after the server has ended by itself."""
+        if (exit_code := self._process.wait()) in {-number for number in KILL_SIGNALS}:
+            return _killed("the model server", exit_code)
+        return RuntimeError(f"the model server ended with exit code {exit_code}: {_last_line(self._log)}")
+
+
+class ModelWorker:
+    """A model in a process of its own.
+
+    Args:
+        server: The server that forks the process.
+        uri: The URI that the model is loaded from.
+    """
+
+    def __init__(self, server: ModelServer, uri: str) -> None:
+        self._server = server
+        self._uri = uri
+        self._description: dict[str, Any] | None = None
+        self._refusal: ModelWorkerError | None = None
+        with ExitStack() as opened:
+            self._log = opened.enter_context(tempfile.TemporaryFile())
+            self._connection, self._report = map(opened.enter_context, server.start_worker(self._log))
+            self._connection.settimeout(RESPONSE_TIMEOUT_S)
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            try:
+                self._send({"uri": uri, "files": str(checked_files(uri, folder))})
+            except UserError as error:
+                self._refusal = ModelWorkerError(uri, str(error))
+            self._opened = opened.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the worker."""
+        report = receive(self._report)
+        if report is None:
+            raise self._server.exit_reason()
+        return int(report["pid"])
 
     @property
     def description(self) -> dict[str, Any]:
-        """What the model says of itself.
+        """Parameters, size, latency, digest and golden difference; see ``model_server.describe``.
 
         Raises:
-            ModelWorkerError: If it cannot be loaded.
-            UserError: If somebody else has ended its process.
+            ModelWorkerError: If the model cannot be loaded.
+            UserError: If its process was killed from outside.
         """
-        if self._about is None:
-            self._about = self._read_response()
-        return self._about
+        if self._description is None:
+            self._description = self._read_response()
+        return self._description
 
     @property
     def params(self) -> Params:
@@ -96,119 +153,68 @@ class ModelWorker:
         return restore(self.description["params"])
 
     def request_scores(self, noise_seeds: list[int] | None) -> None:
-        """Have it scored on realizations, or on its file's test windows; ``read_scores`` has the result."""
-        if self._process.stdin is None:
-            raise ValueError("a witness listens")
-        try:
-            self._process.stdin.write(json.dumps(noise_seeds) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            self._read_response()
+        """Request scores on realizations, or on the test windows of its file; ``read_scores`` returns them."""
+        self._send({"noise_seeds": noise_seeds})
 
     def read_scores(self, count: int) -> dict[int, dict[str, float]]:
         """Mean squared errors by realization and component.
 
         Raises:
-            ModelWorkerError: If it breaks.
-            UserError: If somebody else has ended its process.
+            ModelWorkerError: If the model fails.
+            UserError: If its process was killed from outside.
         """
         found = [self._read_response() for _ in range(count)]
         return {answer["name"]: answer["mse"] for answer in found}
 
+    def _send(self, content: dict[str, Any]) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # _read_response raises the reason
+            send(self._connection, content)
+
     def _read_response(self) -> dict[str, Any]:
-        if self._process.stdout is None:
-            raise ValueError("a witness answers")
-        too_late = threading.Event()
-
-        def end() -> None:
-            too_late.set()
-            self._process.kill()
-
-        watchdog = threading.Timer(RESPONSE_TIMEOUT_S, end)
-        watchdog.start()
-        line = self._process.stdout.readline()
-        watchdog.cancel()
-        if too_late.is_set():
-            raise ModelWorkerError(self._uri, f"{self._uri}: no answer within {RESPONSE_TIMEOUT_S:.0f} s")
-        answer = json.loads(line) if line else {"refused": self._exit_reason()}
+        if self._refusal:
+            raise self._refusal
+        try:
+            answer = receive(self._connection)
+        except TimeoutError:
+            raise ModelWorkerError(self._uri, f"{self._uri}: no answer within {RESPONSE_TIMEOUT_S:.0f} s") from None
+        except ValueError as error:
+            raise ModelWorkerError(self._uri, f"{self._uri}: its process sent {error}") from error
+        if answer is None:
+            raise self._exit_reason()
         if "refused" in answer:
             raise ModelWorkerError(self._uri, answer["refused"])
-        return dict(answer)
+        return answer
 
-    def _exit_reason(self) -> str:
-        if (ended_by := -self._process.wait()) in KILL_SIGNALS:
-            name = signal.Signals(ended_by).name
-            raise UserError(
-                f"{self._uri}: its process was ended by {name} from outside, as a system short of memory does; "
-                "nothing is decided, ask again"
-            )
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").strip().splitlines()
-        return f"{self._uri}: its process ended: {said[-1] if said else 'without a word'}"
-
-
-N_TIMED_CALLS = 20  # calls, whose median is the latency
-GOLDEN_TOLERANCE = 1e-5  # other processors sum in other orders
+    def _exit_reason(self) -> Exception:
+        reports: dict[str, int] = {}
+        while report := receive(self._report):
+            reports |= report
+        if "exit_code" not in reports:
+            return self._server.exit_reason()
+        if reports["exit_code"] in {-number for number in KILL_SIGNALS}:
+            return _killed(self._uri, reports["exit_code"])
+        return ModelWorkerError(self._uri, f"{self._uri}: its process ended: {_last_line(self._log)}")
 
 
-def describe(found: Filter, files: Path) -> dict[str, Any]:
-    """What a model says of itself, and shows."""
-    window = np.zeros((1, found.facts["window_length"], 1 + len(found.facts["frequencies_hz"])), dtype=np.float32)
-    times = []
-    for _ in range(N_TIMED_CALLS):
-        started = time.perf_counter()
-        found.predict(window)
-        times.append(time.perf_counter() - started)
-    weights = hashlib.sha256()
-    for name, weight in found.module.state_dict().items():
-        weights.update(name.encode() + weight.numpy().tobytes())
-    return {
-        "params": found.params.model_dump(mode="json"),
-        "megabytes": sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) / 1e6,
-        "milliseconds": 1000 * float(np.median(times)),
-        "weights_sha256": weights.hexdigest(),
-        "golden_difference": golden_difference(found),
-    }
+def _killed(subject: str, exit_code: int) -> UserError:
+    name = signal.Signals(-exit_code).name
+    return UserError(
+        f"{subject}: its process was ended by {name} from outside, as a system short of memory does; "
+        "nothing is decided, ask again"
+    )
 
 
-def golden_difference(found: Filter) -> float | None:
-    """How far a model is from what it gave when it was registered; None of an old version, which does not say."""
-    if found.golden is None:
-        return None
-    inputs, estimates = found.golden
-    return float(np.abs(found.predict(inputs) - estimates).max())
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it printed nothing"
 
 
-def score(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
-    """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
-    extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
-    for name, errors in score_realizations(extractor, found.params, noise_seeds, device=torch.device("cpu")):
-        yield {"name": name, "mse": errors.loc[MODEL].to_dict()}
-
-
-def _main(uri: str) -> None:
-    from freqfilter.tracking.loading import checked_files, load_files
-
-    answers = sys.stdout
-    sys.stdout = sys.stderr  # what a model prints is no answer
-
-    def answer(content: dict[str, Any]) -> None:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
-
-    torch.set_num_threads(1)  # the same bits wherever it is asked
-    use_deterministic_algorithms(True)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            files = checked_files(uri, Path(folder))
-            found = load_files(uri, files)
-            answer(describe(found, files))
-        for line in sys.stdin:
-            for scored in score(found, json.loads(line)):
-                answer(scored)
-    except UserError as error:
-        answer({"refused": str(error)})
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])
+def _environment() -> dict[str, str]:
+    """The environment of the server and its workers; the package is imported from where it is imported here."""
+    kept = {name: value for name, value in os.environ.items() if name in KEPT or name.startswith(KEPT_PREFIXES)}
+    root = str(Path(freqfilter.__file__).resolve().parents[1])
+    paths = [path for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if root not in (*paths, sysconfig.get_path("purelib")):
+        kept["PYTHONPATH"] = os.pathsep.join([root, *paths])
+    return kept | SET

@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 POLL_S = 0.5  # between checks of the server
-# The job runner and its workers would take two gigabytes, and nothing here uses them.
+# The job runner and its workers take two gigabytes of memory and are not used.
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 def ui(*, port: int) -> int:
-    """Serve MLflow's UI on the loopback address until it is stopped, or print where the store's own UI is.
+    """Serve MLflow's UI on the loopback address until interrupted, or print the address of a remote store's UI.
 
     Args:
-        port: The port.
+        port: Port of the server.
 
     Returns:
         The exit code of the server.
@@ -44,9 +44,9 @@ def ui(*, port: int) -> int:
 
     def print_addresses() -> None:
         logger.info(f"MLflow: {server}")
-        if found := newest_training():
-            run = RunRef(found.run_id, "", found.experiment_id, tracking_uri)
-            logger.info(f"  newest training, {found.name}: {run.page(server)}")
+        if training := newest_training():
+            run = RunRef(training.run_id, "", training.experiment_id, tracking_uri)
+            logger.info(f"  newest training, {training.name}: {run.page(server)}")
             logger.info(f"  all trainings: {run.view(server, 'trainings')}")
             logger.info(f"  all decisions: {run.view(server, 'decisions')}")
 
@@ -59,7 +59,7 @@ def ui(*, port: int) -> int:
             probe.bind((HOST, port))
         except OSError:
             raise UserError(
-                f"port={port} is in use: end the program that listens there, or give another --port"
+                f"port={port} is in use; stop the program that listens there, or give another --port"
             ) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
@@ -69,18 +69,18 @@ def ui(*, port: int) -> int:
 
 
 def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
-    """Serve a version with `mlflow models serve` on the loopback address until it is stopped.
+    """Serve a version with `mlflow models serve` on the loopback address until interrupted.
 
     Args:
-        tracking: Where the registry is, and the name of the model.
-        version: The version; None: the champion.
-        port: Where it listens.
+        tracking: Tracking parameters with the name of the model.
+        version: Version number; None for the champion.
+        port: Port of the server.
 
     Returns:
         The exit code of the server.
 
     Raises:
-        UserError: If there is no such version, or its files are not those that were registered.
+        UserError: If there is no such version, or its checksum does not match.
     """
     from freqfilter.tracking.loading import checked_files  # imports PyTorch, which the UI does not need
 
@@ -88,11 +88,11 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
     name = tracking.model_name
     uri = f"models:/{name}/{version}" if version is not None else f"models:/{name}@{CHAMPION}"
     with tempfile.TemporaryDirectory() as folder:
-        files = checked_files(uri, Path(folder))  # what has been checked is what is served
-        logger.info(f"serving {uri} on http://{HOST}:{port}/invocations, ready when /ping answers")
-        words = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
+        files = checked_files(uri, Path(folder))  # serve exactly the files that were checked
+        logger.info(f"serving {uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
+        arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
-            [sys.executable, "-m", "mlflow", *words, "--port", str(port)],
+            [sys.executable, "-m", "mlflow", *arguments, "--port", str(port)],
             os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
         )
 
@@ -104,13 +104,13 @@ def run_server(
     ready: Callable[[], bool] = lambda: True,
     on_ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Run a server until it ends or this process is stopped; its exit code.
+    """Run a server until it exits or this process is interrupted; return its exit code.
 
     Args:
-        command: The server's command.
-        environment: Its environment.
-        ready: Whether the server answers.
-        on_ready: Called once, when it does.
+        command: Command of the server.
+        environment: Environment variables of the server.
+        ready: Returns whether the server accepts requests.
+        on_ready: Called once, when the server is ready.
     """
     server, waiting = subprocess.Popen(command, env=environment), True
     try:

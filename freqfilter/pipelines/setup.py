@@ -1,38 +1,60 @@
-"""Setup of a training before its run is opened, and its checkpoint policy."""
+"""Setup of a training: what it needs before its run is opened, and what the run records of it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 from freqfilter.config import Params
 from freqfilter.data.splits import Splits
-from freqfilter.errors import TrainingError, UserError
+from freqfilter.errors import UserError
+from freqfilter.evaluation import limits
+from freqfilter.evaluation.limits import ValidationLimit
+from freqfilter.evaluation.monitor import SampleOverlap, measure_overlap
 from freqfilter.models.filter import Filter
-from freqfilter.process import Interrupted
-from freqfilter.tracked_names import CHECKPOINTS
+from freqfilter.pipelines.run_metrics import limit_metrics
+from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import check_folders
-from freqfilter.tracking.loading import load_origin
-from freqfilter.tracking.outbox import UndeliveredError
+from freqfilter.tracking.loading import load_origin, training_run_id
 from freqfilter.tracking.run import Run
-from freqfilter.tracking.ui_views import resume_command
-from freqfilter.training.checkpoint import Checkpoint, Checkpoints, TrainingSpec, write_checkpoint
+from freqfilter.training.checkpoint import Checkpoint
 from freqfilter.training.device import Accelerator
-from freqfilter.training.reports import EpochReport, StepReport
 from freqfilter.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """An interrupted training and its newest checkpoint.
+
+    Attributes:
+        run_id: Id of its run.
+        name: Name of its run.
+        checkpoint: The checkpoint.
+        tags: Tags of its run, among them those of the machine that it started on.
+    """
+
+    run_id: str
+    name: str
+    checkpoint: Checkpoint
+    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """All that a training needs, before there is a run.
+    """A training that is ready to run.
 
     Attributes:
-        params: Its parameters, with the origin of the weights named for good.
-        tracking_uri: To show; empty where it is offline.
-        origin: The filter that the first weights are of, if any.
+        params: Its parameters; ``start_from`` is resolved to an immutable URI.
+        accelerator: Device and precision.
+        splits: The data.
+        tracking_uri: The tracking store, without a password; empty if the run is offline.
+        origin: The filter that training starts from, if any.
+        state: Network, optimizers and progress.
     """
 
     params: Params
@@ -42,21 +64,43 @@ class TrainingSetup:
     origin: Filter | None
     state: TrainingState
 
+    def in_experiment(self, experiment: str) -> Self:
+        """The same setup with the experiment that the run belongs to, which `mlflow run` may have chosen."""
+        return replace(self, params=self.params.with_tracking(experiment=experiment))
 
-def setup(params: Params, checkpoint: Checkpoint | None = None) -> TrainingSetup:
-    """See that everything is there, and make the training as it begins, or as a checkpoint has it.
+    def print_header(self, run: Run, resume_point: ResumePoint | None) -> None:
+        """Print the run, the device, the data and the network; of a resumed training, where it continues."""
+        splits, state = self.splits, self.state
+        n_samples, n_features = splits.validation.n_samples, 1 + splits.validation.n_components
+        logger.info(f"run {run.run_id} in experiment {run.experiment}")
+        logger.info(f"device: {state.accelerator.describe()}")
+        logger.info(
+            f"windows: {splits.n_epoch:,} training, {len(splits.validation):,} validation, {len(splits.test):,} test, "
+            f"each {n_samples} samples of {n_features} features"
+        )
+        logger.info(f"network: {state.n_parameters:,} parameters\n{state.network}")
+        if resume_point:
+            _log_resume(run, state, resume_point)
+
+
+def setup(params: Params, resume_point: ResumePoint | None = None) -> TrainingSetup:
+    """Check everything that a training needs, and create its state, or load it from a checkpoint.
+
+    Args:
+        params: Resolved parameters.
+        resume_point: Interrupted training to resume; None: start a new one.
 
     Raises:
-        UserError: If store, folders, device, precision, data or origin cannot be used, or the data is not that of the
-            checkpoint.
+        UserError: If store, folders, device, precision, data or initial weights cannot be used, or the data or the
+            network differ from the checkpoint's.
     """
     tracking_uri = open_store() if params.tracking.tracking == "online" else ""
     accelerator = Accelerator.open(params.training)
     splits = Splits.from_params(params)
-    origin = _load_origin(params, splits) if checkpoint is None else None
+    origin = _load_origin(params, splits) if resume_point is None else None
     if origin:
         params = params.with_start_from(origin.pinned_uri)
-    check_folders(params.tracking)  # the last check, since it may make them
+    check_folders(params.tracking)  # last, since it creates them
     state = TrainingState(
         n_components=splits.validation.n_components,
         model=params.model,
@@ -65,107 +109,94 @@ def setup(params: Params, checkpoint: Checkpoint | None = None) -> TrainingSetup
     )
     if origin:
         state.start_from(origin.module.state_dict())
-    if checkpoint:
-        _check_data(splits.digests, checkpoint.spec)
-        try:
-            state.load_state_dict(checkpoint.state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError("the checkpoint is not of the network that its parameters state: start anew") from error
+    if resume_point:
+        _load_checkpoint(state, splits, resume_point.checkpoint)
     return TrainingSetup(params, accelerator, splits, tracking_uri, origin, state)
 
 
-def _check_data(found: dict[str, str], stated: TrainingSpec) -> None:
-    for purpose, digest in stated.data.items():
-        if found.get(purpose) != digest:
+def log_setup(run: Run, prepared: TrainingSetup, *, recipe: str) -> None:
+    """Log parameters, code, machine, data and initial weights, which determine the results of the run."""
+    params, splits = prepared.params, prepared.splits
+    run.log_params({"recipe": recipe} | params.canonical())
+    run.log_bytes(params.to_yaml().encode(), "params.yaml")
+    run.log_source(provenance.source())
+    tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
+    run.log_tags(tags | provenance.machine_tags(prepared.accelerator))
+    if origin := prepared.origin:
+        run.log_tags({"start_from_model": origin.pinned_uri, "start_from_run": training_run_id(origin)})
+    log_training_data(run, splits)
+    run.log_data(splits.validation, name="validation", context="validation")
+    run.log_data(splits.test, name="test", context="test")
+    if splits.holdout:
+        run.log_data(splits.holdout, name="holdout", context="holdout")
+
+
+def log_training_data(run: Run, splits: Splits) -> None:
+    """Log the training windows as a dataset, named by whether the noise is a part of them."""
+    name = "train_without_noise" if splits.fresh_noise else "train"
+    run.log_data(splits.train, name=name, context="training")
+
+
+def log_overlap(run: Run, splits: Splits) -> SampleOverlap:
+    """Measure, print and log how many samples validation shares with training."""
+    overlap = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
+    run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/overlap.json")
+    logger.info(overlap.summary())
+    return overlap
+
+
+def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | None:
+    """Print and log the limit before training; the limit on the validation windows, None if it is unknown."""
+    expected_mse = limits.expected_limit_mse(params)
+    val_limit = limits.validation_limit(params, splits.validation)
+    if expected_mse is not None:
+        run.log_metrics(limit_metrics(expected_mse), step=0)
+    if expected_mse is None or val_limit is None:
+        logger.info("limit: unknown for these validation windows; no ratio to it and no leak alarm")
+    else:
+        logger.info(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+    return val_limit
+
+
+def _log_resume(run: Run, state: TrainingState, resume_point: ResumePoint) -> None:
+    """Print where training continues, and each property of the machine by which its results may differ."""
+    progress = state.progress
+    batch = f", batch {progress.batch}" if progress.batch else ""
+    logger.info(f"resuming after epoch {progress.epoch - 1}{batch}")
+    tags = provenance.machine_tags(state.accelerator)
+    for name, before in resume_point.tags.items():
+        if name in tags and before != tags[name]:
+            logger.info(f"{name} was {before!r} and is {tags[name]!r}: results may differ in their last digits")
+    run.log_tags({"resumed_after_epoch": str(progress.epoch - 1)} | tags)
+
+
+def _load_checkpoint(state: TrainingState, splits: Splits, checkpoint: Checkpoint) -> None:
+    spec = checkpoint.spec
+    for purpose, digest in spec.data.items():
+        if splits.digests.get(purpose) != digest:
+            source = spec.params.data.data_file or "the signal model"
             raise UserError(
-                f"{stated.params.data.data_file or 'the signal model'}: its data for {purpose} is not what this "
-                "training began with; bring that back, or train anew"
+                f"{source}: its {purpose} data differs from that of the checkpoint; restore the original data or start "
+                "a new run"
             )
+    try:
+        state.load_state_dict(checkpoint.state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError("the checkpoint does not match its parameters; start a new run") from error
 
 
 def _load_origin(params: Params, splits: Splits) -> Filter | None:
-    """The filter whose weights training goes on from, if any; its network has to be the one asked for."""
+    """The filter whose weights training starts from, if any; its network needs to be the requested one."""
     start_from = params.training.start_from
     if start_from is None:
         return None
     origin = load_origin(start_from)
-    asked = {"n_components": splits.validation.n_components} | params.model.model_dump()
-    for name, theirs in origin.facts["network"].items():
-        if name != "dropout" and theirs != asked[name]:  # dropout has no weights
-            remedy = "frequencies_hz" if name == "n_components" else f"{name}={str(theirs).lower()}"
+    requested = {"n_components": splits.validation.n_components} | params.model.model_dump()
+    for name, value in origin.facts["network"].items():
+        if name != "dropout" and value != requested[name]:  # dropout has no weights
+            remedy = "frequencies_hz" if name == "n_components" else f"{name}={str(value).lower()}"
             raise UserError(
-                f"start_from={start_from}: its network has {name}={theirs} and {name}={asked[name]} is asked for: "
+                f"start_from={start_from}: its network has {name}={value}, but {name}={requested[name]} is requested; "
                 f"add {remedy}"
             )
     return origin
-
-
-class CheckpointWriter:
-    """Writes the checkpoints of a training: by epochs, by minutes, at its beginning and end, and when it is stopped.
-
-    Args:
-        run: The run, in whose folder they are.
-        state: What is kept.
-        spec: What goes with it.
-    """
-
-    def __init__(self, run: Run, state: TrainingState, stated: TrainingSpec) -> None:
-        self._run = run
-        self._state = state
-        self._stated = stated
-        self._checkpoints = Checkpoints(run.folder / CHECKPOINTS, kept=stated.params.training.checkpoints_kept)
-        self._written_at = time.monotonic()
-
-    def start(self) -> None:
-        """Write training before its first step, or see that what it goes on from is among the run's artifacts."""
-        if self._checkpoints.path(self._state.progress).exists():
-            self._log()
-        else:
-            self.write()
-
-    def write(self) -> None:
-        """Write training as it stands, and remove what is too old; some ends of epochs become artifacts too."""
-        write_checkpoint(self._checkpoints.path(self._state.progress), self._state, self._stated)
-        self._log()
-        self._checkpoints.remove_old(needed=self._run.unsent_files())
-        self._written_at = time.monotonic()
-
-    def on_report(self, report: StepReport | EpochReport) -> None:
-        """Write a checkpoint where one is due."""
-        training, progress = self._stated.params.training, self._state.progress
-        due = 0 < 60 * training.checkpoint_minutes <= time.monotonic() - self._written_at
-        ended = progress.stopped_early or progress.epoch > training.epochs
-        if due or (isinstance(report, EpochReport) and (ended or self._is_artifact())):
-            self.write()
-
-    def _is_artifact(self) -> bool:
-        every, progress = self._stated.params.training.checkpoint_every, self._state.progress
-        done = progress.epoch - 1
-        return progress.batch == 0 and done > 0 and every > 0 and done % every == 0
-
-    def _log(self) -> None:
-        if self._is_artifact():
-            self._run.log_file(self._checkpoints.path(self._state.progress))
-
-    @contextmanager
-    def write_on_interrupt(self) -> Iterator[None]:
-        """A block of training: where it is stopped at a safe point, all that it has done is kept."""
-        try:
-            yield
-        except Interrupted:
-            self.write()
-            raise
-
-
-@contextmanager
-def with_resume_hint(run_id: str) -> Iterator[None]:
-    """A block after the first checkpoint: whoever ends it hears how to go on."""
-    try:
-        yield
-    except Interrupted as stopped:
-        stopped.remedy = resume_command(run_id)
-        raise
-    except (TrainingError, UndeliveredError):  # it would end there again; it says how to go on
-        raise
-    except UserError as error:
-        raise UserError(f"{error}; mend that, then go on: {resume_command(run_id)}") from error

@@ -1,4 +1,4 @@
-"""Delivery of runs that were offline or whose store was away."""
+"""Delivery of runs that were offline or whose store was unavailable."""
 
 from __future__ import annotations
 
@@ -17,70 +17,70 @@ from freqfilter.tracking.ui_views import resume_command
 
 logger = logging.getLogger(__name__)
 
-BACKLOG_TIMEOUT_S = 3600.0  # a week without the store is delivered in minutes
+BACKLOG_TIMEOUT_S = 3600.0  # the backlog of a week takes minutes
 
 
 def sync(run_dir: Path) -> str:
-    """Bring the store up to what the folders of runs hold.
+    """Deliver the contents of run folders to the store.
 
     Args:
-        run_dir: Where they are.
+        run_dir: Folder of the run folders.
 
     Returns:
-        The tracking URI to show.
+        The tracking URI to print.
 
     Raises:
-        UserError: If the store cannot be used or some run could not be delivered; the others have been.
+        UserError: If the store cannot be used, or a run could not be delivered; the other runs are delivered.
     """
     tracking_uri, failed = open_store(), []
     folders = run_folders(run_dir)
-    for folder in reversed(folders):  # as they were made
+    for folder in reversed(folders):  # oldest first
         shutdown.check()
         try:
             _sync_one(folder_run(folder), run_dir)
-        except UndeliveredError:  # the store has gone
+        except UndeliveredError:  # the store is unavailable
             raise
         except UserError as error:
             failed.append(f"run {folder.name}: {error}")
             logger.info(failed[-1])
     if failed:
-        raise UserError(f"{len(failed)} of {len(folders)} runs could not be delivered, the first of them {failed[0]}")
+        raise UserError(f"{len(failed)} of {len(folders)} runs could not be delivered; first: {failed[0]}")
     if not folders:
-        logger.info(f"nothing waits in {run_dir}")
+        logger.info(f"nothing to sync in {run_dir}")
     return tracking_uri
 
 
-def _sync_one(kept: RunRecord, run_dir: Path) -> None:
-    in_store = stored_run(kept.run_id) if kept.target_experiment is None else None
-    worker = (in_store or kept).owner
-    if worker and (worker.is_alive or (worker.is_alive is None and (in_store or kept).status == "RUNNING")):
-        logger.info(f"run {kept.run_id} is at work on {worker.host}: left alone")
+def _sync_one(local: RunRecord, run_dir: Path) -> None:
+    stored = stored_run(local.run_id) if local.target_experiment is None else None
+    owner = (stored or local).owner
+    if owner and (owner.is_alive or (owner.is_alive is None and (stored or local).status == "RUNNING")):
+        logger.info(f"run {local.run_id} is still running on {owner.host}, skipped")
         return
-    if in_store is None:
-        kept = upload_run(kept)
-        logger.info(f"run {kept.run_id} is now in the store")
-    folder = run_dir / kept.run_id
-    Outbox(folder / OUTBOX, sender(kept.run_id, folder)).close(BACKLOG_TIMEOUT_S)
-    # The folder knows: at the end of a process whose store has just come back, MLflow calls its run FINISHED.
-    if kept.status == "FINISHED":
-        end_run(kept.run_id, "FINISHED")
+    if stored is None:
+        local = upload_run(local)
+        logger.info(f"run {local.run_id} is now in the store")
+    folder = run_dir / local.run_id
+    Outbox(folder / OUTBOX, sender(local.run_id, folder)).close(BACKLOG_TIMEOUT_S)
+    # The folder's status counts: MLflow marks a run FINISHED when its process exits just after an outage.
+    if local.status == "FINISHED":
+        end_run(local.run_id, "FINISHED")
         shutil.rmtree(folder)
-        logger.info(f"run {kept.run_id} is delivered: FINISHED")
+        logger.info(f"run {local.run_id} is delivered: FINISHED")
         return
-    # What a training needs is imported where there is one to be finished.
+    # PyTorch is imported only if there is a training to finish.
     from freqfilter.pipelines.resume import load_resume_point
     from freqfilter.pipelines.train import train
     from freqfilter.training.checkpoint import Checkpoints
 
     checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).latest(logger.warning)
     if checkpoint and checkpoint.ended:
-        found = load_resume_point(replace(stored_run(kept.run_id), status=kept.status), run_dir)
-        stated = found.checkpoint.spec
-        done = train(stated.params, recipe=stated.recipe, name=found.name, resume_point=found)
-        registered = f", registered: {done.model_name} version {done.version}" if done.version else ""
-        logger.info(f"run {done.run.run_id} is delivered: FINISHED{registered}")
+        resume_point = load_resume_point(replace(stored_run(local.run_id), status=local.status), run_dir)
+        spec = resume_point.checkpoint.spec
+        result = train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point)
+        registered = f", registered: {result.model_name} version {result.version}" if result.version else ""
+        logger.info(f"run {result.run.run_id} is delivered: FINISHED{registered}")
         return
-    status = "KILLED" if kept.status == "RUNNING" else kept.status
-    end_run(kept.run_id, status)
-    remedy = f"; to go on: {resume_command(kept.run_id)}" if checkpoint else ""
-    logger.info(f"run {kept.run_id} is delivered as far as it came: {status}{remedy}")
+    status = "KILLED" if local.status == "RUNNING" else local.status
+    end_run(local.run_id, status)
+    remedy = f"; resume with: {resume_command(local.run_id)}" if checkpoint else ""
+    logger.info(f"run {local.run_id} is delivered up to its last point: {status}{remedy}")

@@ -19,14 +19,14 @@ N_STARTS_SHOWN = 4
 
 
 def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tuple[str, Figure]]:
-    """Signals in time and frequency, and what the filter gets of them.
+    """Draw signals in time and frequency, and windows of them.
 
     Args:
         signals: The signal model.
-        windows: All windows of a realization, or of its first_windows.
+        windows: All windows of a realization, or its first windows.
 
     Yields:
-        The file and the figure.
+        Artifact path and figure.
     """
     frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
     mixture = windows.mixtures[0].double().numpy()
@@ -42,8 +42,8 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
 
     n_components, length = windows.n_components, windows.n_samples
     starts = torch.linspace(0, windows.n_starts - 1, min(N_STARTS_SHOWN, windows.n_starts)).round().long()
-    numbers = starts[:, None] * n_components + torch.arange(n_components)
-    inputs, targets = windows.batch(numbers.flatten())
+    positions = starts[:, None] * n_components + torch.arange(n_components)
+    inputs, targets = windows.batch(positions.flatten())
     sample_windows = data.windows(
         np.arange(length) / rate_hz,
         inputs[::n_components, :, 0].numpy(),
@@ -57,7 +57,7 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
 
 
 def evaluation_figures(
-    extractor: Estimator,
+    estimator: Estimator,
     windows: WindowDataset,
     first_windows: SlidingWindows | None,
     compared: Comparison,
@@ -66,30 +66,30 @@ def evaluation_figures(
     sample_rate_hz: float,
     device: torch.device,
 ) -> Iterator[tuple[str, Figure]]:
-    """Estimates, errors and scores on a test set.
+    """Draw estimates, errors and scores on a test set.
 
     Args:
-        extractor: What was evaluated.
+        estimator: The estimator that is evaluated.
         windows: The test set.
-        first_windows: All windows of the first_windows of its realization. The order of windows from a
-            file is unknown, so they have no long stretch and no spectrum.
-        compared: Its scores beside those of the references.
+        first_windows: The first windows of its realization; None for a data file, whose windows have no known order
+            and hence no spectrum and no long segment.
+        compared: Scores of the estimator and the baselines.
         frequencies_hz: Frequency of each component.
-        sample_rate_hz: Of the realization.
-        device: Where the extractor computes.
+        sample_rate_hz: Sample rate of the realization.
+        device: Device of the estimator.
 
     Yields:
-        The file and the figure.
+        Artifact path and figure.
     """
-    found = window_estimates(extractor, windows, frequencies_hz=frequencies_hz, device=device)
-    yield PREDICTION, evaluation.prediction(found)
-    yield "visualizations/09_errors.png", evaluation.errors(found)
-    yield "visualizations/10_scatter.png", evaluation.scatter(found)
+    estimates = window_estimates(estimator, windows, frequencies_hz=frequencies_hz, device=device)
+    yield PREDICTION, evaluation.prediction(estimates)
+    yield "visualizations/09_errors.png", evaluation.errors(estimates)
+    yield "visualizations/10_scatter.png", evaluation.scatter(estimates)
     if first_windows is not None:
-        along = segment_estimates(
-            extractor, first_windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
+        segment = segment_estimates(
+            estimator, first_windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
         )
-        yield "visualizations/11_spectrum.png", evaluation.spectra(along)
-        yield "visualizations/12_long_stretch.png", evaluation.long_segment(along)
+        yield "visualizations/11_spectrum.png", evaluation.spectra(segment)
+        yield "visualizations/12_long_stretch.png", evaluation.long_segment(segment)
     yield COMPONENTS, evaluation.mse_of_components(compared.table)
     yield "visualizations/14_mse_over_window.png", evaluation.mse_over_window(compared.per_step)

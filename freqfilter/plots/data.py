@@ -24,15 +24,15 @@ from freqfilter.plots.style import (
 )
 
 Samples = NDArray[np.floating]
-PERIODS_SHOWN = 2  # of the slowest component, where a stretch is drawn
-LEVELS_DB = 50  # from the darkest to the brightest place of a spectrogram
-BAND = 4  # spectra are drawn up to this multiple of the highest component
+PERIODS_SHOWN = 2  # of the slowest component, in figures of a segment
+LEVELS_DB = 50  # dynamic range of a spectrogram
+BAND = 4  # multiple of the highest component frequency, up to which spectra are drawn
 
 
 def amplitude_spectrum(samples: Samples, sample_rate_hz: float) -> tuple[Samples, Samples]:
-    """Frequencies (Hz) and the amplitude that a sinusoid at each would have.
+    """Return frequencies (Hz) and the amplitude of a sinusoid at each.
 
-    Hann window; a sinusoid's peak is its amplitude where it falls on a frequency of the grid.
+    Hann window; the peak of a sinusoid at a grid frequency is its amplitude.
     Source: SciPy, ``periodogram`` with ``scaling="spectrum"``.
 
     >>> time_s = np.arange(1000) / 1000
@@ -45,7 +45,7 @@ def amplitude_spectrum(samples: Samples, sample_rate_hz: float) -> tuple[Samples
 
 
 def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float) -> Figure:
-    """A realization against time: all of it, and its beginning with and without noise, each (n_samples,)."""
+    """Draw a realization over time, and its beginning with and without noise, each (n_samples,)."""
     figure = new_figure(12, 7)
     whole, beginning = figure.subplots(2, 1)
     whole.plot(time_s, mixture, color=GREY, linewidth=0.5)
@@ -58,7 +58,7 @@ def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float
 
 
 def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequence[float]) -> Figure:
-    """Amplitude spectrum of the mixture (n_samples,), with the components marked."""
+    """Draw the amplitude spectrum of the mixture (n_samples,), with the components marked."""
     figure = new_figure(12, 6)
     axes = figure.subplots()
     grid_hz, amplitudes = amplitude_spectrum(mixture, sample_rate_hz)
@@ -72,9 +72,9 @@ def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequenc
 
 
 def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequence[float]) -> Figure:
-    """Power of the mixture (n_samples,) against time and frequency.
+    """Draw the spectrogram of the mixture (n_samples,).
 
-    Segments are long enough to tell the two nearest components apart, or a fifth of the signal where it is short.
+    Segments are long enough to resolve the two nearest components, but at most a fifth of the signal.
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
@@ -104,7 +104,7 @@ def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequ
 
 
 def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
-    """The clean components (n_components, n_samples) over one another, and the mixture (n_samples,) below."""
+    """Draw the clean components (n_components, n_samples) in one panel and the mixture (n_samples,) below."""
     figure = new_figure(12, 7)
     above, below = figure.subplots(2, 1, sharex=True)
     shown = time_s <= PERIODS_SHOWN / min(frequencies_hz)
@@ -116,56 +116,55 @@ def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequenci
     if len(frequencies_hz) <= 2 * MAX_PANELS:
         figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     below.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8)
-    label_axes(below, xlabel="time (s)", ylabel="amplitude", title="Their mean with noise: the mixture")
+    label_axes(below, xlabel="time (s)", ylabel="amplitude", title="Mixture: their mean with noise")
     return figure
 
 
 def windows(
     time_s: Samples, mixtures: Samples, targets: Samples, *, starts_s: Sequence[float], frequencies_hz: Sequence[float]
 ) -> Figure:
-    """Windows as the filter gets them: the mixture, and the target for each selector.
+    """Draw windows: the mixture, and the target of each selector.
 
     Args:
         time_s: Time since the window's start, (n_samples,).
         mixtures: (n_windows, n_samples).
         targets: (n_windows, n_components, n_samples).
-        starts_s: Time at which each window starts.
-        frequencies_hz: Of each component.
+        starts_s: Start time of each window.
+        frequencies_hz: Frequency of each component.
     """
     figure = new_figure(12, 3.2 * -(-len(mixtures) // 2) + 0.6)
-    every = panels(figure, len(mixtures))
-    for axes, mixture, of_window, start_s in zip(every, mixtures, targets, starts_s, strict=True):
+    all_axes = panels(figure, len(mixtures))
+    for axes, mixture, window_targets, start_s in zip(all_axes, mixtures, targets, starts_s, strict=True):
         axes.plot(time_s * 1e3, mixture, color=GREY, linewidth=1, label="mixture")
-        for number, (target, frequency_hz) in enumerate(zip(of_window, frequencies_hz, strict=True)):
+        for number, (target, frequency_hz) in enumerate(zip(window_targets, frequencies_hz, strict=True)):
             if number < MAX_PANELS:
                 label = f"target, {format_hz(frequency_hz)}"
                 axes.plot(time_s * 1e3, target, color=colour(number), linestyle=line(number), label=label)
         label_axes(
-            axes, xlabel="time in the window (ms)", ylabel="amplitude", title=f"window that starts at {start_s:.3f} s"
+            axes, xlabel="time in the window (ms)", ylabel="amplitude", title=f"window starting at {start_s:.3f} s"
         )
-    handles, labels = every[0].get_legend_handles_labels()
+    handles, labels = all_axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)
     return figure
 
 
 def structure(inputs: Samples, target: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
-    """One window as numbers: its features in rows, its target below.
+    """Draw the values of one window: its features in rows, its target below.
 
     Args:
         inputs: (n_samples, 1 + n_components).
         target: (n_samples, 1).
-        frequencies_hz: Of each component.
+        frequencies_hz: Frequency of each component.
     """
     n_samples, n_features = inputs.shape
     figure = new_figure(12, 5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[n_features, 1.5])
     limit = float(max(1.0, np.abs(inputs).max(), np.abs(target).max()))
-    # The edges belong to samples 0 to n_samples - 1, so that half a cell sticks out on both sides.
-    kind = {"aspect": "auto", "cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
-    image = above.imshow(inputs.T, **kind)
+    style = {"aspect": "auto", "cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
+    image = above.imshow(inputs.T, **style)
     above.set_yticks(range(n_features), ["mixture", *(f"selector {format_hz(f)}" for f in frequencies_hz)])
     above.set_title(f"Input of one window: {n_samples} samples × {n_features} features")
-    below.imshow(target.T, **kind)
+    below.imshow(target.T, **style)
     below.set_yticks([0], ["target"])
     below.set(title=f"Its target: {n_samples} samples × 1", xlabel="sample in the window")
     figure.colorbar(image, ax=[above, below], label="value")

@@ -18,26 +18,26 @@ from freqfilter.plots.style import BLUE, GREY, MAX_PANELS, ORANGE, format_hz, la
 SIDES = {"causal": (BLUE, "-", "samples so far"), "two_sided": (ORANGE, "--", "whole window")}
 
 
-def limit_curves(scores: LimitEstimates, of_lengths: Mapping[int, LimitEstimates]) -> Figure:
-    """The limit over the window's positions, and over window lengths with the one in use marked.
+def limit_curves(scores: LimitEstimates, by_length: Mapping[int, LimitEstimates]) -> Figure:
+    """Draw the limit over positions in the window and over window lengths.
 
     Args:
-        scores: Of the window length in use.
-        of_lengths: Scores by window length, ascending.
+        scores: Limits for the current window length, which is marked.
+        by_length: Limits by window length, ascending.
     """
     figure = new_figure(12, 5)
     positions, lengths = figure.subplots(1, 2)
     window_length = len(scores.causal.per_step)
     for side, (colour, style, label) in SIDES.items():
-        of_side: LimitEstimate = getattr(scores, side)
+        limit: LimitEstimate = getattr(scores, side)
         sample = np.arange(1, window_length + 1)
         marker = "o" if window_length == 1 else None
-        positions.plot(sample, of_side.per_step, color=colour, linestyle=style, marker=marker, label=label)
-        found: list[LimitEstimate] = [getattr(of_length, side) for of_length in of_lengths.values()]
+        positions.plot(sample, limit.per_step, color=colour, linestyle=style, marker=marker, label=label)
+        limits: list[LimitEstimate] = [getattr(estimates, side) for estimates in by_length.values()]
         lengths.errorbar(
-            list(of_lengths),
-            [mse.mse for mse in found],
-            yerr=[2 * mse.standard_error for mse in found],
+            list(by_length),
+            [limit.mse for limit in limits],
+            yerr=[2 * limit.standard_error for limit in limits],
             color=colour,
             linestyle=style,
             marker="o",
@@ -75,28 +75,28 @@ def posterior(
     *,
     frequencies_hz: Sequence[float],
 ) -> Figure:
-    """What one window tells of each component, sample by sample: the best estimate and the doubt that is left.
+    """Draw the posterior mean and standard deviation of each component in one window.
 
     Args:
         mixture: (n_samples,).
         targets: The clean components, (n_components, n_samples), as ``means`` and ``variances``.
-        means: Of ``Posterior``, for this window.
-        variances: Around them.
-        frequencies_hz: Of each component.
+        means: Posterior means.
+        variances: Posterior variances.
+        frequencies_hz: Frequency of each component.
     """
     n_panels = min(len(targets), MAX_PANELS)
     figure = new_figure(12, 3.2 * -(-n_panels // 2) + 0.6)
-    every = panels(figure, n_panels)
+    all_axes = panels(figure, n_panels)
     sample = np.arange(1, len(mixture) + 1)
-    for number, axes in enumerate(every):
+    for number, axes in enumerate(all_axes):
         mean, spread = means[number], np.sqrt(variances[number])
         marker = "o" if len(mixture) == 1 else None
         axes.plot(sample, mixture, color=GREY, linewidth=1, marker=marker, label="mixture")
         axes.fill_between(sample, mean - spread, mean + spread, color=ORANGE, alpha=0.2, label="± 1 standard deviation")
         axes.plot(sample, targets[number], color=BLUE, linewidth=2, marker=marker, label="target")
-        axes.plot(sample, mean, color=ORANGE, linewidth=2, linestyle="--", marker=marker, label="best estimate")
+        axes.plot(sample, mean, color=ORANGE, linewidth=2, linestyle="--", marker=marker, label="posterior mean")
         label_axes(axes, xlabel="sample in the window", ylabel="amplitude", title=format_hz(frequencies_hz[number]))
-    figure.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
@@ -104,12 +104,12 @@ COLOURS = {"candidate": BLUE, "champion": ORANGE, "limit": GREY}
 
 
 def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure:
-    """Mean squared errors for each component and, where there is a champion, the interval of the difference.
+    """Draw mean squared errors of each component and the interval of the difference from the champion.
 
     Args:
-        errors: Of ``candidate`` and, as far as there are any, ``champion`` and ``limit``: a row for each realization, a
+        errors: Errors of ``candidate`` and, if known, ``champion`` and ``limit``: a row for each realization, a
             column for each component.
-        test: The paired comparison with the champion.
+        test: The paired comparison with the champion; None if there is no champion.
     """
     figure = new_figure(10, 4.2)
     bars, interval = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -117,8 +117,8 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
     sides = [side for side in COLOURS if side in errors]
     width = 0.8 / len(sides)
     for number, side in enumerate(sides):
-        at = np.arange(len(components)) + (number - (len(sides) - 1) / 2) * width
-        bars.bar(at, errors[side].mean(), width, label=side, color=COLOURS[side])
+        positions = np.arange(len(components)) + (number - (len(sides) - 1) / 2) * width
+        bars.bar(positions, errors[side].mean(), width, label=side, color=COLOURS[side])
     names = ["all" if name == OVERALL else name.replace("hz", " Hz") for name in components]
     bars.set_xticks(range(len(components)), names)
     label_axes(bars, xlabel="component", ylabel="mean squared error", title="on the same fresh realizations")
@@ -134,5 +134,5 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
             interval.legend()
         interval.margins(x=0.3)
     interval.set_yticks([])
-    label_axes(interval, xlabel="candidate less champion, % of its error", ylabel="", title="left of zero: better")
+    label_axes(interval, xlabel="candidate − champion (% of champion MSE)", ylabel="", title="left of zero: better")
     return figure

@@ -24,16 +24,16 @@ def training_loss(
     best_epoch: int | None = None,
     val_limit_mse: float | None = None,
 ) -> Figure:
-    """Losses against epoch, 12 × 6 inches.
+    """Draw the losses over epochs, 12 × 6 inches.
 
-    The axis is logarithmic, but linear where a loss can be negative (``snr``, dB). The holdout is a mean squared
-    error, and drawn where the losses are one too.
+    The axis is logarithmic, but linear if the loss can be negative (``snr``, dB). The holdout and the limit are mean
+    squared errors, drawn if ``loss`` is ``mse``.
 
     Args:
-        history: A report for each epoch.
-        loss: Name of the loss that training and validation are in.
-        best_epoch: Marked by a line, if any.
-        val_limit_mse: The limit on the validation windows, drawn where the losses are a mean squared error.
+        history: Report of each epoch.
+        loss: Name of the training and validation loss.
+        best_epoch: Marked by a line, if given.
+        val_limit_mse: The limit on the validation windows, drawn as a line if given.
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
@@ -41,9 +41,10 @@ def training_loss(
         "training": (BLUE, [(report.epoch, report.train_loss) for report in history]),
         "validation": (ORANGE, [(report.epoch, report.val_loss) for report in history]),
     }
-    if loss == "mse":
+    if loss == "mse":  # a mean over samples, as the limit beside it is
+        curves["validation"] = (ORANGE, [(report.epoch, report.val_mse) for report in history])
         holdout = [(report.epoch, report.holdout_mse) for report in history]
-        curves["holdout: new noise, chooses nothing"] = (GREEN, holdout)
+        curves["holdout: new noise, not used for selection"] = (GREEN, holdout)
     lowest = math.inf
     for label, (line_colour, points) in curves.items():
         measured = [(epoch, value) for epoch, value in points if value is not None]
@@ -65,24 +66,24 @@ def training_loss(
 
 
 def comparison(table: pd.DataFrame) -> Figure:
-    """Runs side by side, each at the best weights by validation: the lower, the better.
+    """Draw the mean squared errors of runs, each with its best weights by validation.
 
     Args:
-        table: A row for each run, with columns ``val_mse`` and, where they were measured, ``holdout_mse`` and
+        table: A row for each run, with columns ``val_mse`` and, if they were measured, ``holdout_mse`` and
             ``test_mse``.
     """
     figure = new_figure(10, 1.6 + 0.32 * len(table))
     axes = figure.subplots()
     measures = {
         "val_mse": (ORANGE, "o", "validation"),
-        "holdout_mse": (GREEN, "D", "holdout: new noise, chooses nothing"),
+        "holdout_mse": (GREEN, "D", "holdout: new noise, not used for selection"),
         "test_mse": (BLUE, "s", "test"),
     }
-    places = range(len(table))
+    rows = range(len(table))
     for column, (marker_colour, marker, label) in measures.items():
         if column in table and table[column].notna().any():
-            axes.plot(table[column].astype(float), places, marker, color=marker_colour, label=label)
-    axes.set_yticks(places, [str(name) for name in table.index])
+            axes.plot(table[column].astype(float), rows, marker, color=marker_colour, label=label)
+    axes.set_yticks(rows, [str(name) for name in table.index])
     axes.invert_yaxis()
     label_axes(axes, xlabel="mean squared error", ylabel="", title="Each run with its best weights", legend=True)
     return figure
@@ -97,14 +98,14 @@ def learning_rate_range(
     current: float,
     loss: str,
 ) -> Figure:
-    """Loss against learning rate in a range test.
+    """Draw the loss over the learning rate in a range test.
 
     Args:
-        learning_rates: (n_steps,), as the losses.
-        losses: The training loss of each step.
-        smoothed: The same, smoothed.
-        suggested: Marked by a line, if any.
-        current: The learning rate that training has now, marked too.
+        learning_rates: Learning rate of each step, (n_steps,).
+        losses: Training loss of each step, (n_steps,).
+        smoothed: Smoothed loss of each step, (n_steps,).
+        suggested: Suggested learning rate, marked by a line if given.
+        current: Current learning rate, marked by a line.
         loss: Name of the loss.
     """
     figure = new_figure(12, 6)
@@ -112,13 +113,13 @@ def learning_rate_range(
     axes.plot(learning_rates, losses, color=GREY, linewidth=0.8, label="loss of each step")
     axes.plot(learning_rates, smoothed, color=BLUE, linewidth=2, label="smoothed")
     if suggested is not None:
-        label = f"suggestion: {suggested:.2g}, where it falls most steeply"
+        label = f"suggestion: {suggested:.2g}, at the steepest descent"
         axes.axvline(suggested, color=ORANGE, linestyle="--", label=label)
     axes.axvline(current, color=GREEN, linestyle=":", label=f"learning_rate now: {current:.2g}")
     axes.set_xscale("log")
     low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
     height = max(high - low, 0.1 * abs(high), 1e-9)
-    axes.set_ylim(low - 0.5 * height, high + 0.5 * height)  # where it blows up, the rest would be a flat line
+    axes.set_ylim(low - 0.5 * height, high + 0.5 * height)  # a diverging end would flatten the rest
     label_axes(axes, xlabel="learning rate", ylabel=_loss_label(loss), title="Learning-rate range test", legend=True)
     return figure
 
@@ -129,13 +130,13 @@ def _loss_label(loss: str) -> str:
 
 @dataclass(frozen=True)
 class Curves:
-    """What is drawn of a training.
+    """Curves of a training.
 
     Attributes:
-        validation: Mean squared error by epoch, if there was a validation.
-        holdout: The same on a realization that chooses nothing, if there was one.
-        limit_mse: The limit on the validation windows, if it is known.
-        over_limit: Error over the limit on fresh realizations, and the ends of its interval, if they are known.
+        validation: Validation MSE by epoch, if measured.
+        holdout: Holdout MSE by epoch, if measured.
+        limit_mse: The limit on the validation windows, if known.
+        over_limit: Ratio of MSE to limit on fresh realizations, and the ends of its interval, if known.
     """
 
     validation: pd.Series | None = None
@@ -145,17 +146,17 @@ class Curves:
 
 
 def side_by_side(trainings: Mapping[str, Curves]) -> Figure:
-    """Validation and holdout over the epochs beside the limits and, where they are known, errors over the limit.
+    """Draw validation and holdout over epochs with the limits and, if known, ratios of error to limit.
 
     Args:
-        trainings: By name.
+        trainings: Curves of each training, by name.
     """
-    measured = {name: found.over_limit for name, found in trainings.items() if found.over_limit}
-    figure = new_figure(14 if measured else 9, 5 + 0.15 * max(0, len(trainings) - 6))
-    losses, *rest = figure.subplots(1, 1 + bool(measured), width_ratios=(3, 2)[: 1 + bool(measured)], squeeze=False)[0]
+    ratios = {name: curves.over_limit for name, curves in trainings.items() if curves.over_limit}
+    figure = new_figure(14 if ratios else 9, 5 + 0.15 * max(0, len(trainings) - 6))
+    losses, *rest = figure.subplots(1, 1 + bool(ratios), width_ratios=(3, 2)[: 1 + bool(ratios)], squeeze=False)[0]
     _draw_losses(losses, trainings)
     for axes in rest:
-        _draw_distances(axes, measured, list(trainings))
+        _draw_ratios(axes, ratios, list(trainings))
     handles, labels = losses.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
     return figure
@@ -164,22 +165,22 @@ def side_by_side(trainings: Mapping[str, Curves]) -> Figure:
 def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
     limits: dict[str, int] = {}
     lowest = math.inf
-    for number, (name, found) in enumerate(trainings.items()):
-        if found.validation is not None:
-            (drawn,) = axes.plot(found.validation.index, found.validation, marker="o", markersize=3, label=name)
+    for number, (name, curves) in enumerate(trainings.items()):
+        if curves.validation is not None:
+            (drawn,) = axes.plot(curves.validation.index, curves.validation, marker="o", markersize=3, label=name)
             drawn.set(color=colour(number), linestyle=line(number))
-            lowest = min(lowest, found.validation.min())
-        if found.holdout is not None:
-            axes.plot(found.holdout.index, found.holdout, color=colour(number), linestyle=":", linewidth=1)
-        if found.limit_mse:
-            limits.setdefault(f"{found.limit_mse:.4f}", number)
-    if any(found.holdout is not None for found in trainings.values()):
-        axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label="holdout: new noise, chooses nothing")
+            lowest = min(lowest, curves.validation.min())
+        if curves.holdout is not None:
+            axes.plot(curves.holdout.index, curves.holdout, color=colour(number), linestyle=":", linewidth=1)
+        if curves.limit_mse:
+            limits.setdefault(f"{curves.limit_mse:.4f}", number)
+    if any(curves.holdout is not None for curves in trainings.values()):
+        axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label="holdout: new noise, not used for selection")
     for limit_mse, number in limits.items():
-        # Of several each has the colour of the first that it is the limit of.
-        shade = colour(number) if len(limits) > 1 else "black"
+        # Each of several limits has the colour of its first training.
+        line_colour = colour(number) if len(limits) > 1 else "black"
         axes.axhline(
-            float(limit_mse), color=shade, linestyle="--", linewidth=1, label=f"limit on validation: {limit_mse}"
+            float(limit_mse), color=line_colour, linestyle="--", linewidth=1, label=f"limit on validation: {limit_mse}"
         )
     if lowest > 0:
         log_scale(axes)
@@ -187,14 +188,14 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
     label_axes(axes, xlabel="epoch", ylabel="mean squared error", title="Validation")
 
 
-def _draw_distances(axes: Axes, measured: Mapping[str, tuple[float, float, float]], order: list[str]) -> None:
-    for place, (name, (ratio, low, high)) in enumerate(measured.items()):
+def _draw_ratios(axes: Axes, ratios: Mapping[str, tuple[float, float, float]], order: list[str]) -> None:
+    for row, (name, (ratio, low, high)) in enumerate(ratios.items()):
         errors = [[ratio - low], [high - ratio]]
-        axes.errorbar([ratio], [place], xerr=errors, fmt="o", color=colour(order.index(name)), capsize=4)
+        axes.errorbar([ratio], [row], xerr=errors, fmt="o", color=colour(order.index(name)), capsize=4)
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(measured)), list(measured))
-    axes.set_ylim(len(measured) - 0.5, -0.5)
+    axes.set_yticks(range(len(ratios)), list(ratios))
+    axes.set_ylim(len(ratios) - 0.5, -0.5)
     axes.margins(x=0.15)
     label_axes(
-        axes, xlabel="mean squared error over the limit", ylabel="", title="On fresh realizations, 95 % intervals"
+        axes, xlabel="ratio of mean squared error to limit", ylabel="", title="On fresh realizations, 95 % intervals"
     )

@@ -1,4 +1,6 @@
-"""The only part that imports mlflow: store, runs, provenance and registry."""
+"""Tracking with MLflow; no other part imports it."""
+
+from __future__ import annotations
 
 import os
 from pathlib import Path
@@ -6,21 +8,30 @@ from urllib.parse import unquote, urlsplit
 
 from freqfilter.process import launcher_folder
 
-# MLflow reads these when it is imported or asks its server. What a user has set stays as it is. Its own patience is
-# four minutes for a server that is away and two for one that says nothing; ours is in the outbox, where nobody waits.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+# MLflow reads these when it is imported and when it sends a request. By default, it retries an unreachable server for
+# four minutes; here the outbox retries, and training does not wait for it.
+DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 
-# MLflow would show the password of such an address in its errors, and takes it from elsewhere too.
-_server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
-if _server.scheme in ("http", "https") and _server.username is not None:
-    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(_server.username)
-    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(_server.password or "")
-    os.environ["MLFLOW_TRACKING_URI"] = _server._replace(netloc=_server.netloc.rpartition("@")[2]).geturl()
 
-# `mlflow run` starts this process in the project's folder; the user means a relative path in the one of the command.
-_uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-_path = Path(_uri.removeprefix("sqlite:///"))
-if _uri.startswith("sqlite:///") and not _path.is_absolute() and (_folder := launcher_folder()):
-    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{_folder / _path}"
+def configure_environment() -> None:
+    """Set the environment variables of MLflow that the user has not set, before MLflow is imported.
+
+    A password in ``MLFLOW_TRACKING_URI`` moves to the variables that MLflow reads it from, since MLflow prints the
+    address in its errors. A relative SQLite path is resolved against the folder in which ``mlflow run`` was called;
+    MLflow starts this process in the project's folder.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if (uri := os.environ.get("MLFLOW_TRACKING_URI")) is None:
+        return
+    server, path = urlsplit(uri), Path(uri.removeprefix("sqlite:///"))
+    if server.scheme in ("http", "https") and server.username is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(server.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(server.password or "")
+        os.environ["MLFLOW_TRACKING_URI"] = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
+    elif uri.startswith("sqlite:///") and not path.is_absolute() and (folder := launcher_folder()):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / path}"

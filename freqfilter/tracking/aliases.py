@@ -1,4 +1,4 @@
-"""Registry aliases: the champion of a model moves only from where it was found."""
+"""Registry aliases; the champion moves only if it is still the expected version."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from freqfilter.tracking.client import retry, wrap_store_errors
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases
 CANDIDATE = "candidate"  # the alias of the newest version
 DESCRIPTION = """\
-Filters that pick one sinusoid out of a noisy mixture. The alias `champion` is on the version that has won, `candidate`
-on the newest. A version's description has its figures and what was decided about it."""
-DECISION = "decision"  # the folder of the evidence, among the artifacts of a decision's run
+Filters that extract one sinusoid from a noisy mixture. The alias `champion` marks the promoted version, `candidate`
+the newest. A version's description has its scores and the decisions about it."""
+DECISION = "decision"  # artifact folder of the evidence, in a decision's run
 
 
 class ChampionChangedError(UserError):
-    """Somebody else has moved the alias in the meantime."""
+    """Another process has moved the champion since it was read."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class RegisteredVersion:
     """A registered version.
 
     Attributes:
-        model_name: The registered model.
-        version: Its number.
-        tags: Its tags.
-        registered_ms: When, milliseconds since 1970.
-        run_id: The run that trained it.
-        source: Where its files are.
+        model_name: Name of the registered model.
+        version: Version number.
+        tags: Tags of the version.
+        registered_ms: Time of registration, milliseconds since 1970.
+        run_id: Id of the run that trained it.
+        source: URI of its files.
     """
 
     model_name: str
@@ -52,31 +52,31 @@ class RegisteredVersion:
     source: str
 
     @classmethod
-    def from_mlflow(cls, found: ModelVersion) -> RegisteredVersion:
-        """The version as MLflow has it."""
-        tags, run_id = dict(found.tags), str(found.run_id or "")
-        return cls(found.name, int(found.version), tags, found.creation_timestamp, run_id, str(found.source))
+    def from_mlflow(cls, entity: ModelVersion) -> RegisteredVersion:
+        """Convert MLflow's entity."""
+        tags, run_id = dict(entity.tags), str(entity.run_id or "")
+        return cls(entity.name, int(entity.version), tags, entity.creation_timestamp, run_id, str(entity.source))
 
     @property
     def uri(self) -> str:
-        """Where it is loaded from."""
+        """URI that loads this version."""
         return f"models:/{self.model_name}/{self.version}"
 
 
 def candidate_version(model_name: str, version: int | None) -> RegisteredVersion:
-    """A version by its number, or the newest.
+    """Return the version of a number, or the newest one.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no such version.
     """
-    found = version_at_alias(model_name, CANDIDATE) if version is None else _version(model_name, version)
-    if found is None:
-        raise UserError(f"model_name={model_name}: no version is called {CANDIDATE}; give one with version=N")
-    return found
+    candidate = version_at_alias(model_name, CANDIDATE) if version is None else _version(model_name, version)
+    if candidate is None:
+        raise UserError(f"model_name={model_name}: no version has the alias {CANDIDATE}; give one with version=N")
+    return candidate
 
 
 def version_at_alias(model_name: str, alias: str) -> RegisteredVersion | None:
-    """The version that an alias is on; None where it is on none.
+    """Return the version of an alias; None if the alias is not set.
 
     Raises:
         UserError: If there is no such model.
@@ -92,26 +92,26 @@ def _version(model_name: str, version: int) -> RegisteredVersion:
 
 
 def all_versions(model_name: str) -> list[RegisteredVersion]:
-    """Every version of a model, the oldest first.
+    """Return all versions of a model, the oldest first.
 
     Raises:
         UserError: If there is no such model.
     """
-    client, found, token = MlflowClient(), [], None
+    client, versions, token = MlflowClient(), [], None
     with wrap_store_errors(f"model_name={model_name}"):
         client.get_registered_model(model_name)
         while True:
             page = client.search_model_versions(f"name = '{model_name}'", page_token=token)
-            found += [RegisteredVersion.from_mlflow(version) for version in page]
+            versions += [RegisteredVersion.from_mlflow(version) for version in page]
             if not (token := page.token):
-                return sorted(found, key=lambda version: version.version)
+                return sorted(versions, key=lambda version: version.version)
 
 
 def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, description: str = "") -> None:
-    """Note evidence on a version; the description gets another paragraph.
+    """Set tags of a version, and prepend a paragraph to its description.
 
     Raises:
-        UserError: If the registry refuses it.
+        UserError: If the registry refuses the change.
     """
     client, key = MlflowClient(), (version.model_name, str(version.version))
     with wrap_store_errors(version.uri):
@@ -125,28 +125,27 @@ def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, descript
 def move_champion(
     to: RegisteredVersion, *, found: RegisteredVersion | None, evidence: Mapping[str, str], description: str
 ) -> None:
-    """Make a version the champion, with its evidence, and the one before it the previous one.
+    """Make a version the champion, with its evidence, and the former champion the previous one.
 
-    A lock keeps two of this machine apart. MLflow has no way to set an alias only where it has not changed: of two
-    machines that both find the same champion within the same milliseconds, the later one wins; it is read again
-    before and after.
+    A lock serializes processes of this machine. MLflow has no conditional update of an alias: if two machines read the
+    same champion within the same milliseconds, the later write wins; the alias is read before and after the write.
 
     Args:
         to: The new champion.
-        found: The champion that the decision was made against; None: there was none.
-        evidence: Tags of the new champion, which it has before it is one.
-        description: A paragraph for it.
+        found: The champion that the decision was based on; None: there was none.
+        evidence: Tags of the new champion, set before the alias is moved.
+        description: Paragraph for its description.
 
     Raises:
-        ChampionChangedError: If it is another one by now.
+        ChampionChangedError: If the champion is no longer ``found``.
     """
     name, client = to.model_name, MlflowClient()
     with wrap_store_errors(to.uri), FileLock(_lock_file(name)):
         before = version_at_alias(name, CHAMPION)
         if (before and before.version) != (found and found.version):
             raise ChampionChangedError(
-                f"{name}: version {before.version if before else 'none'} is the champion by now, "
-                f"no longer {found.version if found else 'none'}: decide again"
+                f"{name}: the champion changed from version {found.version if found else 'none'} "
+                f"to {before.version if before else 'none'} during the decision; run the command again"
             )
         tag_version(to, evidence, description=description)
         if before and before.version != to.version:
@@ -154,7 +153,7 @@ def move_champion(
         retry(lambda: client.set_registered_model_alias(name, CHAMPION, str(to.version)))
         after = version_at_alias(name, CHAMPION)
         if after is None or after.version != to.version:
-            raise ChampionChangedError(f"{name}: somebody else has moved the champion at the same time: decide again")
+            raise ChampionChangedError(f"{name}: another process moved the champion; run the command again")
 
 
 def _lock_file(model_name: str) -> Path:
@@ -163,7 +162,7 @@ def _lock_file(model_name: str) -> Path:
 
 
 def make_registered_model(client: MlflowClient, name: str) -> None:
-    """Make a registered model, unless it is there."""
+    """Create a registered model if it does not exist."""
     try:
         client.create_registered_model(name, description=DESCRIPTION)
     except MlflowException as error:
@@ -172,17 +171,17 @@ def make_registered_model(client: MlflowClient, name: str) -> None:
 
 
 def set_candidate(client: MlflowClient, name: str, version: int) -> None:
-    """Let the alias be on the newest version, whoever else registers at the same time."""
+    """Set the alias ``candidate`` to a version, unless a newer one has it; safe with concurrent registrations."""
     current = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
     if current < version:
         client.set_registered_model_alias(name, CANDIDATE, str(version))
 
 
 def registered_models() -> list[str]:
-    """The names of all registered models.
+    """Return the names of all registered models.
 
     Raises:
-        UserError: If the registry does not say.
+        UserError: If the registry cannot be read.
     """
     with wrap_store_errors("model registry"):
         return [str(model.name) for model in MlflowClient().search_registered_models(max_results=1000)]

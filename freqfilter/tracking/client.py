@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,20 +24,19 @@ from mlflow.exceptions import MlflowException
 from freqfilter.errors import UserError, one_line, without_credentials
 
 SQLITE = "sqlite:///"
-STORE_ERRORS = (MlflowException, OSError)  # requests' are OSErrors
-# What asking again does not change.
+STORE_ERRORS = (MlflowException, OSError)  # those of requests are OSErrors
+# Errors that a retry does not change.
 FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
-PATIENCE_S = 60.0
-ANSWER_TIMEOUT_S = 10.0
+RETRY_TIMEOUT_S = 60.0
+RESPONSE_TIMEOUT_S = 10.0
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
 def open_store() -> str:
-    """Make the store where it is missing, and see that it answers.
+    """Create the store if it is missing, and check that it responds.
 
-    A new SQLite store is made under a lock: processes that make the same one at once destroy it in MLflow's
-    migrations.
+    A new SQLite store is created under a lock: MLflow's migrations corrupt a store that two processes create at once.
 
     Returns:
         The tracking URI to show, without a password: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
@@ -48,11 +47,11 @@ def open_store() -> str:
     """
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of what is said in a line
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
     uri: str = mlflow.get_tracking_uri()
     if not os.environ.get("MLFLOW_TRACKING_URI") and not uri.startswith(SQLITE):
         raise UserError(
-            "the folder mlruns here is an old file store, which MLflow no longer takes: move it away, or run "
+            "the folder mlruns is a file store, which MLflow no longer supports; move it away, or run "
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
     if uri.startswith("http"):
@@ -66,41 +65,41 @@ def open_store() -> str:
             MlflowClient().search_experiments(max_results=1)
     except OSError as error:
         raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
-    except Exception as error:  # MLflow lets its database's and network's own exceptions through
+    except Exception as error:  # MLflow does not wrap all exceptions of its database and network
         raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}") from error
     return without_credentials(uri)
 
 
 def check_reachable(uri: str) -> None:
-    """Ask a server for anything at all; MLflow itself would wait for minutes.
+    """Check that a server responds; MLflow itself would wait for minutes.
 
     Raises:
-        UserError: If it does not answer.
+        UserError: If it does not.
     """
     if not is_reachable(uri):
         raise UserError(
-            f"tracking store {uri} does not answer: start it, or train with --tracking offline and deliver later with "
-            "`python -m freqfilter sync`"
+            f"tracking store {uri} does not respond; start it, or train with --tracking offline and deliver later "
+            "with: python -m freqfilter sync"
         )
 
 
 def is_reachable(uri: str) -> bool:
-    """Whether an MLflow server answers at this address."""
+    """Whether an MLflow server responds at this address."""
     try:
-        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).close()  # noqa: S310
+        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=RESPONSE_TIMEOUT_S).close()  # noqa: S310
     except urllib.error.HTTPError:
         return True
     except (OSError, http.client.HTTPException) as error:
-        # A server with a certificate that this process does not trust is there; MLflow may have other certificates.
+        # A server whose certificate is not trusted is reachable; MLflow may use other certificates.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True
 
 
 @contextmanager
 def wrap_store_errors(subject: str) -> Iterator[None]:
-    """A block in which what MLflow refuses becomes a user's error about ``subject``.
+    """Context manager that converts errors of MLflow to a ``UserError`` about ``subject``.
 
-    What is missing may stand in another store: without ``MLFLOW_TRACKING_URI`` each folder has its own.
+    The error names the store if something is missing: without ``MLFLOW_TRACKING_URI`` each folder has its own store.
     """
     try:
         yield
@@ -110,28 +109,28 @@ def wrap_store_errors(subject: str) -> Iterator[None]:
         raise UserError(f"{subject}: {one_line(error, max_length=300)}{where}") from error
 
 
-def retry(ask: Callable[[], Answer]) -> Answer:
-    """The store's answer, also where it is busy, locked or away for a while.
+def retry(request: Callable[[], Response]) -> Response:
+    """Send a request to the store, repeatedly if the store is busy, locked or unreachable.
 
     Args:
-        ask: Asks the store; to ask twice does no harm.
+        request: Sends the request and returns the response; it has to be idempotent.
 
     Raises:
-        Exception: As ``ask`` does, if it still does so after a minute or will for ever.
+        Exception: As ``request`` does, if it still fails after a minute or a retry cannot succeed.
     """
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + RETRY_TIMEOUT_S
     while True:
         try:
-            return ask()
+            return request()
         except STORE_ERRORS as error:
             if getattr(error, "error_code", None) in FINAL_ERRORS or time.monotonic() > deadline:
                 raise
-        time.sleep(random.uniform(0.2, 2.0))  # others may be asking too
+        time.sleep(random.uniform(0.2, 2.0))  # random, since other processes may retry too
 
 
 @contextmanager
 def temporary_env(**values: str) -> Iterator[None]:
-    """A block in which environment variables have these values; afterwards they are as before."""
+    """Context manager that sets environment variables and restores them afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -146,9 +145,18 @@ def temporary_env(**values: str) -> Iterator[None]:
 
 @contextmanager
 def temporary_dir(folder: Path) -> Iterator[None]:
-    """A block whose temporary files are in a folder of ours, which is cleared also after a process that was killed."""
+    """Context manager that puts temporary files into ``folder``, which is cleared even if the process is killed."""
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
         yield
     finally:
         tempfile.tempdir = before
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of an experiment, which is created if it is missing."""
+    if experiment := client.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
+    with suppress(MlflowException):  # another process was faster
+        return str(client.create_experiment(name))
+    return str(client.get_experiment_by_name(name).experiment_id)

@@ -18,15 +18,14 @@ from freqfilter.atomic_io import writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import TrainingError, one_line, without_credentials
 from freqfilter.process import Interrupted, launched_by_mlflow, launcher, running, shutdown
-from freqfilter.tracking.client import STORE_ERRORS, wrap_store_errors
+from freqfilter.tracking.client import STORE_ERRORS, experiment_id, wrap_store_errors
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import RunOwner, set_status_after
-from freqfilter.tracking.queries import experiment_id
 from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard
 from freqfilter.tracking.ui_views import create_saved_views
 from freqfilter.training.device import wrap_memory_errors
 
-FAILURE_TIMEOUT_S = 10.0  # of a run that was stopped or failed
+FAILURE_TIMEOUT_S = 10.0  # for a run that was interrupted or failed
 ENDED_BECAUSE = "ended_because"
 GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
 
@@ -35,23 +34,23 @@ GENERATED_NAME = re.compile(r"[a-z]+-[a-z]+-\d+")  # such as capable-shrike-956
 def open_run(
     tracking: TrackingParams, *, name: str, parent: Run | None = None, resumed: str | None = None
 ) -> Iterator[Run]:
-    """A run of its own, the one that ``mlflow run`` has made, or one to go on with.
+    """Open a new run, the run that ``mlflow run`` has created, or a run to resume.
 
-    It ends FINISHED, FAILED or KILLED as it did. A run that did not finish keeps its folder, and says why it ended in
-    the tag ``ended_because``; if a diagnosis has ended it, in ``diagnosis.<name>`` too.
+    Its status becomes FINISHED, FAILED or KILLED. A run that did not finish keeps its folder, and has the reason in the
+    tag ``ended_because``; if a diagnosis ended it, in ``diagnosis.<name>`` too.
 
     Args:
-        tracking: Where runs are kept. An experiment is for a run of its own; the other is where MLflow put it.
-        name: What the run is called unless a person has named it: MLflow's own names say nothing.
-        parent: The open run that this one is a part of, if any.
-        resumed: Id of the run to go on with, if any.
+        tracking: Parameters of the store. ``experiment`` applies to new runs; ``mlflow run`` chooses its own.
+        name: Name of the run, unless a person has named it; it replaces names that MLflow generates.
+        parent: The open run that becomes its parent, if any.
+        resumed: Id of the run to resume, if any.
 
     Raises:
         UserError: If MLflow refuses the run, a folder cannot be written, or memory runs out in the block.
-        UndeliveredError: If the store does not take everything; the run's folder has it.
+        UndeliveredError: If the store does not accept all messages; they stay in the run's folder.
     """
-    check_folders(tracking)  # before there is a run, which could only fail
-    process = launcher()  # opening the run takes the sign of it away
+    check_folders(tracking)  # before a run exists, which could only fail
+    process = launcher()  # start_run() unsets MLFLOW_RUN_ID
     if parent is None:
         shutdown.follow(process)
     run: Run | None = None
@@ -60,7 +59,7 @@ def open_run(
         if tracking.tracking == "offline":
             run = _open_offline(tracking, name=name, resumed=resumed)
         else:
-            with wrap_store_errors("no run can be opened"):
+            with wrap_store_errors("cannot open a run"):
                 run = _open_online(tracking, name=name, nested=parent is not None, resumed=resumed, ending=ending)
         with wrap_memory_errors():
             yield run
@@ -70,12 +69,12 @@ def open_run(
         if run:
             with suppress(Exception):
                 run.close(None, 0)
-        ending.end("FAILED")  # at the end of this process MLflow would call it FINISHED, if the store is back by then
+        ending.end("FAILED")  # MLflow would set FINISHED when this process exits, if the store is back by then
         raise
     except BaseException as error:
         status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         if run:
-            # The store, or the disk, may be what failed: that must not hide the error.
+            # The store or the disk may be the cause; a second error must not hide the first.
             with suppress(Exception):
                 run.log_tags(_failure_tags(error))
             with suppress(Exception):
@@ -87,17 +86,17 @@ def open_run(
 
 
 class _Ending:
-    """How a run of MLflow's ends; nothing where it has not begun."""
+    """Sets the final status of an MLflow run; does nothing before the run is started."""
 
     def __init__(self, process: Any) -> None:
         self._process = process
         self.run_id: str | None = None
 
     def end(self, status: str) -> None:
-        """End the run; a launcher, if any, will get its status wrong when it hears of a stop.
+        """End the run; after a signal the status is set again, since a launcher overwrites it.
 
         Raises:
-            UndeliveredError: If it has finished and the store does not take that.
+            UndeliveredError: If it has finished and the store does not accept the status.
         """
         if self.run_id is None:
             return
@@ -114,9 +113,9 @@ class _Ending:
 def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: str | None, ending: _Ending) -> Run:
     launched = launched_by_mlflow()
     if not launched and not resumed:
-        # By id: by its name, of two that make it at once one goes to the experiment Default without a word.
+        # By id: of two processes that create it by name at once, one silently uses the experiment Default.
         mlflow.set_experiment(experiment_id=experiment_id(MlflowClient(), tracking.experiment))
-    # System metrics go through the outbox; MLflow's own thread would log them twice.
+    # System metrics go through the outbox; MLflow's thread would log them twice.
     active = mlflow.start_run(
         run_id=resumed, nested=nested, tags=RunOwner.current(tracking.run_dir).tag, log_system_metrics=False
     )
@@ -128,15 +127,15 @@ def _open_online(tracking: TrackingParams, *, name: str, nested: bool, resumed: 
         client.set_tag(run_id, MLFLOW_RUN_NAME, name)
     else:
         name = active.info.run_name
-    data, known = client.get_run(run_id).data, set()
-    for tag, value in data.tags.items():  # `mlflow run` keeps the address that it has the project from
+    data, logged_points = client.get_run(run_id).data, set()
+    for tag, value in data.tags.items():  # `mlflow run` stores the project's address
         if (clean := without_credentials(value)) != value:
             client.set_tag(run_id, tag, clean)
     for metric in data.metrics if resumed else ():
-        known |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
+        logged_points |= {(metric, point.step) for point in client.get_metric_history(run_id, metric)}
     run = Run(
         run_id,
-        OpenRun(experiment.name, str(experiment.experiment_id), name, data.params, data.tags, frozenset(known)),
+        OpenRun(experiment.name, str(experiment.experiment_id), name, data.params, data.tags, frozenset(logged_points)),
         tracking=tracking,
     )
     if resumed:
@@ -156,22 +155,22 @@ def _open_offline(tracking: TrackingParams, *, name: str, resumed: str | None) -
 
 @contextmanager
 def wrap_delivery_errors(what: str) -> Iterator[None]:
-    """A block that tells the store of ``what``, and finds that it is gone.
+    """Context manager that delivers ``what`` to the store.
 
     Raises:
-        UndeliveredError: If so.
+        UndeliveredError: If the store does not accept it.
     """
     try:
         yield
     except STORE_ERRORS as error:
-        raise UndeliveredError(f"the tracking store has not taken {what} ({one_line(error)})") from error
+        raise UndeliveredError(f"the tracking store did not accept {what} ({one_line(error)})") from error
 
 
 def check_folders(tracking: TrackingParams) -> None:
-    """See that a run will be able to write what it writes beside the store.
+    """Check that a run can write its folder and TensorBoard's.
 
     Raises:
-        UserError: If not.
+        UserError: If it cannot.
     """
     if tracking.tensorboard_dir:
         check_tensorboard(Path(tracking.tensorboard_dir))

@@ -1,4 +1,4 @@
-"""Filters out of the registry: checked, and loaded with unpickling forbidden."""
+"""Loading of registered models, with checksums and without unpickling."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from freqfilter.tracking.client import temporary_env, wrap_store_errors
 if TYPE_CHECKING:
     from freqfilter.models.filter import Filter
 
-SCHEMA = 2  # of facts.json; a change that old readers cannot follow raises it
-GOLDEN = "artifacts/golden.npz"  # among a version's files
-MODEL_DIGEST = "model_sha256"  # the tag of a logged model, and of a version
+SCHEMA = 2  # version of facts.json; incompatible changes increase it
+GOLDEN = "artifacts/golden.npz"  # path in a version's files
+MODEL_DIGEST = "model_sha256"  # tag of a logged model and of a version
 NO_PICKLE_ENV = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -40,7 +40,7 @@ def load_version(model_name: str, version: int | str) -> Filter:
 
 
 def load_alias(model_name: str, alias: str) -> Filter:
-    """Load the version that an alias names; see ``freqfilter.load``."""
+    """Load the version of an alias; see ``freqfilter.load``."""
     return load_uri(f"models:/{model_name}@{alias}")
 
 
@@ -58,10 +58,10 @@ def load_run(run_id: str) -> Filter:
 
 
 def load_origin(start_from: str) -> Filter:
-    """Load the filter whose weights training goes on from.
+    """Load the filter that training starts from.
 
     Args:
-        start_from: A run's id, or a model's URI.
+        start_from: Id of a run, or URI of a model.
 
     Raises:
         UserError: If it is neither, or there is no such filter.
@@ -69,46 +69,47 @@ def load_origin(start_from: str) -> Filter:
     if RUN_ID.fullmatch(start_from):
         return load_run(start_from)
     if not start_from.startswith("models:/"):
-        raise UserError(f"start_from={start_from}: neither a run's id nor models:/NAME/VERSION")
+        raise UserError(f"start_from={start_from}: give the id of a run, or models:/NAME/VERSION")
     return load_uri(start_from)
 
 
 def load_uri(uri: str) -> Filter:
-    """Load a filter from any URI of MLflow's, with unpickling forbidden.
+    """Load a filter from any model URI of MLflow, with unpickling forbidden.
 
     Raises:
-        UserError: If there is nothing to load, what there is is not a filter of ours, or its files are not those that
-            were logged.
+        UserError: If there is no such model, it is not a filter of this package, or its checksum differs.
     """
     with tempfile.TemporaryDirectory() as folder:
         return load_files(uri, checked_files(uri, Path(folder)))
 
 
-def load_files(uri: str, files: Path) -> Filter:
+def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Filter:
     """Load a filter from its files, which are not needed afterwards, with unpickling forbidden.
 
     Args:
-        uri: Where they are from.
-        files: The folder; see ``checked_files``.
+        uri: The model's URI, for messages.
+        files: Folder of the files; see ``checked_files``.
+        suppress_warnings: Do not compare the installed packages with those of the model. The first comparison of a
+            process reads the metadata of all packages, which takes longer than loading.
 
     Raises:
-        UserError: If they are not a filter of ours, damaged, or of a newer schema.
+        UserError: If they are not a filter of this package, corrupt, or of a newer schema.
     """
     from freqfilter.models.filter import Filter
 
     with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
-        # Before its code runs, which may need what this environment has not.
+        # Before its code runs, which may need packages that are not installed.
         schema = (mlflow.models.Model.load(str(files)).metadata or {}).get("schema")
         if not isinstance(schema, int):
             raise UserError(f"{uri}: not a filter of freqfilter")
         if schema > SCHEMA:
-            raise UserError(f"{uri}: model schema {schema} is newer than {SCHEMA}; use a newer freqfilter")
+            raise UserError(f"{uri}: model schema {schema} is newer than {SCHEMA}; install a newer freqfilter")
         try:
-            loaded = mlflow.pyfunc.load_model(str(files))
+            loaded = mlflow.pyfunc.load_model(str(files), suppress_warnings=suppress_warnings)
             model = loaded.unwrap_python_model()
         except LOAD_ERRORS as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
-            raise UserError(f"{uri}: its files are damaged or incomplete ({reason})") from error
+            raise UserError(f"{uri}: its files are corrupt or incomplete ({reason})") from error
         golden = _golden(files / GOLDEN)
     return Filter(
         uri,
@@ -120,8 +121,13 @@ def load_files(uri: str, files: Path) -> Filter:
     )
 
 
+def import_loader() -> None:
+    """Import what ``load_files`` would import on its first call."""
+    mlflow.pyfunc.load_model  # noqa: B018 (a lazy module is imported by the first access)
+
+
 def _golden(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """What a version was seen to give when it was registered; None of one of before there was this."""
+    """Inputs and estimates stored at registration; None for versions registered before these were stored."""
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as stored:
@@ -129,25 +135,25 @@ def _golden(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | Non
 
 
 def checked_files(uri: str, folder: Path) -> Path:
-    """A copy of a model's files, so that nobody can change what has been checked; nothing of them is opened.
+    """Copy a model's files and check the copy, so that the checked files cannot change; no file is executed.
 
     Args:
-        uri: Any URI of MLflow's.
-        folder: Where the copy goes.
+        uri: Any model URI of MLflow.
+        folder: Folder for the copy.
 
     Raises:
-        UserError: If there is no such model, or its files are not those that were registered.
+        UserError: If there is no such model, or its checksum is not the registered one.
     """
     with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
         digest = _recorded_digest(uri)
         files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     if digest not in (None, files_digest(files)):
-        raise UserError(f"{uri}: its files are not those that were registered: somebody or something changed them")
+        raise UserError(f"{uri}: checksum mismatch, files changed since registration; restore the files")
     return files
 
 
 def files_digest(folder: Path) -> str:
-    """SHA-256 of all files of a model, names and contents, but for a note that MLflow adds when it hands them out."""
+    """SHA-256 of names and contents of a model's files, without the metadata file that MLflow adds on download."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != REGISTERED_MODEL_META_FILE_NAME:
@@ -157,7 +163,7 @@ def files_digest(folder: Path) -> str:
 
 
 def _recorded_digest(uri: str) -> str | None:
-    """What the store, which is not where the files are, has noted of a model's files; None where it has nothing."""
+    """Checksum of a model's files, from the tracking store, which is separate from the files; None if missing."""
     if not uri.startswith("models:/"):
         return None
     client, rest = MlflowClient(), uri.removeprefix("models:/").strip("/")
@@ -171,8 +177,8 @@ def _recorded_digest(uri: str) -> str | None:
     return tags.get(MODEL_DIGEST)
 
 
-def training_run_id(found: Filter) -> str:
-    """The run that trained a filter; empty where the store does not know."""
-    if found.model_id is None:
+def training_run_id(trained: Filter) -> str:
+    """Id of the run that trained a filter; empty if the filter has no logged model."""
+    if trained.model_id is None:
         return ""
-    return str(MlflowClient().get_logged_model(found.model_id).source_run_id)
+    return str(MlflowClient().get_logged_model(trained.model_id).source_run_id)

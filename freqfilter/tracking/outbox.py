@@ -1,4 +1,4 @@
-"""Transactional outbox: what a run logs goes to a file first, and one sender delivers it to MLflow."""
+"""Transactional outbox: a run's messages are written to a file first, and one thread delivers them to MLflow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 from freqfilter.atomic_io import sync_folder, writable_folder, write_error
 from freqfilter.errors import UserError, one_line
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between tries at a store that does not answer
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between retries
 READ_CHUNK = 1000  # lines
 METRICS = "metrics"
 
@@ -30,22 +30,22 @@ Message = dict[str, Any]
 
 
 class UndeliveredError(UserError):
-    """The store has not taken everything; the outbox has it."""
+    """The store did not accept all messages; they stay in the outbox."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(f"{message}; when it is back: python -m freqfilter sync")
+        super().__init__(f"{message}; when the store is back, deliver them with: python -m freqfilter sync")
 
 
 class Outbox:
     """A file of messages, and the thread that delivers them in order.
 
-    Whoever appends never waits for the store: an outage delays delivery, not the run. A message is delivered at least
-    once. To deliver it twice does no harm, since it holds its own time stamps: the store's key of a metric has run,
-    name, step, time and value, and all else is replaced by the same.
+    ``append`` never waits for the store: an outage delays delivery, not the run. Each message is delivered at least
+    once. Delivery is idempotent, since a message holds its own time stamps: the store's key of a metric consists of
+    run, name, step, time and value, and everything else is replaced by the same value.
 
     Args:
-        path: The file; what an earlier process has left in it goes out first.
-        send: Delivers some messages, all of them metrics or one of another kind. None: nothing is delivered.
+        path: The file; messages left by an earlier process are delivered first.
+        send: Delivers several messages of metrics or one message of another kind. None: nothing is delivered.
     """
 
     def __init__(self, path: Path, send: Callable[[list[Message]], None] | None) -> None:
@@ -67,10 +67,10 @@ class Outbox:
             self._sender.start()
 
     def append(self, kind: str, **content: Any) -> None:
-        """Write a message to the file, durably, and let the sender know; any thread may call it.
+        """Write a message durably to the file, and wake the sender; thread-safe.
 
         Raises:
-            UserError: If the file cannot be written; it then ends with the message before.
+            UserError: If the file cannot be written; it then ends with the previous message.
         """
         line = memoryview(f"{json.dumps({'kind': kind, **content})}\n".encode())
         with self._appending:
@@ -86,14 +86,14 @@ class Outbox:
         self._wake.set()
 
     def waiting(self) -> list[Message]:
-        """The messages that are to go out next."""
+        """Return the next messages to deliver."""
         return [_read(line, self.path) for line in self._unsent()]
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until everything that was appended before this call is delivered.
+        """Wait until all messages appended before this call are delivered.
 
         Raises:
-            UndeliveredError: If that does not succeed in time; the file keeps every message.
+            UndeliveredError: If they are not delivered in time; they stay in the file.
         """
         if self._send is None:
             return
@@ -106,16 +106,16 @@ class Outbox:
         if self._sent_bytes < end:
             reason = f" ({one_line(self._problem)})" if self._problem else ""
             raise UndeliveredError(
-                f"the tracking store has not taken everything{reason}; what is left is in {self.path}"
+                f"the tracking store did not accept all messages{reason}; the others are in {self.path}"
             )
 
     def close(self, timeout_s: float) -> None:
-        """Deliver what is left.
+        """Deliver the remaining messages.
 
         Raises:
-            UndeliveredError: If that does not succeed in time.
+            UndeliveredError: If they are not delivered in time.
         """
-        with suppress(OSError):  # what could not be written has been said
+        with suppress(OSError):  # append() has reported failed writes
             self._file.close()
         try:
             self.wait(timeout_s)
@@ -128,7 +128,7 @@ class Outbox:
     def _deliver(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
-            with self._idle:  # what is written once it is closed is another's to send
+            with self._idle:  # after close(), another process may deliver the rest
                 if self._closing:
                     return
                 lines = self._unsent()
@@ -141,11 +141,11 @@ class Outbox:
                 together = list(takewhile(lambda message: message["kind"] == METRICS, messages)) or messages[:1]
                 if self._send:
                     self._send(together)
-            except Exception as error:  # the network's own exceptions come through too
+            except Exception as error:  # MLflow does not wrap all exceptions of the network
                 self._problem = error
                 if isinstance(error, UserError) or getattr(error, "error_code", None) == "INVALID_PARAMETER_VALUE":
-                    self._given_up.set()  # the store is there and will never take it
-                    self._tell_waiting()
+                    self._given_up.set()  # a retry cannot succeed
+                    self._notify()
                     return
                 self._hurry.wait(pause_s)
                 if self._hurry.is_set():
@@ -153,13 +153,13 @@ class Outbox:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
             else:
                 pause_s = FIRST_PAUSE_S
-                with self._idle:  # whoever waits may open the file again at once, and has to find how far it has come
+                with self._idle:  # a waiting thread may reopen the file at once and read the position
                     self._sent_bytes += sum(map(len, lines[: len(together)]))
-                    with suppress(OSError):  # then it is sent once more
+                    with suppress(OSError):  # then they are delivered again
                         self._sent_file.write_text(str(self._sent_bytes))
-                self._tell_waiting()
+                self._notify()
 
-    def _tell_waiting(self) -> None:
+    def _notify(self) -> None:
         with self._idle:
             self._idle.notify_all()
 
@@ -171,10 +171,10 @@ class Outbox:
 
 
 def messages(path: Path) -> Iterator[Message]:
-    """All messages of a file, delivered or not, but for a last one that was never written whole.
+    """Iterate over all complete messages of a file, delivered or not.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file is corrupt.
     """
     if path.exists():
         with path.open("rb") as file:
@@ -182,16 +182,16 @@ def messages(path: Path) -> Iterator[Message]:
 
 
 def logged_points(path: Path) -> set[tuple[str, int]]:
-    """Names and steps of the metrics in a file.
+    """Return names and steps of the metrics in a file.
 
     Raises:
-        UserError: If the file is damaged.
+        UserError: If the file is corrupt.
     """
     batches = (message for message in messages(path) if message["kind"] == METRICS)
     return {(name, batch["step"]) for batch in batches for name in batch["values"]}
 
 
-# What a message of each kind holds.
+# Fields of a message, by kind.
 CONTENT: dict[str, dict[str, type | tuple[type, ...]]] = {
     "run": {"run_id": str, "experiment": str, "name": str, "time_ms": int},
     "params": {"values": dict},
@@ -212,11 +212,11 @@ def _read(line: bytes, path: Path) -> Message:
             return dict(message)
     except (KeyError, TypeError, ValueError):
         pass
-    raise UserError(f"{path}: damaged: no message in the line {line[:60]!r}")
+    raise UserError(f"{path}: corrupt line {line[:60]!r}; restore the file or remove the line")
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Take away what a process that died has left of its last line."""
+    """Remove an incomplete last line, which a killed process leaves."""
     if path.exists():
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)
@@ -229,15 +229,15 @@ def _read_number(path: Path) -> int:
         return 0
 
 
-METRICS_CHUNK = 1000  # MLflow's own limit for a batch
+METRICS_CHUNK = 1000  # MLflow's limit for a batch
 
 
 def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
-    """What delivers a run's messages.
+    """Return the function that delivers a run's messages.
 
     Args:
-        run_id: The run.
-        folder: Where the files are that messages name.
+        run_id: Id of the run.
+        folder: Folder of the files that messages name.
     """
     client = MlflowClient()
 
@@ -256,7 +256,7 @@ def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
                 _delete_tag(client, run_id, message["name"])
             case "file":
                 path = folder / message["path"]
-                if path.exists():  # an old checkpoint may be gone
+                if path.exists():  # an old checkpoint may be deleted
                     parent = Path(message["path"]).parent.as_posix()
                     client.log_artifact(run_id, str(path), None if parent == "." else parent)
             case "data":
@@ -267,12 +267,12 @@ def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """A data set as a message holds it."""
+    """Convert a dataset to the fields of a message."""
     return {name: value for name, value in dataset.to_dict().items() if name in DatasetEntity._properties()}
 
 
 def now_ms() -> int:
-    """MLflow's time stamp of now."""
+    """Current time, milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 

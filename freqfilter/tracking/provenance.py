@@ -1,4 +1,4 @@
-"""Where a run comes from: code, machine and versions, as tags."""
+"""Provenance of a run: commit, uncommitted patch, machine and package versions."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pathlib import Path
 import freqfilter
 from freqfilter.training.device import Accelerator
 
-MAX_PATCH_BYTES = 5_000_000  # bytes; of a larger one the digest alone is kept
+MAX_PATCH_BYTES = 5_000_000  # of a larger patch, only the digest is logged
 
 
 @dataclass(frozen=True)
 class Source:
-    """The state of the checkout that this code stands in.
+    """State of the git checkout that the package runs from.
 
     Attributes:
-        commit: The commit; None where the code is no git checkout.
-        patch: What differs from the commit in files that git knows, and new code and recipes; empty if nothing.
+        commit: Hash of the commit; None outside a git checkout.
+        patch: Uncommitted changes of tracked files, and new code and recipes; empty if there are none.
     """
 
     commit: str | None
@@ -41,23 +41,23 @@ class Source:
 
 
 def source() -> Source:
-    """Ask git about the checkout that the package runs from, if it is one."""
+    """Read commit and patch of the checkout that the package runs from, if it is one."""
     root = Path(freqfilter.__file__).resolve().parents[1]
-    # An installed package may lie inside somebody else's checkout; ours has the project's doors in it.
+    # An installed package may lie inside another project's checkout; this project's contains MLproject.
     if not shutil.which("git") or not (root / "MLproject").exists() or not (root / ".git").exists():
         return Source(None, b"")
     try:
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
-    except subprocess.CalledProcessError:  # no commit yet, or an owner that git does not trust
+    except subprocess.CalledProcessError:  # no commit yet, or git does not trust the folder's owner
         return Source(None, b"")
     try:
         return Source(commit, _patch(root))
-    except subprocess.CalledProcessError:  # a file that went away in between
+    except subprocess.CalledProcessError:  # a file was deleted in between
         return Source(commit, b"")
 
 
 def machine_tags(accelerator: Accelerator) -> dict[str, str]:
-    """Device, processor, threads and versions: what the bits of a result depend on."""
+    """Device, processor, threads and versions, which determine a result bit for bit."""
     packages = ("torch", "numpy", "mlflow")
     return {
         "device": accelerator.describe(),
@@ -72,20 +72,20 @@ def machine_tags(accelerator: Accelerator) -> dict[str, str]:
 
 @cache
 def _distributions_digest() -> str:
-    """SHA-256 of the names and versions of everything that is installed; read once, as what is imported is."""
-    found = [distribution.metadata for distribution in distributions()]
-    names = sorted(f"{metadata['Name']}=={metadata['Version']}" for metadata in found)
+    """SHA-256 of names and versions of all installed packages; cached, as imported modules are."""
+    installed = [distribution.metadata for distribution in distributions()]
+    names = sorted(f"{metadata['Name']}=={metadata['Version']}" for metadata in installed)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 def _patch(root: Path) -> bytes:
-    """All uncommitted changes, through an index of its own so that the user's is left alone."""
+    """Diff of all uncommitted changes, through a copy of the index, so that the user's stays unchanged."""
     index = Path(_git(root, "rev-parse", "--git-path", "index").decode().strip())
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "index"
         if (root / index).exists():
             shutil.copy(root / index, copy)
-        # Of new files only those that a run can depend on: others may hold data or secrets.
+        # Only new files that a run can depend on: others may hold data or secrets.
         new = [name for name in ("freqfilter", "recipes") if (root / name).exists()]
         _git(root, "add", "--intent-to-add", "--", *new, index=copy)
         return _git(root, "diff", "--binary", "--no-ext-diff", "--no-color", "HEAD", index=copy)

@@ -1,7 +1,7 @@
-"""The code of a registered model, as MLflow loads it. It needs torch and MLflow; this package need not be there.
+"""The code of a registered model as MLflow loads it; it needs PyTorch and MLflow alone.
 
-MLflow runs this file from the version's own folder. The network's source lies beside it and is imported under a
-name made of its digest, so that versions with different code live in one process.
+MLflow runs this file from the version's folder. The network's source lies beside it and is imported under a name
+derived from its digest, so that versions with different code can be loaded in one process.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ import torch
 
 
 class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
-    """The filter behind ``mlflow.pyfunc``.
+    """A filter as a ``pyfunc`` model.
 
-    Inputs are (n_windows, n_samples, 1 + n_components), any sizes: the mixture, then a one-hot selector, as an array or
-    tensor of any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32.
+    Inputs are (n_windows, n_samples, 1 + n_components): the mixture, then a one-hot selector, as an array or tensor of
+    any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32.
 
     Attributes:
         facts: Schema, network arguments, signal model and parameters of the training run.
@@ -36,25 +36,25 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
         self.module.eval()
 
     def predict(self, context, model_input: np.ndarray, params=None):  # noqa: ARG002 (MLflow's names)
-        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components)."""
+        """Compute estimates (n_windows, n_samples, 1) from inputs (n_windows, n_samples, 1 + n_components)."""
         inputs = _as_array(model_input)
         n_features = 1 + self.facts["network"]["n_components"]
         if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
             _refuse(f"inputs have shape {inputs.shape}, not (n_windows, n_samples, {n_features})")
         if not np.isfinite(inputs).all():
-            _refuse("inputs have NaN or Inf")
+            _refuse("inputs contain NaN or Inf")
         device = next(self.module.parameters()).device
         return self._network.estimate(self.module, torch.from_numpy(inputs).to(device)).cpu().numpy()
 
 
 def _as_array(model_input):
-    """The input as a float32 array of its own; values that float32 cannot hold become Inf."""
+    """Copy the input to a float32 array; values beyond its range become Inf."""
     if isinstance(model_input, torch.Tensor):
         model_input = model_input.detach().cpu()
     try:
         array = np.asarray(model_input)
     except ValueError:
-        _refuse("inputs are no array: their lists differ in length")
+        _refuse("inputs are not an array: their lists differ in length")
     if array.dtype.kind not in "fiub":
         _refuse(f"inputs are not real numbers: their type is {array.dtype}")
     with np.errstate(over="ignore"):

@@ -7,16 +7,13 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
 import pandas as pd
-import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
-from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
@@ -25,30 +22,30 @@ from freqfilter.atomic_io import write_error
 from freqfilter.config import Params, TrackingParams, restore
 from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
-from freqfilter.process import launched_run
+from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_METRICS, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import retry, temporary_env, wrap_store_errors
+from freqfilter.tracking.client import experiment_id, retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunOwner
 
-OFFLINE_ID = "offline_id"  # the tag of a run that was offline: what it was called there
+OFFLINE_ID = "offline_id"  # tag with the former id of a run that was offline
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a store, or a run's own folder, says of it.
+    """A run, read from a store or from the run's folder.
 
     Attributes:
-        run_id: MLflow's, or our own where it is in no store yet.
-        experiment_id: Of its experiment; empty where it is in no store yet.
-        name: What it is called.
+        run_id: MLflow's id, or a generated one for a run that is in no store yet.
+        experiment_id: Id of its experiment; empty if it is in no store yet.
+        name: Name of the run.
         status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
-        started_ms: When it began, milliseconds since 1970.
-        tags: Its tags.
-        folder: The folder that says so; None where a store does.
-        target_experiment: The experiment that it is meant for, where no store has it yet.
+        started_ms: Start, milliseconds since 1970.
+        tags: Tags of the run.
+        folder: Folder that was read; None if a store was read.
+        target_experiment: Experiment that ``sync`` will add it to; None if it is in a store.
     """
 
     run_id: str
@@ -62,35 +59,35 @@ class RunRecord:
 
     @property
     def workflow(self) -> str | None:
-        """The job that it is of."""
+        """Name of the job that recorded it."""
         return self.tags.get("workflow")
 
     @property
     def owner(self) -> RunOwner | None:
-        """The process that works on it, or did."""
+        """The process that runs it or ran it."""
         return RunOwner.from_tags(self.tags)
 
 
 def stored_run(run_id: str) -> RunRecord:
-    """The run of an id, as the store has it.
+    """Read a run from the store.
 
     Raises:
-        UserError: If it has none.
+        UserError: If the store does not have it.
     """
     with wrap_store_errors(f"run {run_id}"):
         return _record(MlflowClient().get_run(run_id))
 
 
 def stored_runs(*, experiment: str | None = None, having: str = "") -> Iterator[RunRecord]:
-    """Runs of an experiment, or of all of them, the newest first.
+    """Iterate over the runs of an experiment, or of all experiments, the newest first.
 
     Args:
-        experiment: Its name; None: all.
-        having: MLflow's filter of runs.
+        experiment: Name of the experiment; None: all.
+        having: Filter of runs, in MLflow's syntax.
     """
     client = MlflowClient()
-    with wrap_store_errors("the store's runs"):
-        ids = [found.experiment_id for found in client.search_experiments() if experiment in (None, found.name)]
+    with wrap_store_errors("cannot read the store's runs"):
+        ids = [each.experiment_id for each in client.search_experiments() if experiment in (None, each.name)]
         token = None
         while ids:
             page = client.search_runs(ids, having, order_by=["attributes.start_time DESC"], page_token=token)
@@ -100,7 +97,7 @@ def stored_runs(*, experiment: str | None = None, having: str = "") -> Iterator[
 
 
 def newest_training() -> RunRecord | None:
-    """The training of all experiments that began last; None where there is none."""
+    """Return the newest training of all experiments; None if there is none."""
     return next(stored_runs(having="tags.workflow = 'train'"), None)
 
 
@@ -110,83 +107,83 @@ def _record(run: MlflowRun) -> RunRecord:
 
 
 def run_folders(run_dir: Path) -> list[Path]:
-    """Folders of runs that have left something, the newest first."""
+    """Folders of runs that have an outbox, the newest first."""
     outboxes = sorted(run_dir.glob(f"*/{OUTBOX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     return [path.parent for path in outboxes]
 
 
 def folder_run(folder: Path) -> RunRecord:
-    """A run as its folder says.
+    """Read a run from its folder.
 
     Raises:
-        UserError: If its outbox is damaged.
+        UserError: If its outbox is corrupt.
     """
     tags: dict[str, str] = {}
-    name, meant_for, status, started_ms = folder.name, None, "RUNNING", 0
+    name, target_experiment, status, started_ms = folder.name, None, "RUNNING", 0
     for message in messages(folder / OUTBOX):
         match message["kind"]:
             case "run":
                 name, started_ms = message["name"], message["time_ms"]
-                # A folder has the name of its run: once a store has the run, the one that the store has given it.
-                meant_for = message["experiment"] if message["run_id"] == folder.name else None
+                # The folder is renamed to the run's id in the store once the store has the run.
+                target_experiment = message["experiment"] if message["run_id"] == folder.name else None
             case "tags":
                 tags |= message["values"]
             case "no_tag":
                 tags.pop(message["name"], None)
             case "end":
                 status = message["status"]
-    return RunRecord(folder.name, "", name, status, started_ms, tags, folder, meant_for)
+    return RunRecord(folder.name, "", name, status, started_ms, tags, folder, target_experiment)
 
 
 def download(run_id: str, artifact: str, folder: Path) -> None:
-    """Copy a folder of a run's artifacts into ``folder``; nothing where the run has none of that name."""
-    with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"the files of run {run_id}"):
+    """Copy a folder of a run's artifacts into ``folder``; does nothing if the run has no such artifacts."""
+    with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"artifacts of run {run_id}"):
         if MlflowClient().list_artifacts(run_id, artifact):
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
 
 
 def upload(run_id: str, file: Path, folder: str) -> str:
-    """Add a file to a folder of a run's artifacts; its URI.
+    """Add a file to a folder of a run's artifacts and return its URI.
 
     Raises:
-        UserError: If the store does not take it.
+        UserError: If the store refuses it.
     """
-    with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"the files of run {run_id}"):
+    with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"artifacts of run {run_id}"):
         retry(lambda: MlflowClient().log_artifact(run_id, str(file), folder))
     return f"runs:/{run_id}/{folder}/{file.name}"
 
 
 def end_run(run_id: str, status: str) -> None:
-    """Set the status of a run that nobody works on.
+    """Set the status of a run that no process owns.
 
     Raises:
-        UserError: If the store does not take it.
+        UserError: If the store refuses it.
     """
     with wrap_store_errors(f"run {run_id}"):
         MlflowClient().set_terminated(run_id, status)
 
 
 def upload_run(kept: RunRecord) -> RunRecord:
-    """Make a run of the store for one that was offline, and give its folder the name of that.
+    """Create a run in the store for a run that was offline, and rename its folder to the new id.
 
     Args:
-        kept: As its folder says.
+        kept: The run, read from its folder.
 
     Raises:
         UserError: If the store or the folder refuses it.
     """
     if kept.folder is None or kept.target_experiment is None:
-        raise ValueError(f"run {kept.run_id} has a store already")
+        raise ValueError(f"run {kept.run_id} is in a store already")
     client = MlflowClient()
     with wrap_store_errors(f"run {kept.run_id}"):
-        meant_for = experiment_id(client, kept.target_experiment)
-        # It may have been interrupted between the two.
-        made = client.search_runs([meant_for], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
+        target_id = experiment_id(client, kept.target_experiment)
+        # A former upload may have been interrupted before it renamed the folder.
+        uploaded = client.search_runs([target_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
         run = (
-            made[0]
-            if made
+            uploaded[0]
+            if uploaded
             else client.create_run(
-                meant_for,
+                target_id,
                 start_time=kept.started_ms,
                 tags=resolve_tags({OFFLINE_ID: kept.run_id}),
                 run_name=kept.name,
@@ -200,18 +197,9 @@ def upload_run(kept: RunRecord) -> RunRecord:
     return replace(kept, run_id=run.info.run_id, folder=folder, target_experiment=None)
 
 
-def experiment_id(client: MlflowClient, name: str) -> str:
-    """Id of an experiment, which is made where it is missing."""
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    with suppress(MlflowException):  # another process was faster
-        return str(client.create_experiment(name))
-    return str(client.get_experiment_by_name(name).experiment_id)
-
-
-DEFAULT_N_RUNS = 10  # where nobody names any
-MAX_RUNS = 30  # more are no table that anybody would read
-CURVES = {VAL_MSE, HOLDOUT_MSE, EPOCH_SECONDS}  # a request for each, so that no others are asked for
+DEFAULT_N_RUNS = 10  # where no runs are named
+MAX_RUNS = 30  # a table of more is unreadable
+CURVES = {VAL_MSE, HOLDOUT_MSE, EPOCH_SECONDS}  # each needs a request of its own
 TRAININGS = "tags.workflow = 'train'"
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
 ALIAS = re.compile(r"(?:models:/)?(?P<model>[^/@]*)@(?P<alias>[^/@]+)")
@@ -223,18 +211,18 @@ FILTER = re.compile(
 
 @dataclass(frozen=True)
 class Training:
-    """A training as the store has it.
+    """A training, read from the store.
 
     Attributes:
-        run_id: Its run.
-        name: What that is called.
-        status: ``FINISHED``, or how else it ended.
-        params: Its parameters.
-        metrics: The last value of each metric.
-        tags: Its tags.
-        curves: The values of ``CURVES`` by step, as far as they were logged.
-        test_digest: Of the data that it was tested on; empty where it was not.
-        has_model: Whether it has logged one.
+        run_id: Id of the run.
+        name: Name of the run.
+        status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
+        params: Parameters of the run.
+        metrics: Last value of each metric.
+        tags: Tags of the run.
+        curves: Logged values of the metrics in ``CURVES``, by step.
+        test_digest: Digest of its test data; empty if it was not tested.
+        has_model: Whether it has logged a model.
     """
 
     run_id: str
@@ -249,35 +237,35 @@ class Training:
 
 
 def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
-    """The trainings that are meant, in the order in which they are named, each once.
+    """Return the selected trainings without duplicates, in the order of the selection.
 
     Args:
-        words: A list, in YAML or parted by commas, of run ids, run names, versions (``3``, ``NAME/3``,
-            ``NAME@champion``); or a filter of MLflow's, such as ``metrics."test/mse" < 0.3``. A name means the newest
-            run that has it. A run that others belong to means those. None: the newest that have ended well.
+        words: A list, in YAML or separated by commas, of run ids, run names, versions (``3``, ``NAME/3``,
+            ``NAME@champion``); or a filter in MLflow's syntax, such as ``metrics."test/mse" < 0.3``. A name selects the
+            newest run of that name, a parent run its children. None: the newest finished trainings.
         tracking: The experiment for filters, and the model for bare version numbers.
 
     Raises:
-        UserError: If something that is named is not there or no training, or there are too many.
+        UserError: If a selected run is missing or not a training, or there are too many.
     """
     client = MlflowClient()
-    with wrap_store_errors("the store's runs"):
+    with wrap_store_errors("cannot read the store's runs"):
         if words is not None and not words.strip():
-            raise UserError("runs is empty: name runs, or leave it out for the newest")
+            raise UserError("runs is empty; name runs, or omit it for the newest")
         if words is None:
-            found = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, most=DEFAULT_N_RUNS)
+            selected = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, most=DEFAULT_N_RUNS)
         elif FILTER.match(words.strip()):
-            found = _search(client, f"{TRAININGS} AND {words}", tracking, most=MAX_RUNS + 1)
+            selected = _search(client, f"{TRAININGS} AND {words}", tracking, most=MAX_RUNS + 1)
         else:
-            found = [run for word in split_list(words) for run in _named(client, word, tracking)]
-        every = {run.info.run_id: run for run in found}
-        if len(every) > MAX_RUNS:
+            selected = [run for word in split_list(words) for run in _named(client, word, tracking)]
+        unique = {run.info.run_id: run for run in selected}
+        if len(unique) > MAX_RUNS:
             raise UserError(f"runs={words}: more than {MAX_RUNS} trainings; name fewer")
-        return [_training(client, run) for run in every.values()]
+        return [_training(client, run) for run in unique.values()]
 
 
 def split_list(words: str) -> list[str]:
-    """The words of a list, in YAML or parted by commas.
+    """Split a list, in YAML or separated by commas.
 
     >>> split_list("default frequencies_hz=[2,5], base"), split_list("[1, base]")
     (['default frequencies_hz=[2,5]', 'base'], ['1', 'base'])
@@ -287,27 +275,27 @@ def split_list(words: str) -> list[str]:
 
 
 def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, most: int) -> list[MlflowRun]:
-    """Runs of the experiment, the newest first."""
+    """Search runs of the experiment, the newest first."""
     if launched := launched_run():
         experiment_id = client.get_run(launched).info.experiment_id
     else:
         experiment = client.get_experiment_by_name(tracking.experiment)
         if experiment is None:
-            raise UserError(f"experiment={tracking.experiment}: there is none of that name")
+            raise UserError(f"experiment={tracking.experiment}: no such experiment; give the name of one in the store")
         experiment_id = experiment.experiment_id
     return list(client.search_runs([experiment_id], having, max_results=most, order_by=["start_time DESC"]))
 
 
 def _named(client: MlflowClient, word: str, tracking: TrackingParams) -> list[MlflowRun]:
-    """The trainings that a word means: one, or those that belong to one run."""
+    """Return the training that ``word`` selects, or the children of the run that it selects."""
     run = _one(client, word, tracking)
     if run.data.tags.get("workflow") == "train":
         return [run]
     having = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}' AND {TRAININGS}"
-    found = client.search_runs([run.info.experiment_id], having, max_results=MAX_RUNS + 1, order_by=["start_time ASC"])
-    if not found:
+    runs = client.search_runs([run.info.experiment_id], having, max_results=MAX_RUNS + 1, order_by=["start_time ASC"])
+    if not runs:
         raise UserError(f"runs: {word} is of `{run.data.tags.get('workflow', 'another program')}`, not a training")
-    return list(found)
+    return list(runs)
 
 
 def _one(client: MlflowClient, word: str, tracking: TrackingParams) -> MlflowRun:
@@ -317,24 +305,24 @@ def _one(client: MlflowClient, word: str, tracking: TrackingParams) -> MlflowRun
         model_name = match["model"] or tracking.model_name
         version = aliases.version_at_alias(model_name, match["alias"])
         if version is None:
-            raise UserError(f"runs: no version of {model_name} is called {match['alias']}")
+            raise UserError(f"runs: no version of {model_name} has the alias {match['alias']}; give a version number")
         return client.get_run(version.run_id)
     if match := VERSION.fullmatch(word):
         version = aliases.candidate_version(match["model"] or tracking.model_name, int(match["number"]))
         return client.get_run(version.run_id)
-    every = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
     quoted = word.replace("'", "''")
-    found = client.search_runs(every, f"run_name = '{quoted}'", max_results=1, order_by=["start_time DESC"])
-    if not found:
-        raise UserError(f"runs: {word!r} is neither a run's id nor its name nor a version; see `make ui`")
-    return found[0]
+    runs = client.search_runs(experiment_ids, f"run_name = '{quoted}'", max_results=1, order_by=["start_time DESC"])
+    if not runs:
+        raise UserError(f"runs: {word!r} is no run id, run name or version; look it up with `make ui`")
+    return runs[0]
 
 
 def _training(client: MlflowClient, run: MlflowRun) -> Training:
-    run_id, tested = run.info.run_id, ""
-    for given in run.inputs.dataset_inputs if run.inputs else []:
-        if given.dataset.name == "test":
-            tested = str(given.dataset.digest)
+    run_id, test_digest = run.info.run_id, ""
+    for logged in run.inputs.dataset_inputs if run.inputs else []:
+        if logged.dataset.name == "test":
+            test_digest = str(logged.dataset.digest)
     curves = {}
     names = {name: LEGACY_METRICS.get(name, name) for name in run.data.metrics}
     for stored_name, name in names.items():
@@ -349,7 +337,7 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
         metrics={name: run.data.metrics[stored_name] for stored_name, name in names.items()},
         tags=dict(run.data.tags),
         curves=curves,
-        test_digest=tested,
+        test_digest=test_digest,
         has_model=bool(run.outputs and run.outputs.model_outputs),
     )
 
@@ -365,33 +353,33 @@ def _params(run_id: str) -> Params:
 
 
 RUNNING_HERE, RUNNING_ELSEWHERE, DIED, NEVER_STARTED, NOT_OWNED = (
-    "at work",
-    "elsewhere",
+    "running here",
+    "running elsewhere",
     "died",
-    "never begun",
-    "not ours",
+    "never started",
+    "not owned",
 )
-LAUNCHING_S = 3600.0  # what making an environment may take; on a server others may be at it
+LAUNCHING_S = 3600.0  # longest creation of a conda environment, possibly on another machine
 
 
 def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
-    """Every run that is RUNNING, and whether somebody works on it.
+    """Iterate over RUNNING runs and the condition of their owners.
 
-    ``mlflow run`` makes its run before it looks for conda or the program's parameters, and leaves it RUNNING where it
-    fails at that (``mlflow.projects.backend.local``, 3.17.2). Such a run names no process of ours. It is known by the
-    folder of this project, its user, and that no `mlflow run` as old as it is still there.
+    ``mlflow run`` creates its run before it looks for conda or the program's parameters, and leaves it RUNNING if that
+    fails (``mlflow.projects.backend.local``, 3.17.2). Such a run has no owner. It is identified by the folder of this
+    project and its user, and no `mlflow run` process is as old as the run.
 
     Args:
-        on_server: Whether the store is one that other machines write to.
+        on_server: Whether other machines write to the store.
     """
-    launchers = _launchers()
+    launchers = launcher_start_times()
     for run in stored_runs(having="attributes.status = 'RUNNING'"):
         if run.owner is not None:
             alive = run.owner.is_alive
             yield run, RUNNING_ELSEWHERE if alive is None else RUNNING_HERE if alive else DIED
         elif not _launched_from_here(run):
             yield run, NOT_OWNED
-        elif any(began <= run.started_ms / 1000 + 1 for began in launchers):
+        elif any(start <= run.started_ms / 1000 + 1 for start in launchers):
             yield run, RUNNING_HERE
         elif on_server and time.time() - run.started_ms / 1000 < LAUNCHING_S:
             yield run, RUNNING_ELSEWHERE
@@ -404,13 +392,3 @@ def _launched_from_here(run: RunRecord) -> bool:
     source = run.tags.get(MLFLOW_SOURCE_NAME, "").removeprefix("file://")
     is_project = run.tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and bool(source)
     return is_project and Path(source) == root and run.tags.get(MLFLOW_USER) == getpass.getuser()
-
-
-def _launchers() -> list[float]:
-    """When each `mlflow run` of this machine began, seconds since 1970."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "create_time"]):
-        words = process.info["cmdline"] or []
-        if "run" in words and any(Path(word).name == "mlflow" for word in words):
-            found.append(process.info["create_time"])
-    return found

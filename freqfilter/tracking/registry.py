@@ -1,4 +1,4 @@
-"""Logging and registration of models."""
+"""Logging and registration of models, in this registry and in another one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.models import Model, ModelSignature
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
@@ -25,30 +26,37 @@ from freqfilter.data.signal_model import random_stream
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
-from freqfilter.tracking.aliases import make_registered_model, set_candidate
-from freqfilter.tracking.client import retry, temporary_dir, temporary_env, wrap_store_errors
+from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate
+from freqfilter.tracking.client import (
+    check_reachable,
+    experiment_id,
+    retry,
+    temporary_dir,
+    temporary_env,
+    wrap_store_errors,
+)
 from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, NO_PICKLE_ENV, SCHEMA, files_digest
 from freqfilter.tracking.run import pad_table_columns
 from freqfilter.training.checkpoint import write_weights
 
-CODE = Path(__file__).with_name("pyfunc_model.py")  # for MLflow to run; imported here, it would register itself
-PROGRAM = "data"  # the folder of the exported program among a version's files
+CODE = Path(__file__).with_name("pyfunc_model.py")  # MLflow runs it; an import would call set_model()
+PROGRAM = "data"  # folder of the exported program in a version's files
 TOLERANCE = 1e-6
-CHECKED_SHAPES = ((1, 50), (3, 1), (2, 173))  # (windows, samples) on which a version must agree with its module
+CHECKED_SHAPES = ((1, 50), (3, 1), (2, 173))  # (n_windows, n_samples) of inputs that check a logged model
 
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A trained network, and what goes with it into the registry.
+    """A trained network, and the data that is registered with it.
 
     Attributes:
         module: The network, in evaluation mode.
-        params: The parameters of its run.
-        golden: Inputs (n_windows, n_samples, 1 + n_components) whose estimates are kept, so that a loaded version can
-            show that it is the same.
-        step: The epoch that the weights are of.
-        limit_mse: The least error that a filter of its kind can expect; None where nobody knows it.
-        card: Its card, Markdown.
+        params: Parameters of its run.
+        golden: Inputs (n_windows, n_samples, 1 + n_components) of the golden predictions, which are stored with the
+            version to check it once loaded.
+        step: Epoch of the weights.
+        limit_mse: Least mean squared error that a filter can expect; None if it is unknown.
+        card: Model card, Markdown.
     """
 
     module: FrequencyFilterLSTM
@@ -60,22 +68,22 @@ class ModelPackage:
 
 
 def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> str:
-    """Log a trained network as the model of the active run, unless the run has logged it before it was interrupted.
+    """Log a trained network as the model of the active run, unless it was logged before an interruption.
 
     Args:
         run_id: The active run.
-        trained: What is logged.
+        trained: The trained network.
         folder: For temporary files.
 
     Returns:
         The logged model's id.
 
     Raises:
-        RuntimeError: If the model does not give the module's estimates when loaded again.
+        RuntimeError: If the loaded model does not compute the module's estimates.
     """
-    program = exported_program(trained.module)  # outside the run's folder: PyTorch notes where temporary files are
+    program = exported_program(trained.module)  # outside the run's folder: PyTorch keeps the path of temporary files
 
-    def ask() -> str:
+    def find_or_log() -> str:
         if (model_id := _logged_model(run_id)) is not None:
             _record_digest(model_id)
             _check_logged_model(f"models:/{model_id}", trained)
@@ -83,13 +91,13 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
         return log_model(trained, program)
 
     with temporary_dir(folder):
-        return retry(ask)
+        return retry(find_or_log)
 
 
 class _Flavors:
     """The two flavors of a version: ``python_function``, from source code, and ``pytorch``, an exported program.
 
-    ``mlflow.models.Model.log`` takes it in place of one of MLflow's own modules.
+    It replaces MLflow's flavor modules in ``mlflow.models.Model.log``.
     """
 
     @staticmethod
@@ -103,19 +111,19 @@ class _Flavors:
 
 
 def _signature(n_features: int) -> ModelSignature:
-    """Inputs (-1, -1, n_features) and estimates (-1, -1, 1) of float32."""
+    """Signature with inputs (-1, -1, n_features) and estimates (-1, -1, 1), float32."""
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, n_features))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, 1))]),
     )
-    # MLflow would refuse float64, integers and lists before the model is called. With this mark, which MLflow itself
-    # sets on signatures from type hints, it hands over the input as it is, and the model checks and converts it.
+    # MLflow would refuse float64, integers and lists before it calls the model. With this attribute, which it sets on
+    # signatures from type hints, it passes the input unchanged, and the model checks and converts it.
     signature._is_signature_from_type_hint = True
     return signature
 
 
 def log_model(trained: ModelPackage, program: ExportedProgram) -> str:
-    """Log a trained network and its exported program as a model of the active run, and prove that they load and agree.
+    """Log a trained network and its exported program as a model of the active run, and check the loaded model.
 
     See ``log_and_check_model``.
     """
@@ -150,50 +158,50 @@ def log_model(trained: ModelPackage, program: ExportedProgram) -> str:
 
 
 def _logged_model(run_id: str) -> str | None:
-    """Id of the model that a run has logged whole, if any. What it was interrupted in is deleted."""
+    """Return the id of the complete model that a run has logged, if any; incomplete ones are deleted."""
     client = MlflowClient()
     experiment_id = client.get_run(run_id).info.experiment_id
-    found = None
+    model_id = None
     for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
-        if found is None and model.status == LoggedModelStatus.READY:
-            found = str(model.model_id)
+        if model_id is None and model.status == LoggedModelStatus.READY:
+            model_id = str(model.model_id)
         else:
             client.delete_logged_model(model.model_id)
-    return found
+    return model_id
 
 
 def register(model_id: str, name: str, *, tags: Mapping[str, str], description: str) -> int:
-    """Make a logged model a new version of the registered model ``name``, unless it is one already.
+    """Register a logged model as a new version of the registered model ``name``, unless it is a version already.
 
     Returns:
-        The version's number.
+        The version number.
 
     Raises:
         UserError: If the registry refuses it.
     """
     client, uri = MlflowClient(), f"models:/{model_id}"
     logged = client.get_logged_model(model_id)
-    noted = dict(tags) | {MODEL_DIGEST: logged.tags[MODEL_DIGEST]}
+    version_tags = dict(tags) | {MODEL_DIGEST: logged.tags[MODEL_DIGEST]}
 
-    def ask() -> int:
-        # Not mlflow.register_model: it takes no description, and prints.
+    def find_or_create() -> int:
+        # mlflow.register_model takes no description, and prints.
         make_registered_model(client, name)
         for version in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
             if (version.name, version.source) == (name, uri):
                 return int(version.version)
-        made = client.create_model_version(
-            name, uri, tags=noted, description=pad_table_columns(description), model_id=model_id
+        created = client.create_model_version(
+            name, uri, tags=version_tags, description=pad_table_columns(description), model_id=model_id
         )
-        return int(made.version)
+        return int(created.version)
 
     with wrap_store_errors(f"model_name={name}"):
-        version = retry(ask)
+        version = retry(find_or_create)
         retry(lambda: set_candidate(client, name, version))
     return version
 
 
 def _record_digest(model_id: str) -> None:
-    """Note in the store what the model's files are, as they have arrived."""
+    """Set the checksum of the uploaded files as a tag of the logged model."""
     with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV):
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
         MlflowClient().set_logged_model_tags(model_id, {MODEL_DIGEST: files_digest(Path(files))})
@@ -205,7 +213,7 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
         "schema": SCHEMA,
         "network": {"n_components": trained.golden.shape[2] - 1, **params.model.model_dump()},
         "frequencies_hz": list(params.signals.frequencies_hz),
-        # The signal model does not speak of a user's own data.
+        # The signal model does not describe a user's data file.
         "sample_rate_hz": params.signals.sample_rate_hz if params.data.data_file is None else None,
         "window_length": params.data.window_length,
         "limit_mse": trained.limit_mse,
@@ -214,7 +222,7 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
 
 
 def _check_logged_model(uri: str, trained: ModelPackage) -> None:
-    """Load both flavors of the model as its users will, and compare on inputs that it has not seen."""
+    """Load both flavors of the model as users do, and compare their estimates with the module's on new inputs."""
     with temporary_env(**NO_PICKLE_ENV):
         loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
     random = random_stream(0, "proof")
@@ -222,15 +230,87 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
         inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         with torch.inference_mode():
-            of_flavors = {
+            estimates = {
                 "pyfunc": loaded.predict(inputs.astype(np.float64).tolist()),
                 "pytorch": program(torch.from_numpy(inputs)).numpy(),
             }
-        for flavor, found in of_flavors.items():
-            if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=TOLERANCE):
-                raise RuntimeError(f"{uri}, {flavor}, does not give its module's estimates for inputs {inputs.shape}")
+        for flavor, estimated in estimates.items():
+            if estimated.shape != expected.shape or not np.allclose(estimated, expected, rtol=0, atol=TOLERANCE):
+                raise RuntimeError(f"{uri}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
 
 
 def _public_version(version: str) -> str:
-    """A version without the label of a local build, which no index has."""
+    """Version without the label of a local build, which package indexes do not have."""
     return version.partition("+")[0]
+
+
+MODEL = "model"  # artifact folder of the model's files, in the run that keeps them
+
+
+class RemoteRegistry:
+    """The model registry of another tracking store.
+
+    Args:
+        uri: Tracking URI of the store.
+
+    Raises:
+        UserError: If it does not respond.
+    """
+
+    def __init__(self, uri: str) -> None:
+        if uri.startswith("http"):
+            check_reachable(uri)
+        self._uri = uri
+        with wrap_store_errors(uri):
+            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def register(self, name: str, files: Path, evidence: Path, tags: Mapping[str, str], *, experiment: str) -> int:
+        """Register files as a new version, with a run that keeps them and the evidence.
+
+        Args:
+            name: Name of the registered model, which is created if it is missing.
+            files: Folder of the model's files.
+            evidence: Folder of the evidence of its promotion, which may be missing.
+            tags: Tags of the version.
+            experiment: Name of the run's experiment, which is created if it is missing.
+
+        Returns:
+            The version number.
+
+        Raises:
+            UserError: If the store refuses it.
+        """
+        client = self._client
+        with wrap_store_errors(f"{self._uri}: {name}"), temporary_env(**NO_PICKLE_ENV):
+            target_id = experiment_id(client, experiment)
+            run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
+            run_id = run.info.run_id
+            client.log_artifacts(run_id, str(files), MODEL)
+            if evidence.exists():
+                client.log_artifacts(run_id, str(evidence), DECISION)
+            client.set_terminated(run_id)
+            make_registered_model(client, name)
+            source = f"{run.info.artifact_uri}/{MODEL}"
+            version = client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
+            set_candidate(client, name, int(version.version))
+        return int(version.version)
+
+    def digest(self, name: str, version: int) -> str:
+        """SHA-256 of a version's files, downloaded again."""
+        with (
+            wrap_store_errors(f"{self._uri}: {name}"),
+            temporary_env(**NO_PICKLE_ENV),
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            run_id = self._client.get_model_version(name, str(version)).run_id
+            files = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=self._uri
+            )
+            return files_digest(Path(files))
+
+    def remove(self, name: str, version: int) -> None:
+        """Delete a version, and the run that keeps its files."""
+        with wrap_store_errors(f"{self._uri}: {name}"):
+            run_id = self._client.get_model_version(name, str(version)).run_id
+            self._client.delete_model_version(name, str(version))
+            self._client.delete_run(run_id)

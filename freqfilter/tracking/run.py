@@ -28,21 +28,21 @@ from freqfilter.tracking.outbox import METRICS, Outbox, describe_dataset, logged
 from freqfilter.tracking.provenance import MAX_PATCH_BYTES, Source
 
 DELIVERY_TIMEOUT_S = 60.0
-MAX_PICTURE_WIDTH = 640  # pixels; the UI's own 256 cannot be read
-DIAGNOSIS = "diagnosis"  # what the tags of a diagnosis begin with
+MAX_PICTURE_WIDTH = 640  # pixels; 256, as in MLflow, is unreadable
+DIAGNOSIS = "diagnosis"  # prefix of its tags
 
 
 @dataclass(frozen=True)
 class OpenRun:
-    """What the store says of a run that has just been opened.
+    """State of a run in the store when it is opened.
 
     Attributes:
-        experiment: Name of the experiment that it is in.
-        experiment_id: Id of that experiment; empty where the run is offline.
-        name: What it is called.
-        params: Parameters that it has already.
-        tags: Tags that it has already.
-        known: Names and steps of the metrics that it has already.
+        experiment: Name of its experiment.
+        experiment_id: Id of its experiment; empty if the run is offline.
+        name: Name of the run.
+        params: Parameters logged already.
+        tags: Tags set already.
+        logged_points: Names and steps of the metrics logged already.
     """
 
     experiment: str
@@ -50,21 +50,21 @@ class OpenRun:
     name: str
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    known: frozenset[tuple[str, int]] = frozenset()
+    logged_points: frozenset[tuple[str, int]] = frozenset()
 
 
 class Run:
-    """An open run; ``open_run`` makes it.
+    """An open run; see ``open_run``.
 
-    What it logs goes into its outbox and from there to the store, so that nothing here waits for the store.
+    Its methods write to the outbox, which delivers to the store, so that they never wait for the store.
 
     Attributes:
-        run_id: MLflow's; offline one of our own, until there is one of MLflow's.
-        experiment: Name of the experiment that it is in.
-        experiment_id: Id of that experiment; empty offline.
-        online: Whether a store hears of it.
-        folder: Its scratch files, in a folder of this run alone; gone when the run has finished.
-        tags: Its tags.
+        run_id: MLflow's id; a generated one if the run is offline.
+        experiment: Name of its experiment.
+        experiment_id: Id of its experiment; empty if the run is offline.
+        online: Whether it is delivered to a store.
+        folder: Scratch folder of the run, deleted when the run has finished.
+        tags: Tags of the run.
     """
 
     def __init__(self, run_id: str, opened: OpenRun, *, tracking: TrackingParams) -> None:
@@ -75,18 +75,18 @@ class Run:
         self.folder = writable_folder(Path(tracking.run_dir) / run_id)
         self.tags = dict(opened.tags)
         self._params = opened.params
-        self._known = opened.known | logged_points(self.folder / OUTBOX)
-        self._system_step = max((step for name, step in self._known if name.startswith(SYSTEM)), default=0)
+        self._logged_points = opened.logged_points | logged_points(self.folder / OUTBOX)
+        self._system_step = max((step for name, step in self._logged_points if name.startswith(SYSTEM)), default=0)
         self._board: TensorBoard | None = None
         if tracking.tensorboard_dir:
             self._board = TensorBoard(Path(tracking.tensorboard_dir), name=opened.name, run_id=run_id)
         self._outbox = Outbox(self.folder / OUTBOX, sender(run_id, self.folder) if self.online else None)
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Log parameters, but for those that ``mlflow run`` has logged already, as they were typed.
+        """Log parameters, except those that ``mlflow run`` has logged already as they were typed.
 
-        MLflow refuses a second value, also another spelling of the first. What compares runs reads the file of
-        resolved parameters, which is the same for all spellings.
+        MLflow refuses a second value, even another spelling of the first. Comparisons of runs read the file of resolved
+        parameters, which is the same for all spellings.
         """
         self._outbox.append("params", values={name: text for name, text in params.items() if name not in self._params})
         if self._board:
@@ -98,12 +98,12 @@ class Run:
         self._outbox.append("tags", values=dict(tags))
 
     def remove_tag(self, name: str) -> None:
-        """Take a tag away, if it is there."""
+        """Remove a tag, if it is set."""
         self.tags.pop(name, None)
         self._outbox.append("no_tag", name=name)
 
     def write_header(self, name: str) -> None:
-        """Say, in the folder of a run that no store has, what one is to make of it."""
+        """Write the message from which ``sync`` creates the run in a store."""
         self._outbox.append("run", run_id=self.run_id, experiment=self.experiment, name=name, time_ms=now_ms())
 
     def describe(self, markdown: str) -> None:
@@ -111,23 +111,23 @@ class Run:
         self.log_tags({MLFLOW_RUN_NOTE: pad_table_columns(markdown)})
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int, model_id: str | None = None) -> None:
-        """Log the metrics of an epoch, but for those that a run which goes on has logged before it was interrupted.
+        """Log the metrics of an epoch, except those that a resumed run has logged already.
 
         Args:
             metrics: Values by name.
             step: The epoch.
-            model_id: The logged model that they also describe, if any.
+            model_id: Id of the logged model that they describe too, if any.
         """
-        new = {name: value for name, value in metrics.items() if (name, step) not in self._known}
-        self._known |= {(name, step) for name in new}
+        new = {name: value for name, value in metrics.items() if (name, step) not in self._logged_points}
+        self._logged_points |= {(name, step) for name in new}
         self._outbox.append(METRICS, values=new, step=step, time_ms=now_ms(), model_id=model_id)
         if self._board:
             self._board.log_metrics(new, step=step)
 
     def log_system_metrics(self, values: Mapping[str, float]) -> None:
-        """Log a sample of system metrics; its step is its number, and a resumed run continues the count.
+        """Log a sample of system metrics; its step is a counter, which a resumed run continues.
 
-        One thread at a time may call it, also beside other methods.
+        One thread may call it, concurrently with the other methods.
         """
         self._system_step += 1
         self._outbox.append(METRICS, values=dict(values), step=self._system_step, time_ms=now_ms(), model_id=None)
@@ -135,25 +135,25 @@ class Run:
             self._board.log_metrics(values, step=self._system_step)
 
     def log_data(self, windows: WindowDataset, *, name: str, context: str) -> None:
-        """Note a data set as an input of the run, with its digest: the signals, not the windows cut from them."""
+        """Log a dataset as an input of the run, with its digest: the signals, not the windows cut from them."""
         features, targets = (tensor.numpy() for tensor in windows.tensors())
         dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:12])
         self._outbox.append("data", dataset=describe_dataset(dataset), context=context)
 
     def log_file(self, path: Path) -> None:
-        """Log a file of the run's folder under the name that it has there."""
+        """Log a file of the run's folder under its path in the folder."""
         self._outbox.append("file", path=path.relative_to(self.folder).as_posix())
 
     def unsent_files(self) -> set[Path]:
-        """Files of the run's folder that have yet to be delivered."""
+        """Files of the run's folder that are not delivered yet."""
         waiting = (message["path"] for message in self._outbox.waiting() if message["kind"] == "file")
         return {self.folder / path for path in waiting}
 
     def deliver(self) -> None:
-        """Wait until the store has everything that was logged.
+        """Wait until all messages are delivered.
 
         Raises:
-            UndeliveredError: If it does not take it in time.
+            UndeliveredError: If they are not delivered in time.
         """
         self._outbox.wait(DELIVERY_TIMEOUT_S)
 
@@ -170,16 +170,16 @@ class Run:
         self.log_file(self.folder / artifact)
 
     def log_figure(self, figure: Figure, artifact: str, *, dpi: int = 120) -> None:
-        """Log a figure as a picture of ``dpi`` dots an inch."""
+        """Log a figure as a PNG file with ``dpi`` dots per inch."""
         _apply_layout(figure, dpi)
         with atomic_write(self.folder / artifact) as file:
             figure.savefig(file, format="png", dpi=dpi)
         self.log_file(self.folder / artifact)
 
     def log_picture(self, figure: Figure, key: str) -> None:
-        """Log a figure once more, as MLflow's UI sets pictures of several runs side by side: those of the same key.
+        """Log a figure as an image, which MLflow's UI shows beside those of other runs with the same key.
 
-        To log it again replaces it: its name, in the form of ``MlflowClient.log_image``, has neither time nor chance.
+        Logging it again replaces it: its name, in the form of ``MlflowClient.log_image``, has no time or random part.
         """
         rendered = io.BytesIO()
         figure.savefig(rendered, format="png", dpi=60)
@@ -191,13 +191,13 @@ class Run:
         self.log_tags({MLFLOW_LOGGED_IMAGES: "True"})
 
     def log_source(self, source: Source) -> None:
-        """Tag the run with the state of its code, and keep the uncommitted patch where it is not too large."""
+        """Log commit and uncommitted patch of the code; a patch above ``MAX_PATCH_BYTES`` as its digest only."""
         self.log_tags(source.tags)
         if 0 < len(source.patch) <= MAX_PATCH_BYTES:
             self.log_bytes(source.patch, "source/uncommitted.patch")
 
     def close(self, status: str | None, timeout_s: float) -> None:
-        """Deliver what is left; ``status`` is how the run has ended, None where it waits to be delivered."""
+        """Deliver the remaining messages; ``status`` is the final status, None for a run to deliver later."""
         try:
             if self._board:
                 self._board.close()
@@ -208,13 +208,13 @@ class Run:
 
 
 def diagnoses(tags: Mapping[str, str]) -> dict[str, str]:
-    """The problems found in a training: name to one line, from its run's tags."""
+    """Diagnoses of a training by name, from its run's tags."""
     prefix = f"{DIAGNOSIS}."
     return {name.removeprefix(prefix): line for name, line in tags.items() if name.startswith(prefix)}
 
 
 def pad_table_columns(markdown: str) -> str:
-    """Markdown with room between the columns of its tables, which MLflow's pages leave none.
+    """Add space between the columns of Markdown tables, which MLflow's pages lack.
 
     >>> pad_table_columns("| filter | MSE |")
     '| filter | &nbsp;&nbsp;MSE |'
@@ -223,12 +223,12 @@ def pad_table_columns(markdown: str) -> str:
 
 
 def picture_url(run_id: str, key: str) -> str:
-    """Where MLflow's UI shows a picture that was logged, for a text on one of its pages."""
+    """Relative address of a logged picture, for Markdown on a page of MLflow's UI."""
     return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"
 
 
 def _apply_layout(figure: Figure, dpi: int) -> None:
-    """Give all that is in a figure its place; matplotlib would go through it twice, and again for each picture."""
+    """Apply the layout engine once; matplotlib would run it twice for each picture."""
     if engine := figure.get_layout_engine():
         figure.set_dpi(dpi)
         engine.execute(figure)
@@ -239,14 +239,14 @@ def _picture(key: str) -> str:
     return f"images/{key}+step+0+timestamp+0+{uuid.UUID(int=0)}"
 
 
-HPARAM_METRICS = ("best/val_mse", BEST_HOLDOUT_MSE, TEST_MSE)  # the columns of its table of parameters
+HPARAM_METRICS = ("best/val_mse", BEST_HOLDOUT_MSE, TEST_MSE)  # columns of TensorBoard's table of hyperparameters
 
 
 def check_tensorboard(tensorboard_dir: Path) -> None:
-    """See that TensorBoard is there and the folder takes files, before there is a run.
+    """Check that TensorBoard is installed and its folder writable, before a run exists.
 
     Raises:
-        UserError: If not.
+        UserError: If it is not.
     """
     if importlib.util.find_spec("tensorboard") is None:
         raise UserError(
@@ -262,9 +262,9 @@ class TensorBoard:
     """Event files of one run.
 
     Args:
-        tensorboard_dir: The folder that TensorBoard is pointed at, with a folder in it for each run.
-        name: The run's name.
-        run_id: Its id.
+        tensorboard_dir: TensorBoard's log directory, with a folder for each run.
+        name: Name of the run.
+        run_id: Id of the run.
     """
 
     def __init__(self, tensorboard_dir: Path, *, name: str, run_id: str) -> None:
@@ -274,7 +274,7 @@ class TensorBoard:
         self._writer = SummaryWriter(str(tensorboard_dir / f"{readable}_{run_id[:8]}"))
 
     def log_params(self, params: Mapping[str, str]) -> None:
-        """Write the parameters, for TensorBoard's table of them."""
+        """Write the parameters for TensorBoard's table of hyperparameters."""
         from torch.utils.tensorboard.summary import hparams
 
         experiment, start, end = hparams(dict(params), dict.fromkeys(HPARAM_METRICS, 0.0))  # type: ignore[no-untyped-call]
@@ -283,11 +283,11 @@ class TensorBoard:
         self._writer.flush()
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Write scalars of a step."""
+        """Write scalars at a step."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self._writer.close()

@@ -17,22 +17,22 @@ from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from freqfilter.tracked_names import SYSTEM
 from freqfilter.tracking.run import Run
 
-FIRST_S = 1.0  # until the first point, so that short runs have a curve
-Source = Callable[[], dict[str, float]]  # gives values by name
+FIRST_S = 1.0  # until the first sample, so that short runs have a curve
+Source = Callable[[], dict[str, float]]  # returns values by name
 
 
 @contextmanager
 def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) -> Iterator[None]:
-    """A block during which a run gets system metrics, a point every ``interval_s`` seconds.
+    """Context manager that logs a sample of system metrics every ``interval_s`` seconds.
 
-    The first point comes after a second, and there is one at the end. MLflow's own monitor would write to the store
-    itself, which may be away; these points go through the run's outbox.
-    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`` switches them off.
+    The first sample is taken after a second, the last one at the end. MLflow's monitor writes to the store, which may
+    be unreachable; these samples go through the run's outbox.
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`` disables them.
 
     Args:
         run: The open run.
-        interval_s: Seconds from one point to the next; 0: none.
-        warn: Called once with a line if sampling fails, which then ends and leaves the run alone.
+        interval_s: Seconds between samples; 0: none.
+        warn: Called with a message if sampling fails; sampling then stops, the run continues.
     """
     switch = MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
     if not interval_s or (switch.is_set() and not switch.get()):
@@ -40,16 +40,16 @@ def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) 
         return
     ended, failed = threading.Event(), threading.Event()
     sources = _sources()
-    for source in sources:  # psutil measures the share of a processor from one call to the next
+    for source in sources:  # psutil measures processor usage between two calls
         source()
 
     def sample() -> None:
         try:
             values = {name: value for source in sources for name, value in source().items()}
             run.log_system_metrics({f"{SYSTEM}{name}": float(value) for name, value in values.items()})
-        except Exception as error:  # whatever a driver or a full disk raises
+        except Exception as error:  # drivers and full disks raise exceptions of many types
             failed.set()
-            warn(f"system metrics end here: {type(error).__name__}: {error}")
+            warn(f"system metrics stopped: {type(error).__name__}: {error}")
 
     def work() -> None:
         pause_s = min(FIRST_S, interval_s)
@@ -69,26 +69,26 @@ def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) 
 
 
 def _sources() -> list[Source]:
-    """What can be sampled here, under MLflow's names where it has one."""
-    sources: list[Source] = [partial(_of_monitor, CPUMonitor()), partial(_of_process, psutil.Process())]
+    """Sources of this machine; metrics have MLflow's names where it has one."""
+    sources: list[Source] = [partial(_sample_monitor, CPUMonitor()), partial(_sample_process, psutil.Process())]
     try:
-        sources.append(partial(_of_monitor, GPUMonitor()))
-    except (ImportError, RuntimeError):  # NVIDIA's library or its driver is not there
+        sources.append(partial(_sample_monitor, GPUMonitor()))
+    except (ImportError, RuntimeError):  # NVIDIA's library or driver is missing
         if torch.cuda.is_available():
             sources.append(_gpu_memory)
     return sources
 
 
-def _of_monitor(monitor: Any) -> dict[str, float]:
-    """A sample of one of MLflow's monitors."""
+def _sample_monitor(monitor: Any) -> dict[str, float]:
+    """Sample one of MLflow's monitors."""
     monitor.collect_metrics()
     values: dict[str, float] = monitor.aggregate_metrics()
     monitor.clear_metrics()
     return values
 
 
-def _of_process(process: psutil.Process) -> dict[str, float]:
-    """Processor share (100 for a core) and resident memory of a process."""
+def _sample_process(process: psutil.Process) -> dict[str, float]:
+    """Sample processor usage (100 per core) and resident memory of a process."""
     return {
         "process_cpu_percentage": process.cpu_percent(),
         "process_memory_megabytes": process.memory_info().rss / 1e6,
@@ -96,7 +96,7 @@ def _of_process(process: psutil.Process) -> dict[str, float]:
 
 
 def _gpu_memory() -> dict[str, float]:
-    """Memory in use on each CUDA device, as PyTorch reports it."""
+    """Sample memory in use on each CUDA device, as PyTorch reports it."""
     values = {}
     for device in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(device)

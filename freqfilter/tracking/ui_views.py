@@ -23,31 +23,31 @@ from freqfilter.tracked_names import (
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
     VAL_LIMIT_MSE,
-    VAL_LOSS,
+    VAL_MSE,
     VAL_MSE_OVER_LIMIT,
 )
 
 if TYPE_CHECKING:
     from freqfilter.tracking.run import Run
 
-TAG = "mlflow.sharedViewState."  # what the UI looks for
-# Where the UI puts a chart for each metric that no chart of ours draws.
+TAG = "mlflow.sharedViewState."  # prefix that the UI reads
+# Sections in which the UI draws each metric that the views do not.
 FOLDED = ("holdout", "best", "fresh", "limit", "range_test", "test", "train", "val", "Model metrics", "System metrics")
-# Charts in a row, and their height in pixels, where the UI's own do not suit.
+# Charts in a row and their height in pixels, where the UI's defaults do not fit.
 SIZES = {"Parameters": {"columns": 1, "cardHeight": 420}}
 
 
 @dataclass(frozen=True)
 class View:
-    """A view.
+    """A saved view of an experiment.
 
     Attributes:
-        key: Its name in an address, ``?viewStateShareKey=KEY``.
-        name: Its name in the menu.
-        having: MLflow's filter of runs.
-        order_by: The column that sorts, ascending.
-        columns: Those of the table, as the UI names them.
-        sections: Charts by the section that they are in.
+        key: Name in its address, ``?viewStateShareKey=KEY``.
+        name: Name in the menu.
+        having: Filter of runs, in MLflow's syntax.
+        order_by: Column by which runs are sorted, ascending.
+        columns: Columns of the table, by their names in the UI.
+        sections: Charts by section.
     """
 
     key: str
@@ -124,7 +124,7 @@ VIEWS = (
         (
             f"metrics.`{TEST_MSE_OVER_LIMIT}`",
             f"metrics.`{TEST_MSE}`",
-            "metrics.`best/val_loss`",
+            "metrics.`best/val_mse`",
             "metrics.`best/holdout_mse`",
             "metrics.`best/epoch`",
             "metrics.`epochs_run`",
@@ -132,7 +132,7 @@ VIEWS = (
         ),
         {
             "Losses": (
-                _lines(TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE, scale="log"),
+                _lines(TRAIN_LOSS, VAL_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(HOLDOUT_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(VAL_MSE_OVER_LIMIT),
             ),
@@ -163,43 +163,42 @@ VIEWS = (
 
 
 def run_url(experiment_id: str, run_id: str) -> str:
-    """Address of a run's page on MLflow's own pages."""
+    """Address of a run's page, relative to MLflow's UI."""
     return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
 
 
 def view_url(experiment_id: str, key: str) -> str:
-    """Address of a view on MLflow's own pages."""
+    """Address of a saved view, relative to MLflow's UI."""
     mode = "&compareRunsMode=CHART" if next(view for view in VIEWS if view.key == key).sections else ""
     return f"#/experiments/{experiment_id}/runs?{MODEL_TRAINING}&viewStateShareKey={key}{mode}"
 
 
-# Without it the UI opens in its mode for language models, with another menu.
+# Without it the UI opens in its mode for language models.
 MODEL_TRAINING = "workflowType=machine_learning"
-# What the UI shows of an experiment: runs and models, not prompts and traces.
+# With it the UI shows runs and models, not prompts and traces.
 KIND = ("mlflow.experimentKind", "custom_model_development")
 DESCRIPTION = """\
-Filters, each held against the least error that is possible: [trainings]({trainings}) · [decisions]({decisions})
+Filters, compared with the least error that is possible: [trainings]({trainings}) · [decisions]({decisions})
 
-That error is the *limit*: `test/mse_over_limit` is 1 for a filter that nothing can beat. The menu *Views* has the same
-two pages: losses beside the limit, scores, pictures and the parameters that differ; which version became champion.
+That error is the *limit*: `test/mse_over_limit` is 1 for an optimal filter. The menu *Views* has the same two pages:
+losses with the limit, scores, pictures and the parameters that differ; and which version became champion.
 """
-MADE = "views"  # the tag of an experiment that has them, so that a view which somebody has changed stays as it is
+MADE = "views"  # tag of an experiment that has them, so that views changed by a user are kept
 
 
 def create_saved_views(client: MlflowClient, experiment: Experiment) -> None:
-    """Give an experiment its views and a description, unless it has them.
+    """Create the saved views and the description of an experiment, unless it has them.
 
-    Many runs may do so at once, and the store may refuse a tag that another is just making: what is for the eye alone
-    ends no run.
+    Runs may do so concurrently, and the store may refuse a tag that another run is creating; such errors are ignored.
     """
     tags, experiment_id = experiment.tags, experiment.experiment_id
     if MADE in tags:
         return
-    given = dict(view.tag() for view in VIEWS) | dict([KIND])
+    new_tags = dict(view.tag() for view in VIEWS) | dict([KIND])
     addresses = {view.key: view_url(experiment_id, view.key) for view in VIEWS}
-    given |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(**addresses)}
+    new_tags |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(**addresses)}
     with suppress(MlflowException):
-        for name, value in (given | {MADE: " ".join(view.key for view in VIEWS)}).items():
+        for name, value in (new_tags | {MADE: " ".join(view.key for view in VIEWS)}).items():
             if name not in tags:
                 client.set_experiment_tag(experiment_id, name, value)
 
@@ -209,10 +208,10 @@ class RunRef:
     """A run in a tracking store.
 
     Attributes:
-        run_id: Its id.
+        run_id: Id of the run.
         experiment: Name of its experiment.
-        experiment_id: Id of its experiment; empty where the run is offline.
-        tracking_uri: The store, without a password; empty where the run is offline.
+        experiment_id: Id of its experiment; empty if the run is offline.
+        tracking_uri: The store, without a password; empty if the run is offline.
     """
 
     run_id: str
@@ -222,7 +221,7 @@ class RunRef:
 
     @classmethod
     def to(cls, run: Run, tracking_uri: str) -> Self:
-        """The reference to an open run."""
+        """Refer to an open run."""
         return cls(run.run_id, run.experiment, run.experiment_id, tracking_uri)
 
     def page(self, server: str) -> str:
@@ -239,5 +238,5 @@ class RunRef:
 
 
 def resume_command(run_id: str) -> str:
-    """The command that resumes a run."""
+    """Command that resumes a run."""
     return f"python -m freqfilter resume {run_id}"

@@ -182,7 +182,7 @@ class Validation:
     """Result of a validation, computed in float32.
 
     Attributes:
-        loss: Mean over batches of the training's batch size.
+        loss: Mean over samples, or over batches (``validation_average``).
         mse: Mean squared error over all samples.
         blocks: Mean squared error of each block of neighbouring windows; empty if the neighbours are unknown.
     """
@@ -201,8 +201,9 @@ def validate(state: TrainingState, windows: WindowDataset, params: TrainingParam
         estimates = estimate(state.network, inputs)
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))
-    batch_losses = [batch.mean() for batch in torch.split(torch.cat(losses).double(), params.batch_size)]
-    window_mse = torch.cat(errors)
+    of_windows, loss = torch.cat(errors), torch.cat(losses).double()
+    if params.validation_average == "batches":
+        loss = torch.stack([batch.mean() for batch in torch.split(loss, params.batch_size)])
     blocks = windows.block_ids(torch.arange(len(windows), device=state.accelerator.device))
-    means = block_means(window_mse.cpu(), blocks.cpu()) if blocks is not None else ()
-    return Validation(float(torch.stack(batch_losses).mean()), float(window_mse.double().mean()), tuple(means))
+    means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
+    return Validation(float(loss.mean()), float(of_windows.double().mean()), tuple(means))

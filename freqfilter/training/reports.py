@@ -24,7 +24,7 @@ class EpochReport:
         gradient_norm: Gradient norm before clipping, mean over the batches.
         learning_rate: Learning rate of the last step.
         seconds: Wall time of training and validation, without the holdout.
-        val_loss: Validation loss, mean over batches of the training's batch size; None without a validation.
+        val_loss: Validation loss, mean over samples or batches (``validation_average``); None without one.
         val_mse: Mean squared error over all validation samples, for any loss.
         val_blocks: The same for each block of neighbouring windows; empty if the neighbours are unknown.
         improved: Whether the validation loss is the best so far.

@@ -181,7 +181,7 @@ def test_the_mean_baseline_is_the_best_constant_for_each_component() -> None:
     params = resolve({"frequencies_hz": "[1, 3]", "duration_s": "0.4", "n_samples": "400"})
     windows = Splits.from_params(params).test
     inputs, targets = windows.batch(torch.arange(len(windows)))
-    estimates = Mean(TargetMoments.of(windows))(inputs)
+    estimates = Mean(TargetMoments.from_windows(windows))(inputs)
     assert estimates.shape == targets.shape == zero(inputs).shape
     for component in range(2):
         chosen = inputs[:, 0, 1 + component] == 1
@@ -192,7 +192,7 @@ def test_the_mean_baseline_is_the_best_constant_for_each_component() -> None:
 
 def test_the_random_baseline_has_the_targets_spread_and_twice_its_error() -> None:
     windows = Splits.from_params(resolve()).test
-    moments = TargetMoments.of(windows)
+    moments = TargetMoments.from_windows(windows)
     inputs, targets = windows.batch(torch.arange(len(windows)))
     drawn = Random(moments, torch.Generator().manual_seed(1))(inputs)
     assert drawn.std() == pytest.approx(float(targets.std()), rel=0.01)

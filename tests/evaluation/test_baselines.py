@@ -1,4 +1,4 @@
-"""The classical filters by laws: what is known of them without running them."""
+"""Classical baselines have the known properties of their filters."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def model(**overrides: str) -> SignalModel:
     return SignalModel.from_params(resolve(SMALL | {"window_length": "2"} | overrides).signals)
 
 
-def mse(extractor: object, windows: SlidingWindows, stated: SignalModel) -> float:
+def mse(estimator: object, windows: SlidingWindows, stated: SignalModel) -> float:
     frequencies_hz = [component.frequency_hz for component in stated.components]
-    table = score(extractor, windows, frequencies_hz=frequencies_hz, device=CPU)  # type: ignore[arg-type]
+    table = score(estimator, windows, frequencies_hz=frequencies_hz, device=CPU)  # type: ignore[arg-type]
     return float(table.loc["all", "mse"])
 
 
@@ -35,25 +35,25 @@ def batch_of(stated: SignalModel, n_samples: int, *noise_seeds: int) -> tuple[to
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_linear_mmse_is_the_linear_estimate_with_the_least_error(causal: bool) -> None:
-    """Least squares on very many windows with noise finds the same weights, one row for each sample."""
+    """A least-squares fit on many noisy windows gives about the same estimates."""
     stated, n_samples = model(), 8
     wiener = linear_mmse(stated, n_samples=n_samples, causal=causal)
     inputs, targets = batch_of(stated, n_samples, *range(200))
     chosen = inputs[:, 0, 1] == 1
-    mixtures, wanted = inputs[chosen][..., 0].double(), targets[chosen][..., 0].double()
+    mixtures, target = inputs[chosen][..., 0].double(), targets[chosen][..., 0].double()
     ones = torch.ones(len(mixtures), 1, dtype=torch.float64)
-    fitted = torch.zeros_like(wanted)
+    fitted = torch.zeros_like(target)
     for sample in range(n_samples):
-        seen = torch.cat([mixtures[:, : sample + 1] if causal else mixtures, ones], dim=1)
-        fitted[:, sample] = seen @ torch.linalg.lstsq(seen, wanted[:, sample : sample + 1]).solution[:, 0]
-    answers = wiener(inputs[chosen])[..., 0].double()
-    assert float((answers - fitted).square().mean()) < 2e-4
-    assert float((answers - wanted).square().mean()) == pytest.approx(
-        float((fitted - wanted).square().mean()), rel=2e-3
+        regressors = torch.cat([mixtures[:, : sample + 1] if causal else mixtures, ones], dim=1)
+        fitted[:, sample] = regressors @ torch.linalg.lstsq(regressors, target[:, sample : sample + 1]).solution[:, 0]
+    estimates = wiener(inputs[chosen])[..., 0].double()
+    assert float((estimates - fitted).square().mean()) < 2e-4
+    assert float((estimates - target).square().mean()) == pytest.approx(
+        float((fitted - target).square().mean()), rel=2e-3
     )
 
 
-def test_the_order_of_errors_is_that_of_what_each_may_use() -> None:
+def test_errors_decrease_with_the_information_used() -> None:
     stated, n_samples = model(), 20
     windows = realization_windows(stated, n_samples, *range(10))
     limit = MMSEEstimator.from_model(stated, n_samples=n_samples)
@@ -68,10 +68,10 @@ def test_the_order_of_errors_is_that_of_what_each_may_use() -> None:
         assert wiener < mse(band_pass(stated, n_samples=n_samples, zero_phase=zero_phase), windows, stated)
 
 
-@pytest.mark.parametrize("extractor", ["linear_mmse", "band_pass"])
-def test_what_is_called_causal_does_not_look_ahead_and_its_counterpart_does(extractor: str) -> None:
+@pytest.mark.parametrize("estimator", ["linear_mmse", "band_pass"])
+def test_causal_estimators_ignore_future_samples_and_the_others_use_them(estimator: str) -> None:
     stated = model()
-    if extractor == "linear_mmse":
+    if estimator == "linear_mmse":
         causal, whole = (linear_mmse(stated, n_samples=20, causal=only) for only in (True, False))
     else:
         causal, whole = (band_pass(stated, n_samples=20, zero_phase=both) for both in (False, True))
@@ -97,34 +97,34 @@ def test_a_band_pass_keeps_its_component_and_stops_the_others_once_it_has_settle
     middle = slice(1200, 1800)
     for component in range(2):
         chosen = (inputs[:, 0, 1 + component] == 1).nonzero()[:20, 0]
-        answers = band_pass(stated, n_samples=3000, zero_phase=True)(inputs[chosen])
-        error = (answers - targets[chosen])[:, middle].square().mean()
+        estimates = band_pass(stated, n_samples=3000, zero_phase=True)(inputs[chosen])
+        error = (estimates - targets[chosen])[:, middle].square().mean()
         assert float(error) < 0.01 * float(targets[chosen][:, middle].square().mean())
 
 
-def test_a_linear_extractor_is_the_filter_that_it_was_made_of() -> None:
+def test_a_linear_estimator_equals_its_filter() -> None:
     sections = signal.butter(2, 0.2, output="sos")
     window = np.random.default_rng(1).normal(size=(3, 30))
     response = signal.sosfilt(sections, np.eye(30), axis=1)[None]
     inputs = torch.from_numpy(np.stack([window, np.ones_like(window)], axis=2))
-    found = LinearEstimator.from_filter(response)(inputs)
-    np.testing.assert_allclose(found[..., 0], signal.sosfilt(sections, window, axis=1), atol=1e-12)
+    estimates = LinearEstimator.from_filter(response)(inputs)
+    np.testing.assert_allclose(estimates[..., 0], signal.sosfilt(sections, window, axis=1), atol=1e-12)
 
 
 @pytest.mark.parametrize(
     "overrides", [{"frequencies_hz": "4"}, {"noise_std": "0"}, {"frequencies_hz": "[1, 2, 3, 49]"}]
 )
 @pytest.mark.parametrize("n_samples", [1, 2, 7])
-def test_every_signal_model_and_window_gets_finite_answers(overrides: dict[str, str], n_samples: int) -> None:
+def test_estimates_are_finite_for_every_signal_model(overrides: dict[str, str], n_samples: int) -> None:
     stated = model(**overrides)
     inputs, _ = batch_of(stated, n_samples, 1)
-    for extractor in (
+    for estimator in (
         band_pass(stated, n_samples=n_samples, zero_phase=True),
         band_pass(stated, n_samples=n_samples, zero_phase=False),
         least_squares(stated, n_samples=n_samples),
         linear_mmse(stated, n_samples=n_samples, causal=True),
         linear_mmse(stated, n_samples=n_samples, causal=False),
     ):
-        answers = extractor(inputs)
-        assert answers.shape == (*inputs.shape[:2], 1)
-        assert torch.isfinite(answers).all()
+        estimates = estimator(inputs)
+        assert estimates.shape == (*inputs.shape[:2], 1)
+        assert torch.isfinite(estimates).all()

@@ -27,44 +27,44 @@ def scored(network: torch.nn.Module, params: Params, noise_seeds: Sequence[int])
 
 
 class LimitNetwork(torch.nn.Module):
-    """The limit in the place of a network."""
+    """Network that returns the estimates of the limit."""
 
     def __init__(self) -> None:
         super().__init__()
         model = SignalModel.from_params(resolve(SMALL).signals)
-        self.extractor = WindowMMSE(MMSEEstimator.from_model(model, n_samples=20))
+        self.estimator = WindowMMSE(MMSEEstimator.from_model(model, n_samples=20))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        estimates: torch.Tensor = self.extractor(inputs)
+        estimates: torch.Tensor = self.estimator(inputs)
         return estimates
 
 
-def test_a_filter_that_is_the_limit_is_one_limit_away_on_every_realization() -> None:
+def test_the_limit_has_ratio_one_on_every_realization() -> None:
     params = resolve(SMALL)
     scores = summarize(scored(LimitNetwork(), params, range(10_000, 10_004)))
-    assert scores.of_realizations.index.tolist() == [10_000, 10_001, 10_002, 10_003]
-    np.testing.assert_allclose(scores.of_realizations["mse_over_limit"], 1)
+    assert scores.per_realization.index.tolist() == [10_000, 10_001, 10_002, 10_003]
+    np.testing.assert_allclose(scores.per_realization["mse_over_limit"], 1)
     assert scores.ratio_interval == pytest.approx((1, 1))
-    assert scores.of_realizations["mse"].nunique() == 4
+    assert scores.per_realization["mse"].nunique() == 4
     metrics = fresh_metrics(scores)
     assert metrics["fresh/mse_over_limit"] == pytest.approx(1)
     assert metrics["fresh/db_over_limit"] == pytest.approx(0, abs=1e-6)
     assert metrics["fresh/mse_low"] < metrics["fresh/mse"] < metrics["fresh/mse_high"]
 
 
-class Silent(torch.nn.Module):
-    """Predicts zero."""
+class ZeroNetwork(torch.nn.Module):
+    """Network that predicts zero."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(inputs[..., :1])
 
 
-def test_the_mean_is_that_of_all_windows_together_and_its_interval_narrows() -> None:
+def test_the_mean_equals_that_of_all_windows_and_its_interval_narrows() -> None:
     params = resolve(SMALL)
-    found = scored(Silent(), params, range(10_000, 10_016))
-    few, many = summarize({seed: found[seed] for seed in range(10_000, 10_004)}), summarize(found)
+    errors = scored(ZeroNetwork(), params, range(10_000, 10_016))
+    few, many = summarize({seed: errors[seed] for seed in range(10_000, 10_004)}), summarize(errors)
     windows = realization_windows(SignalModel.from_params(params.signals), 20, *range(10_000, 10_016))
-    expected = compare({MODEL: Silent()}, windows, frequencies_hz=params.signals.frequencies_hz, device=CPU).table
+    expected = compare({MODEL: ZeroNetwork()}, windows, frequencies_hz=params.signals.frequencies_hz, device=CPU).table
     np.testing.assert_allclose(many.mean.loc[MODEL], expected["mse"].to_numpy(), rtol=1e-6)
     assert many.mean.index.tolist() == [MODEL, LIMIT]
     assert many.ratio_interval is not None
@@ -72,41 +72,41 @@ def test_the_mean_is_that_of_all_windows_together_and_its_interval_narrows() -> 
     assert np.ptp(many.ratio_interval) < np.ptp(few.ratio_interval)
 
 
-def test_of_a_signal_too_long_for_its_limit_the_mean_is_known_and_no_ratio() -> None:
+def test_a_signal_too_long_for_the_limit_has_a_mean_and_no_ratio() -> None:
     params = resolve(SMALL | {"n_samples": "20100", "duration_s": "20"})
-    scores = summarize(scored(Silent(), params, [10_000, 10_001]))
+    scores = summarize(scored(ZeroNetwork(), params, [10_000, 10_001]))
     assert scores.ratio_interval is None
-    assert scores.of_realizations.columns.tolist() == ["mse"]
+    assert scores.per_realization.columns.tolist() == ["mse"]
     assert not [name for name in fresh_metrics(scores) if "limit" in name]
 
 
-def test_the_interval_of_the_mean_is_that_of_student() -> None:
+def test_the_interval_of_the_mean_uses_students_t() -> None:
     params = resolve(SMALL)
     scores = summarize(scored(LimitNetwork(), params, range(10_000, 10_005)))
-    found = scores.of_realizations["mse"].to_numpy()
-    expected = stats.t.interval(0.95, 4, loc=found.mean(), scale=found.std(ddof=1) / 5**0.5)
+    mse = scores.per_realization["mse"].to_numpy()
+    expected = stats.t.interval(0.95, 4, loc=mse.mean(), scale=mse.std(ddof=1) / 5**0.5)
     assert scores.mse_interval == pytest.approx(expected)
 
 
-def test_a_component_of_which_nothing_remains_has_no_ratio() -> None:
+def test_a_component_with_limit_zero_has_no_ratio() -> None:
     params = resolve(SMALL | {"noise_std": "0", "frequencies_hz": "[1, 3.3]"})
-    scores = summarize(scored(Silent(), params, [10_000, 10_001]))
+    scores = summarize(scored(ZeroNetwork(), params, [10_000, 10_001]))
     assert (scores.mean.loc[LIMIT] == 0).any()
     assert all(math.isfinite(value) for value in fresh_metrics(scores).values())
 
 
-def test_realizations_that_the_training_has_used_are_passed_over() -> None:
+def test_noise_seeds_of_the_training_are_skipped() -> None:
     assert fresh_seeds([resolve()], 3) == [10_000, 10_001, 10_002]
     used = resolve({"validation_noise_seed": "10001", "validation_realizations": "2"})
     assert fresh_seeds([resolve(), used], 3) == [10_000, 10_003, 10_004]
 
 
 def test_a_model_of_a_data_file_has_no_fresh_realizations() -> None:
-    with pytest.raises(UserError, match="a data file, which has no signal model"):
+    with pytest.raises(UserError, match="a model of a data file has no signal model"):
         fresh_seeds([resolve({"data_file": "x.npz"})], 1)
 
 
-def test_evaluate_scores_fresh_realizations_where_it_is_asked_to(typed: Typed) -> None:
+def test_evaluate_scores_fresh_realizations(typed: Typed) -> None:
     assert typed("train", *options(SMALL)) == (0, "")
     assert typed("evaluate", "--realizations", "3") == (0, "")
     run = all_runs()[-1]

@@ -1,4 +1,4 @@
-"""The least error by laws: what is expected is what is reached, and thinning is bounded."""
+"""The limit: its expectation, standard error, bounds of thinning, cache and command."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from freqfilter.config import resolve
 from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.evaluation import limits
+from tests import zygote
 from tests.conftest import ROOT
 
 SMALL = {"n_samples": "300", "duration_s": "3", "frequencies_hz": "[1, 2.5]", "noise_std": "0.3", "window_length": "10"}
@@ -28,12 +30,12 @@ def model(**overrides: str) -> SignalModel:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own."""
+    """Set an empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "freqfilter" / "limits"
 
 
-def test_what_is_expected_is_what_is_reached_on_many_realizations() -> None:
+def test_the_expected_limit_is_the_mean_over_realizations() -> None:
     expected = limits.compute_expected_limit(model(), window_length=10, work=5e7)
     reached = limits.compute_window_limit(model(), realization_windows(model(), 10, *range(1000, 1040)), work=1e12)
     assert reached.n_windows == 40 * 291
@@ -45,46 +47,46 @@ def test_what_is_expected_is_what_is_reached_on_many_realizations() -> None:
         assert one.standard_error < 0.05 * one.mse
 
 
-def test_the_standard_error_is_that_of_repetition() -> None:
+def test_the_standard_error_matches_repeated_estimates() -> None:
     repeated = [
         limits.compute_expected_limit(model(), window_length=10, seed=seed, work=1e6).causal for seed in range(30)
     ]
-    spread = float(np.std([found.mse for found in repeated], ddof=1))
-    stated = float(np.mean([found.standard_error for found in repeated]))
-    # Starts that are spread evenly can only make it smaller.
+    spread = float(np.std([limit.mse for limit in repeated], ddof=1))
+    stated = float(np.mean([limit.standard_error for limit in repeated]))
+    # Evenly spaced starts can only reduce the spread.
     assert 0.3 * stated < spread < 1.5 * stated
 
 
-def test_a_longer_window_and_the_whole_window_never_hurt() -> None:
-    found = [limits.compute_expected_limit(model(), window_length=length, work=2e7) for length in (5, 10, 20, 40)]
+def test_a_longer_or_whole_window_does_not_increase_the_limit() -> None:
+    by_length = [limits.compute_expected_limit(model(), window_length=length, work=2e7) for length in (5, 10, 20, 40)]
     for side in ("causal", "two_sided"):
-        values = [getattr(of_length, side).mse for of_length in found]
+        values = [getattr(estimates, side).mse for estimates in by_length]
         assert values == sorted(values, reverse=True)
-    for of_length in found:
-        assert (of_length.two_sided.per_step <= of_length.causal.per_step + 1e-6).all()
-        assert of_length.two_sided.per_step[-1] == pytest.approx(of_length.causal.per_step[-1], rel=1e-4)
+    for estimates in by_length:
+        assert (estimates.two_sided.per_step <= estimates.causal.per_step + 1e-6).all()
+        assert estimates.two_sided.per_step[-1] == pytest.approx(estimates.causal.per_step[-1], rel=1e-4)
 
 
 @pytest.mark.parametrize("noise_std", ["0.1", "0.3", "1"])
-def test_thinning_out_the_starts_is_bounded_by_what_is_stated(noise_std: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_excess_bounds_the_effect_of_thinning(noise_std: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = limits.compute_expected_limit(model(noise_std=noise_std), window_length=10, work=5e7)
     monkeypatch.setattr(limits, "MAX_STARTS", 100)
     thinned = limits.compute_expected_limit(model(noise_std=noise_std), window_length=10, work=5e7)
     assert thinned.start_step == 3
     for side in ("causal", "two_sided"):
         high, low = getattr(thinned, side).mse, getattr(thinned, side).mse - getattr(thinned, f"{side}_excess")
-        doubt = 4 * math.hypot(getattr(thinned, side).standard_error, getattr(exact, side).standard_error)
-        assert low - doubt <= getattr(exact, side).mse <= high + doubt
+        tolerance = 4 * math.hypot(getattr(thinned, side).standard_error, getattr(exact, side).standard_error)
+        assert low - tolerance <= getattr(exact, side).mse <= high + tolerance
 
 
 @pytest.mark.parametrize("noise_std", ["0.001", "10"])
 def test_a_signal_of_millions_of_samples_takes_bounded_time_and_memory(noise_std: str) -> None:
     long = model(n_samples="1000000", duration_s="1000", noise_std=noise_std)
-    found = limits.compute_expected_limit(long, window_length=10, work=2e6)
-    assert found.start_step == 50
-    assert found.n_windows <= 100
-    assert 0 <= found.two_sided.mse < 1
-    assert found.causal_excess >= 0
+    expected = limits.compute_expected_limit(long, window_length=10, work=2e6)
+    assert expected.start_step == 50
+    assert expected.n_windows <= 100
+    assert 0 <= expected.two_sided.mse < 1
+    assert expected.causal_excess >= 0
     on_windows = limits.compute_window_limit(long, realization_windows(long, 10, 1), work=2e6)
     assert on_windows.n_windows <= 100
 
@@ -144,33 +146,31 @@ def test_on_some_of_the_validation_windows_the_limit_is_near_that_on_all_and_com
         limits.validation_limit(other, Splits.from_params(other).validation)
 
 
-def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_read_only_cache_raises_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert limits.expected_limit(model(), window_length=10, work=1e6).causal.mse > 0
 
 
-def test_an_interval_of_a_ratio_holds_the_truth_about_as_often_as_it_says() -> None:
+def test_the_ratio_interval_has_its_stated_coverage() -> None:
     random = np.random.default_rng(1)
-    held = 0
+    n_covered = 0
     for seed in range(200):
-        below = random.gamma(20, 1 / 20, size=20)
-        above = 1.5 * below * random.gamma(100, 1 / 100, size=20)
-        per_block = pd.DataFrame([above, below], index=["model", "limit"])
+        denominator = random.gamma(20, 1 / 20, size=20)
+        numerator = 1.5 * denominator * random.gamma(100, 1 / 100, size=20)
+        per_block = pd.DataFrame([numerator, denominator], index=["model", "limit"])
         low, high = limits.ratio_interval(per_block, "model", "limit", seed=seed)
-        assert low < above.mean() / below.mean() < high
-        held += low < 1.5 < high
-    assert 0.85 < held / 200 <= 0.99
+        assert low < numerator.mean() / denominator.mean() < high
+        n_covered += low < 1.5 < high
+    assert 0.85 < n_covered / 200 <= 0.99
 
 
-def test_one_block_tells_no_interval() -> None:
+def test_one_block_has_no_interval() -> None:
     per_block = pd.DataFrame([[2.0], [1.0]], index=["model", "limit"])
     assert all(math.isnan(end) for end in limits.ratio_interval(per_block, "model", "limit"))
 
 
-def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
+def test_a_bidirectional_filter_is_compared_with_the_two_sided_limit() -> None:
     from freqfilter.data.splits import Splits
     from freqfilter.evaluation.baselines import baseline_estimators
     from freqfilter.evaluation.metrics import compare
@@ -190,23 +190,21 @@ def test_a_bidirectional_filter_is_held_against_the_two_sided_limit() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_draws(tmp_path: Path) -> None:
-    def run(*words: str) -> str:
-        command = [sys.executable, "-m", "freqfilter", "limit", *words]
-        typed = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+    def run(begin: Callable[..., subprocess.CompletedProcess[str]], *arguments: str, **settings: bool) -> str:
+        command = [sys.executable, "-m", "freqfilter", "limit", *arguments]
+        params = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
         environment = os.environ | {"PATH": "", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-        # Started anew: a fork has Matplotlib's font cache where the zygote looked for it.
-        return subprocess.run(
-            [*command, *typed], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-        ).stdout
+        return begin([*command, *params], cwd=tmp_path, env=environment, check=True, **settings).stdout
 
-    found = json.loads(run("--json", "--noise_seed", "2"))
-    assert found["n_windows"] == 291
+    # A new process, since a fork would use the zygote's Matplotlib font cache.
+    printed = json.loads(run(subprocess.run, "--json", "--noise_seed", "2", capture_output=True, text=True))
+    assert printed["n_windows"] == 291
     for side in ("causal_mse", "two_sided_mse"):
-        assert len(found[f"{side}_per_frequency"]) == 2
-        assert len(found[f"{side}_per_step"]) == 10
-        assert 0 < found[f"{side}_standard_error"] < found[side]
+        assert len(printed[f"{side}_per_frequency"]) == 2
+        assert len(printed[f"{side}_per_step"]) == 10
+        assert 0 < printed[f"{side}_standard_error"] < printed[side]
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    table = run("--noise_seed", "2")
-    assert f"{found['causal_mse']:.4f}" in table
+    table = run(zygote.run, "--noise_seed", "2")
+    assert f"{printed['causal_mse']:.4f}" in table
     assert "2.5hz" in table
     assert (tmp_path / "limit.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""How often the gate is wrong, on errors of real filters."""
+"""Error rates of the promotion gate on errors of real filters."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ DECISIONS = many(400, 4000)
 
 
 def decide(candidate: np.ndarray, champion: np.ndarray, *, margin: float = 0.0) -> tuple[Verdict, int]:
-    """The gate's own sequence of looks."""
+    """Run the interim analyses of the gate; return the verdict and the number of realizations."""
     for look in INTERIM_ANALYSES:
         test = paired_test(candidate[:look], champion[:look], margin=margin)
         if test.verdict != Verdict.OPEN:
             return test.verdict, look
-    raise AssertionError("the last look leaves nothing open")
+    raise AssertionError("no verdict at the last analysis")
 
 
-def drawn(chance: np.random.Generator) -> np.ndarray:
-    return chance.integers(len(ERRORS), size=INTERIM_ANALYSES[-1])
+def draw(rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(len(ERRORS), size=INTERIM_ANALYSES[-1])
 
 
-def rate(verdicts: list[Verdict], wanted: Verdict) -> float:
-    return sum(verdict == wanted for verdict in verdicts) / len(verdicts)
+def rate(verdicts: list[Verdict], counted: Verdict) -> float:
+    return sum(verdict == counted for verdict in verdicts) / len(verdicts)
 
 
-def test_the_filters_are_what_the_rates_speak_of() -> None:
-    """One has half of the other's excess over the limit; the shift makes it 1 % and 2 %, with their own scatter."""
+def test_the_filters_have_the_stated_ratios() -> None:
+    """One has half of the other's excess over the limit; the shift makes the difference 1 % of the limit."""
     good, worse = (float(errors.mean() / LIMIT.mean() - 1) for errors in (GOOD, WORSE))
     assert good / worse == pytest.approx(0.5, abs=0.05)
     assert float((WORSE + SHIFT - GOOD).mean() / LIMIT.mean()) == pytest.approx(0.01)
@@ -51,54 +51,54 @@ def test_the_filters_are_what_the_rates_speak_of() -> None:
 
 
 @pytest.mark.soak
-def test_an_equal_candidate_is_hardly_ever_promoted() -> None:
-    """Equal to the last digit in distribution: whose error is whose is tossed for each realization."""
-    chance, verdicts = np.random.default_rng([SEED, 1]), []
+def test_an_equal_candidate_is_rarely_promoted() -> None:
+    """Errors of two filters swapped at random have the same distribution."""
+    rng, verdicts = np.random.default_rng([SEED, 1]), []
     for _ in range(DECISIONS):
-        here = drawn(chance)
-        swapped = chance.random(len(here)) < 0.5
-        one, other = GOOD[here], WORSE[here]
+        indices = draw(rng)
+        swapped = rng.random(len(indices)) < 0.5
+        one, other = GOOD[indices], WORSE[indices]
         verdicts.append(decide(np.where(swapped, one, other), np.where(swapped, other, one))[0])
-    by_chance = 3 * (FALSE_PROMOTION_RATE * (1 - FALSE_PROMOTION_RATE) / DECISIONS) ** 0.5
-    assert rate(verdicts, Verdict.BETTER) <= FALSE_PROMOTION_RATE + by_chance
+    tolerance = 3 * (FALSE_PROMOTION_RATE * (1 - FALSE_PROMOTION_RATE) / DECISIONS) ** 0.5
+    assert rate(verdicts, Verdict.BETTER) <= FALSE_PROMOTION_RATE + tolerance
 
 
 @pytest.mark.soak
-def test_half_the_excess_is_hardly_ever_missed_and_cheap_to_see() -> None:
-    chance, found = np.random.default_rng([SEED, 2]), []
+def test_half_the_excess_is_detected_with_few_realizations() -> None:
+    rng, decisions = np.random.default_rng([SEED, 2]), []
     for _ in range(DECISIONS):
-        here = drawn(chance)
-        found.append(decide(GOOD[here], WORSE[here] + SHIFT))
-    assert rate([verdict for verdict, _ in found], Verdict.BETTER) >= 0.8
-    assert np.mean([looks for _, looks in found]) < INTERIM_ANALYSES[1]
+        indices = draw(rng)
+        decisions.append(decide(GOOD[indices], WORSE[indices] + SHIFT))
+    assert rate([verdict for verdict, _ in decisions], Verdict.BETTER) >= 0.8
+    assert np.mean([looks for _, looks in decisions]) < INTERIM_ANALYSES[1]
 
 
 @pytest.mark.soak
-def test_a_worse_candidate_is_never_promoted_and_passes_a_margin_that_allows_it() -> None:
-    chance, held, allowed = np.random.default_rng([SEED, 3]), [], []
+def test_a_worse_candidate_is_promoted_only_within_a_margin() -> None:
+    rng, without_margin, with_margin = np.random.default_rng([SEED, 3]), [], []
     for _ in range(DECISIONS):
-        here = drawn(chance)
-        held.append(decide(WORSE[here], GOOD[here])[0])
-        allowed.append(decide(WORSE[here], GOOD[here], margin=0.03)[0])
-    assert rate(held, Verdict.BETTER) == 0
-    assert rate(allowed, Verdict.BETTER) >= 0.8
+        indices = draw(rng)
+        without_margin.append(decide(WORSE[indices], GOOD[indices])[0])
+        with_margin.append(decide(WORSE[indices], GOOD[indices], margin=0.03)[0])
+    assert rate(without_margin, Verdict.BETTER) == 0
+    assert rate(with_margin, Verdict.BETTER) >= 0.8
 
 
-def test_the_very_same_errors_are_equal_at_the_first_look() -> None:
+def test_identical_errors_are_equal_at_the_first_analysis() -> None:
     assert decide(GOOD, GOOD) == (Verdict.EQUAL, INTERIM_ANALYSES[0])
     assert decide(GOOD * (1 + INDIFFERENCE / 3), GOOD)[0] != Verdict.BETTER
 
 
-def test_the_chance_is_counted_over_all_signs() -> None:
+def test_the_p_value_counts_all_sign_patterns() -> None:
     champion = np.ones(4)
     assert paired_test(champion - [0.1, 0.2, 0.3, 0.4], champion).p_value == 1 / 16
     assert paired_test(champion - [0.1, 0.2, 0.3, -0.05], champion).p_value == 2 / 16
     assert paired_test(champion + np.array([0.1, 0.2, 0.3, 0.4]), champion).p_value == 1
-    many_of_them = np.ones(INTERIM_ANALYSES[-1])
-    assert paired_test(many_of_them - 0.1, many_of_them).p_value < 1e-4
+    ones = np.ones(INTERIM_ANALYSES[-1])
+    assert paired_test(ones - 0.1, ones).p_value < 1e-4
 
 
-def test_the_interval_holds_the_difference_and_is_that_of_students_t() -> None:
+def test_the_interval_is_students_t_around_the_difference() -> None:
     rng = np.random.default_rng(0)
     champion = 1 + 0.1 * rng.standard_normal(10)
     candidate = champion - 0.02 + 0.01 * rng.standard_normal(10)

@@ -1,4 +1,4 @@
-"""MLflow's UI as a command: it prints addresses, ends with the program, and refuses a port that is in use."""
+"""The command ``ui`` prints addresses, stops its server when it exits, and reports a port that is in use."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from tests.conftest import SMALL, Typed, all_runs, free_port, start, wait_for_li
 pytestmark = pytest.mark.slow
 
 
-def test_the_ui_command_prints_addresses_that_answer(folder: Path) -> None:
+def test_the_ui_command_prints_reachable_addresses(folder: Path) -> None:
     freqfilter.train(**SMALL | {"epochs": "1", "register": "false"}, progress=False)
     run, port = all_runs()[0].info, free_port()
     command = [sys.executable, "-m", "freqfilter", "ui", "--port", str(port)]
     with wait_for_line("all decisions", command, folder) as process:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
-                assert b"MLflow" in answer.read()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as response:
+                assert b"MLflow" in response.read()
             api = f"http://127.0.0.1:{port}/api/2.0/mlflow/runs/get?run_id={run.run_id}"
-            with urllib.request.urlopen(api, timeout=30) as answer:
-                assert run.run_id in answer.read().decode()
+            with urllib.request.urlopen(api, timeout=30) as response:
+                assert run.run_id in response.read().decode()
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=60) == 130
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server is still there"
+        assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server is still running"
 
 
-def test_a_port_in_use_is_refused_in_a_line(typed: Typed) -> None:
+def test_a_port_in_use_is_reported_in_one_line(typed: Typed) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import draw_nothing, fork_witnesses, in_store, made_once, options, start, work_in
+from tests.conftest import draw_nothing, fork_model_workers, in_store, made_once, options, start, work_in
 from tests.promotion.making import BOUNDS, SETTING
 
 
 @pytest.fixture(autouse=True)
 def forked_witnesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models are asked in forked processes where a test decides in its own process."""
-    fork_witnesses(monkeypatch)
+    """Load models in forked processes."""
+    fork_model_workers(monkeypatch)
 
 
 @pytest.fixture(scope="session")
 def registries(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
-    """A folder with stores whose versions 1 and 2 are a good and a better filter; in two of them one is champion."""
+    """Folder of stores whose versions 1 and 2 are a good and a better filter; in two of them one is champion."""
 
     def make(folder: Path) -> None:
         store, cache = folder / "mlflow.db", empty_store.parent / "cache"
@@ -31,7 +31,7 @@ def registries(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> P
         with pytest.MonkeyPatch.context() as patch:
             work_in(folder, store, patch, cache=cache)
             draw_nothing(patch)
-            fork_witnesses(patch)
+            fork_model_workers(patch)
             for number in ("1", "2"):
                 assert start("promote", "--version", number, *BOUNDS) == 0
                 shutil.copy(store, folder / f"champion_{number}.db")
@@ -41,7 +41,7 @@ def registries(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> P
 
 @pytest.fixture
 def registry_with(registries: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], Path]:
-    """The working folder with a copy of such a store, to be changed; its models' files are shared, and are not."""
+    """Function that copies such a store to the working folder; the models' files are shared."""
 
     def copied(champion: int | None) -> Path:
         name = f"champion_{champion}.db" if champion else "without_champion.db"

@@ -1,4 +1,4 @@
-"""Versions of every kind, made without training where that is enough."""
+"""Model versions for tests, without training where possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.conftest import SMALL
 
 NAME = "frequency-filter"
 SETTING = SMALL | {"hidden_size": "16", "learning_rate": "0.02", "noise_std": "0.2"}
-# What small filters keep to on every processor: the lesser of the two has 1.2 and 1.5, the deaf one 3.9.
+# Bounds that small filters meet on every processor: the worse of the two has 1.2 and 1.5, the confused one 3.9.
 BOUNDS = ("--max_mse_ratio", "1.5", "--max_mse_ratio_per_frequency", "2.5")
 
 
@@ -25,7 +25,7 @@ def setting(**overrides: str) -> Params:
 
 
 def register(module: FrequencyFilterLSTM, params: Params, *, diagnoses: str = "") -> int:
-    """A version of any network at all."""
+    """Register a network as a version."""
     golden, _ = Splits.from_params(params).test.batch(torch.arange(0, 40, 5))
     with open_run(params.tracking, name="made") as run:
         trained = registry.ModelPackage(module.eval(), params, golden=golden.numpy(), step=1)
@@ -38,15 +38,15 @@ def module_of(version: int) -> FrequencyFilterLSTM:
 
 
 def zero(version: int) -> FrequencyFilterLSTM:
-    """A filter that answers zero."""
+    """A filter that estimates zero."""
     module = module_of(version)
     for parameter in module.fc.parameters():
         torch.nn.init.zeros_(parameter)
     return module
 
 
-def deaf_to_the_last_component(version: int) -> FrequencyFilterLSTM:
-    """A filter that takes a wish for the last component for one for the first: good on all others."""
+def confusing_the_last_component(version: int) -> FrequencyFilterLSTM:
+    """A filter that estimates the first component if the last is selected."""
     module = module_of(version)
     with torch.no_grad():
         weights = module.recurrent.weight_ih_l0
@@ -59,5 +59,5 @@ def version(number: int) -> RegisteredVersion:
 
 
 def aliases() -> dict[str, int]:
-    found = MlflowClient().get_registered_model(NAME).aliases
-    return {alias: int(number) for alias, number in found.items()}
+    versions = MlflowClient().get_registered_model(NAME).aliases
+    return {alias: int(number) for alias, number in versions.items()}

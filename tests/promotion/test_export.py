@@ -1,4 +1,4 @@
-"""A version as an ONNX file: checked, kept beside the version, and refused in one line where it cannot be had."""
+"""Export of a version as an ONNX file, which is checked and logged; errors are one line."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from tests.promotion.making import NAME, version
 pytestmark = pytest.mark.slow
 
 
-def test_the_file_answers_as_the_version_does_and_is_kept_beside_it(registry: Path, typed: Typed) -> None:
+def test_the_onnx_file_computes_the_versions_estimates_and_is_logged(registry: Path, typed: Typed) -> None:
     before = freqfilter.load(NAME, version=1)
     assert typed("export", "--version", "1", "--output", "written/filter.onnx") == (0, "")
     content = Path("written/filter.onnx").read_bytes()
     session = InferenceSession(content)
     inputs = np.random.default_rng(3).normal(size=(5, 40, before.module.recurrent.input_size)).astype(np.float32)
     np.testing.assert_allclose(session.run(None, {"inputs": inputs})[0], before.predict(inputs), rtol=0, atol=1e-5)
-    noted = version(1).tags
-    about = session.get_modelmeta().custom_metadata_map
-    assert json.loads(about["frequencies_hz"]) == before.facts["frequencies_hz"]
-    assert about["model_sha256"] == noted["model_sha256"]
-    assert noted["onnx_sha256"] == hashlib.sha256(content).hexdigest()
-    assert Path(mlflow.artifacts.download_artifacts(noted["onnx"], dst_path="kept")).read_bytes() == content
-    # The version's own files are what they were.
+    tags = version(1).tags
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["frequencies_hz"]) == before.facts["frequencies_hz"]
+    assert metadata["model_sha256"] == tags["model_sha256"]
+    assert tags["onnx_sha256"] == hashlib.sha256(content).hexdigest()
+    assert Path(mlflow.artifacts.download_artifacts(tags["onnx"], dst_path="kept")).read_bytes() == content
+    # The version's files have not changed.
     assert freqfilter.load(NAME, version=1).golden is not None
-    # Again, and the newest.
+    # The newest version, and the first again.
     assert typed("export")[0] == 0
     assert "onnx" in version(2).tags
     assert typed("export", "--version", "1")[0] == 0
     assert Path("filter.onnx").read_bytes() == content
 
 
-def test_what_cannot_be_exported_is_said_in_a_line_and_leaves_nothing(
+def test_export_errors_are_one_line_and_leave_no_file(
     registry: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("taken").mkdir()
@@ -63,11 +63,11 @@ def test_what_cannot_be_exported_is_said_in_a_line_and_leaves_nothing(
     assert "onnx" not in version(2).tags
 
 
-def test_a_file_that_answers_otherwise_is_not_written(
+def test_an_onnx_file_with_other_estimates_is_not_written(
     registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(export.GATES, "LSTM", (0, 1, 2, 3))
-    with pytest.raises(RuntimeError, match="the ONNX file's estimates are off by"):
+    with pytest.raises(RuntimeError, match="estimates of the ONNX file differ by"):
         call(["export"], capsys, monkeypatch)
     assert not Path("filter.onnx").exists()
     assert "onnx" not in version(2).tags

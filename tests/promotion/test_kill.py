@@ -1,4 +1,4 @@
-"""Killed at any moment of a promotion or a rollback: never no champion, and never one without evidence."""
+"""A promotion or rollback that is killed at any moment leaves a champion with evidence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def assert_a_champion_with_evidence() -> None:
 
 @pytest.fixture(scope="module")
 def start_s(registries: Path) -> float:
-    """How long a process takes to begin that is started and not forked, as a model's is."""
+    """How long a process takes to begin that is started and not forked, as the model server is."""
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", "import freqfilter.pipelines.promote"], cwd=registries, check=True)
     return time.monotonic() - started
@@ -48,8 +48,8 @@ def test_killed_while_the_champion_changes(
     process = zygote.Popen(
         [sys.executable, "-m", "freqfilter", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    # A promotion starts two processes that import everything, one after the other; a rollback one. Itself is forked.
-    killed_s = chance.uniform(0, 2.0 if rolls_back else 4.0) * start_s
+    # Both start one process that imports everything; a promotion then scores the models. The program itself is forked.
+    killed_s = chance.uniform(0, 1.5 if rolls_back else 2.5) * start_s
     time.sleep(killed_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -57,20 +57,20 @@ def test_killed_while_the_champion_changes(
     assert aliases()["champion"] in (1, 2), told
     assert_a_champion_with_evidence()
     assert typed("doctor") == (0, ""), told
-    if not (rolls_back and aliases()["champion"] != before):  # to take it back twice would bring the first one again
+    if not (rolls_back and aliases()["champion"] != before):  # a second rollback would restore the first champion
         assert typed(*words) == (0, ""), told
         assert aliases()["champion"] == (1 if rolls_back else 2), told
     assert_a_champion_with_evidence()
 
 
-def test_somebody_else_moves_the_champion_meanwhile(
+def test_a_decision_is_repeated_if_the_champion_changes_meanwhile(
     registry_with: Callable[[int | None], Path], typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decision is made again, against the one that is champion by then."""
+    """The decision is repeated against the new champion."""
     import freqfilter.pipelines.promote as workflow
 
     registry_with(1)
-    examine, seen = workflow.run_checks, []
+    run_checks, seen = workflow.run_checks, []
 
     def meanwhile(candidate, champion, *args, **named):  # type: ignore[no-untyped-def]
         seen.append(champion.version)
@@ -78,7 +78,7 @@ def test_somebody_else_moves_the_champion_meanwhile(
             client = MlflowClient()
             client.create_model_version("frequency-filter", version(1).source, tags=version(1).tags)
             client.set_registered_model_alias("frequency-filter", "champion", "3")
-        return examine(candidate, champion, *args, **named)
+        return run_checks(candidate, champion, *args, **named)
 
     monkeypatch.setattr(workflow, "run_checks", meanwhile)
     assert typed("promote", "--version", "2", *BOUNDS) == (0, "")
@@ -93,7 +93,7 @@ def test_two_promotions_at_once_leave_one_champion_with_evidence(
     folder = registry_with(1)
     command = [sys.executable, "-m", "freqfilter", "promote", "--version", "2", *BOUNDS]
     both = [zygote.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=240)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
     assert (aliases()["champion"], aliases()["previous"]) == (2, 1)
     assert_a_champion_with_evidence()

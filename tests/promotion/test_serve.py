@@ -1,4 +1,4 @@
-"""The champion over HTTP: right answers to many at once, and a reason for what is wrong."""
+"""The champion over HTTP: predictions for concurrent clients, and reasons for bad requests."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.promotion.making import NAME
 pytestmark = pytest.mark.slow
 
 
-def ask(url: str, body: bytes) -> tuple[int, dict[str, object]]:
+def post(url: str, body: bytes) -> tuple[int, dict[str, object]]:
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 (our own server)
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            return answer.status, json.load(answer)
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
+            return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read() or b"{}")
 
@@ -37,8 +37,8 @@ def served(registry_with: Callable[[int | None], Path]) -> Iterator[str]:
     registry = registry_with(2)
     port, log = free_port(), registry / "serve.log"
     command = [sys.executable, "-m", "freqfilter", "serve", "--port", str(port)]
-    with log.open("w") as heard:
-        server = zygote.Popen(command, cwd=registry, stdout=heard, stderr=subprocess.STDOUT, text=True)
+    with log.open("w") as output:
+        server = zygote.Popen(command, cwd=registry, stdout=output, stderr=subprocess.STDOUT, text=True)
     try:
         wait_until_it_answers(f"http://127.0.0.1:{port}/ping", server, log)
         yield f"http://127.0.0.1:{port}/invocations"
@@ -47,14 +47,14 @@ def served(registry_with: Callable[[int | None], Path]) -> Iterator[str]:
         assert server.wait(timeout=60) == 143
 
 
-def test_right_answers_to_many_and_a_reason_for_what_is_wrong(served: str) -> None:
+def test_concurrent_clients_get_predictions_and_bad_requests_a_reason(served: str) -> None:
     rng, filter_ = np.random.default_rng(0), freqfilter.load(NAME, alias="champion")
 
     def one(number: int) -> float:
         x = rng.standard_normal((1 + number % 3, 5 + number, 5)).astype(np.float32)
-        status, answer = ask(served, json.dumps({"inputs": x.tolist()}).encode())
+        status, response = post(served, json.dumps({"inputs": x.tolist()}).encode())
         assert status == 200
-        return float(np.abs(np.array(answer["predictions"]) - filter_.predict(x)).max())
+        return float(np.abs(np.array(response["predictions"]) - filter_.predict(x)).max())
 
     with ThreadPoolExecutor(8) as clients:
         assert max(clients.map(one, range(40))) < 1e-5
@@ -69,13 +69,13 @@ def test_right_answers_to_many_and_a_reason_for_what_is_wrong(served: str) -> No
         json.dumps({"wrong": good}).encode(),
         b"",
     ):
-        status, answer = ask(served, body)
-        assert status == 400, (body, answer)
-        assert answer.get("message"), body
-    assert ask(served, json.dumps({"inputs": good}).encode())[0] == 200
+        status, response = post(served, body)
+        assert status == 400, (body, response)
+        assert response.get("message"), body
+    assert post(served, json.dumps({"inputs": good}).encode())[0] == 200
 
 
-def test_what_cannot_be_served_is_said(registry: Path, typed: Typed) -> None:
+def test_serving_a_missing_version_is_an_error(registry: Path, typed: Typed) -> None:
     code, line = typed("serve")
     assert code == 2
     assert "champion" in line

@@ -1,10 +1,12 @@
-"""A registry walked through, as docs/promotion.md does: every verdict for its own reason, and what is kept of it."""
+"""Promotions, refusals and rollbacks in a registry, as in docs/promotion.md."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +25,7 @@ from tests.promotion.making import (
     NAME,
     SETTING,
     aliases,
-    deaf_to_the_last_component,
+    confusing_the_last_component,
     module_of,
     register,
     setting,
@@ -36,13 +38,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def promote(registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> object:
-    """``freqfilter promote``: its exit code, and what it says."""
+    """Run ``freqfilter promote``; return exit status and output."""
 
-    def ask(*words: str) -> tuple[object, str]:
+    def run_promote(*words: str) -> tuple[object, str]:
         code, printed, last_words = say(["promote", *BOUNDS, *words], capsys, monkeypatch)
         return code, printed + last_words
 
-    return ask
+    return run_promote
 
 
 def last_decision() -> dict[str, str]:
@@ -51,18 +53,18 @@ def last_decision() -> dict[str, str]:
     return run.data.tags
 
 
-def test_a_registry_is_walked_through(
+def test_promotions_refusals_and_rollback_in_one_registry(
     promote, registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
     assert aliases() == {"candidate": 2}
     # The first champion.
-    code, said = promote("--version", "1")
-    assert (code, "PROMOTED: frequency-filter version 1" in said) == (0, True), said
+    code, output = promote("--version", "1")
+    assert (code, "PROMOTED: frequency-filter version 1" in output) == (0, True), output
     assert aliases() == {"candidate": 2, "champion": 1}
     # A better one, which is the newest.
-    code, said = promote()
-    assert code == 0, said
-    assert "it is better than the champion" in said
+    code, output = promote()
+    assert code == 0, output
+    assert "better than the champion" in output
     assert aliases() == {"candidate": 2, "champion": 2, "previous": 1}
     decision = [run for run in all_runs() if run.data.tags.get("workflow") == "promote"][-1]
     assert {"decision/report.md", "decision/errors.png", "decision/errors.csv"} <= artifacts(decision)
@@ -75,57 +77,58 @@ def test_a_registry_is_walked_through(
         "| loads",
     ):
         assert words in report
-    noted = version(2).tags
-    assert (noted["decision"], noted["decision_run"], noted["decided_against"]) == (
+    tags = version(2).tags
+    assert (tags["decision"], tags["decision_run"], tags["decided_against"]) == (
         "PROMOTED",
         decision.info.run_id,
         "1",
     )
     # An equal one.
     equal = register(module_of(2), setting())
-    code, said = promote()
-    assert (code, last_decision()["decision"]) == (0, "HELD"), said
-    assert "the same weights" in said
+    code, output = promote()
+    assert (code, last_decision()["decision"]) == (0, "NOT_BETTER"), output
+    assert "identical weights" in output
     # The champion itself, and one that is worse.
-    assert (promote("--version", "2")[0], last_decision()["decision"]) == (0, "HELD")
-    code, said = promote("--version", "1")
-    assert (code, last_decision()["decision"]) == (0, "HELD"), said
+    assert (promote("--version", "2")[0], last_decision()["decision"]) == (0, "NOT_BETTER")
+    code, output = promote("--version", "1")
+    assert (code, last_decision()["decision"]) == (0, "NOT_BETTER"), output
     # Each refused for its own reason.
-    damaged, pickled = register(module_of(2), setting()), pickled_version(tmp_path)
-    source = MlflowClient().get_logged_model(version(damaged).source.removeprefix("models:/")).artifact_location
+    corrupt, pickled = register(module_of(2), setting()), pickled_version(tmp_path)
+    source = MlflowClient().get_logged_model(version(corrupt).source.removeprefix("models:/")).artifact_location
     weights = Path(source.removeprefix("file://")) / "artifacts" / "weights.pt"
     weights.write_bytes(weights.read_bytes()[:-200])
     refused = {
         register(zero(2), setting()): "beats zero",
         register(module_of(2), setting(), diagnoses="overfitting leak"): "no leak",
-        register(deaf_to_the_last_component(2), setting()): "near the limit, 7hz",
-        register(module_of(2), setting(noise_std="0.3")): "comparable: trained for noise_std=0.3",
-        damaged: "not those that were registered",
+        register(confusing_the_last_component(2), setting()): "near the limit, 7hz",
+        register(module_of(2), setting(noise_std="0.3")): "its task differs from the champion's: noise_std=0.3",
+        corrupt: "checksum mismatch",
         pickled: "not a filter of freqfilter",
     }
     for number, reason in refused.items():
-        code, said = promote("--version", str(number))
-        assert (code, last_decision()["decision"]) == (1, "REFUSED"), said
+        code, output = promote("--version", str(number))
+        assert (code, last_decision()["decision"]) == (1, "REJECTED"), output
         assert reason in last_decision()["reason"]
-        assert version(number).tags["decision"] == "REFUSED"
+        assert version(number).tags["decision"] == "REJECTED"
         assert aliases()["champion"] == 2
-    # Force has a reason, and does not help what cannot be loaded.
-    code, said = promote("--version", str(damaged), "--force", "I insist")
-    assert (code, last_decision()["decision"]) == (1, "REFUSED")
-    code, said = promote("--version", str(equal), "--force", "the same, trained anew")
-    assert (code, last_decision()["decision"]) == (0, "PROMOTED"), said
+    # --force needs a reason, and does not promote a version that cannot be loaded.
+    code, output = promote("--version", str(corrupt), "--force", "I insist")
+    assert (code, last_decision()["decision"]) == (1, "REJECTED")
+    code, output = promote("--version", str(equal), "--force", "the same, trained anew")
+    assert (code, last_decision()["decision"]) == (0, "PROMOTED"), output
     assert "forced: the same, trained anew" in last_decision()["reason"]
     assert (aliases()["champion"], aliases()["previous"]) == (equal, 2)
-    # Back, and what has happened.
+    # Rollback, and history.
     assert call(["rollback", "--reason", "the new one hums"], capsys, monkeypatch) == (0, "")
     assert (aliases()["champion"], aliases()["previous"]) == (2, equal)
-    told = list(csv.DictReader(io.StringIO(say(["history", "--csv"], capsys, monkeypatch)[1])))
-    events = [(row["event"], row["version"], row["champion_after"]) for row in told if row["event"] != "registered"]
-    assert events[:4] == [("PROMOTED", "1", "1"), ("PROMOTED", "2", "2"), ("HELD", str(equal), "2"), ("HELD", "2", "2")]
+    rows = list(csv.DictReader(io.StringIO(say(["history", "--csv"], capsys, monkeypatch)[1])))
+    events = [(row["event"], row["version"], row["champion_after"]) for row in rows if row["event"] != "registered"]
+    assert events[:2] == [("PROMOTED", "1", "1"), ("PROMOTED", "2", "2")]
+    assert events[2:4] == [("NOT_BETTER", str(equal), "2"), ("NOT_BETTER", "2", "2")]
     assert events[-1] == ("ROLLED BACK", "2", "2")
-    assert told[-1]["why"] == "the new one hums"
-    assert sum(row["event"] == "registered" for row in told) == len(refused) + 3
-    assert all(row["evidence"] for row in told if row["event"] != "registered")
+    assert rows[-1]["why"] == "the new one hums"
+    assert sum(row["event"] == "registered" for row in rows) == len(refused) + 3
+    assert all(row["evidence"] for row in rows if row["event"] != "registered")
     assert freqfilter.load(NAME, alias="champion").facts["window_length"] == 20
 
 
@@ -142,17 +145,17 @@ def pickled_version(tmp_path: Path) -> int:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_the_end_of_a_models_process_is_no_verdict(
+def test_a_killed_model_process_is_not_a_refusal(
     number: int, registry_with: Callable[[int | None], Path], typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a system short of memory ends it, whether it is the champion's or the candidate's."""
+    """The system may kill the champion's or the candidate's process when memory is short."""
     registry_with(1)
-    ask = ModelWorker.request_scores
+    request_scores = ModelWorker.request_scores
 
     def killed(self: ModelWorker, noise_seeds: list[int] | None) -> None:
         if self._uri == version(number).uri:
-            self._process.kill()
-        ask(self, noise_seeds)
+            os.kill(self.pid, signal.SIGKILL)
+        request_scores(self, noise_seeds)
 
     monkeypatch.setattr(ModelWorker, "request_scores", killed)
     code, line = typed("promote", "--version", "2", *BOUNDS)
@@ -162,7 +165,7 @@ def test_the_end_of_a_models_process_is_no_verdict(
     assert aliases()["champion"] == 1
 
 
-def test_to_ask_again_gives_the_same_and_another_seed_is_named(promote, registry: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_repeated_promotion_has_the_same_errors_and_reports_a_given_seed(promote, registry: Path) -> None:  # type: ignore[no-untyped-def]
     assert promote("--version", "1")[0] == 0
     errors = []
     for seed in ((), (), ("--noise_seed", "123")):
@@ -170,22 +173,22 @@ def test_to_ask_again_gives_the_same_and_another_seed_is_named(promote, registry
         assert promote("--version", "2", *seed)[0] == 0
         run = [run for run in all_runs() if run.data.tags.get("workflow") == "promote"][-1]
         errors.append(download(run, "decision/errors.csv", registry / str(len(errors))).read_text())
-        assert ("which somebody chose" in run.data.tags["mlflow.note.content"]) == bool(seed)
+        assert ("(user-specified)" in run.data.tags["mlflow.note.content"]) == bool(seed)
     assert errors[0] == errors[1] != errors[2]
 
 
-def test_under_mlflow_run_a_refusal_is_a_decision_made(promote, registry: Path, mlflow_run: Program) -> None:  # type: ignore[no-untyped-def]
+def test_a_refusal_under_mlflow_run_is_a_finished_run(promote, registry: Path, mlflow_run: Program) -> None:  # type: ignore[no-untyped-def]
     done = mlflow_run("-e", "promote", version="1", max_mse_ratio="1.0001")
     assert done.returncode == 1
-    assert "REFUSED: frequency-filter version 1" in done.stdout
+    assert "REJECTED: frequency-filter version 1" in done.stdout
     deadline = time.monotonic() + 60
     while (run := all_runs()[-1]).info.status != "FINISHED":
         assert time.monotonic() < deadline, run.info.status
         time.sleep(0.3)
-    assert run.data.tags["decision"] == "REFUSED"
+    assert run.data.tags["decision"] == "REJECTED"
 
 
-def test_a_filter_of_a_users_own_data_is_judged_without_a_limit(
+def test_a_filter_of_a_users_data_is_promoted_without_a_limit(
     promote, registry: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     made = {name: SETTING[name] for name in ("n_samples", "duration_s", "window_length")}
@@ -194,29 +197,29 @@ def test_a_filter_of_a_users_own_data_is_judged_without_a_limit(
     for epochs in ("2", "15"):
         assert call(["train", *options(own | {"epochs": epochs})], capsys, monkeypatch) == (0, "")
     assert promote("--model_name", "own", "--version", "1")[0] in (0, 1)
-    code, said = promote("--model_name", "own", "--version", "2")
-    assert "the signal model of a user's own data is not known" in said
-    assert "near the limit, 1hz" not in said
-    assert code == 0, said
+    code, output = promote("--model_name", "own", "--version", "2")
+    assert "the signal model of a data file is unknown" in output
+    assert "near the limit, 1hz" not in output
+    assert code == 0, output
 
 
-def test_what_is_not_there_is_said(promote, registry: Path, typed: Typed) -> None:  # type: ignore[no-untyped-def]
+def test_errors_of_registry_commands_are_reported(promote, registry: Path, typed: Typed) -> None:  # type: ignore[no-untyped-def]
     for words, part in [
         (("--model_name", "absent"), "absent"),
         (("--version", "99"), "99"),
-        (("--force", " "), "a reason is needed"),
+        (("--force", " "), "the reason is blank"),
         (("--version", "0"), "version"),
     ]:
-        code, said = promote(*words)
+        code, output = promote(*words)
         assert code == 2
-        assert part in said
-        assert "Traceback" not in said
+        assert part in output
+        assert "Traceback" not in output
     assert typed("rollback")[0] == 2
     assert typed("history", "--model_name", "absent")[0] == 2
     assert [run for run in all_runs() if run.data.tags.get("decision")] == []
 
 
-def test_a_copy_elsewhere_has_its_evidence_and_is_nobodys_champion(
+def test_a_copy_in_another_registry_has_its_evidence_and_is_not_champion(
     promote, registry: Path, empty_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     assert promote("--version", "2")[0] == 0
@@ -226,11 +229,11 @@ def test_a_copy_elsewhere_has_its_evidence_and_is_nobodys_champion(
     assert call(words, capsys, monkeypatch) == (0, "")
     before = version(2).tags
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
-    found = MlflowClient().get_model_version("production", "1")
-    assert found.tags["model_sha256"] == before["model_sha256"]
-    assert found.tags["verdict_elsewhere"].startswith("PROMOTED in sqlite:///")
-    assert found.tags["copied_from"].endswith("frequency-filter version 2")
-    assert "decision" not in found.tags
+    copied = MlflowClient().get_model_version("production", "1")
+    assert copied.tags["model_sha256"] == before["model_sha256"]
+    assert copied.tags["verdict_elsewhere"].startswith("PROMOTED in sqlite:///")
+    assert copied.tags["copied_from"].endswith("frequency-filter version 2")
+    assert "decision" not in copied.tags
     assert MlflowClient().get_registered_model("production").aliases == {"candidate": 1}
     (run,) = all_runs()
     assert "decision/report.md" in artifacts(run)
@@ -238,11 +241,11 @@ def test_a_copy_elsewhere_has_its_evidence_and_is_nobodys_champion(
     assert torch.isfinite(torch.from_numpy(loaded.extract([0.1] * 30, 3.0))).all()
     assert resolve(loaded.params.flat()).data.window_length == 20
     assert call(["promote", "--model_name", "production", *BOUNDS], capsys, monkeypatch)[0] == 0
-    told = json.loads(say(["history", "--model_name", "production", "--json"], capsys, monkeypatch)[1])
-    assert "copied from sqlite:///" in told[0]["why"]
+    rows = json.loads(say(["history", "--model_name", "production", "--json"], capsys, monkeypatch)[1])
+    assert "copied from sqlite:///" in rows[0]["why"]
 
 
-def test_a_copy_that_does_not_arrive_as_it_was_is_taken_back(
+def test_a_copy_with_another_checksum_is_deleted(
     registry: Path,
     empty_store: Path,
     capsys: pytest.CaptureFixture[str],
@@ -250,10 +253,10 @@ def test_a_copy_that_does_not_arrive_as_it_was_is_taken_back(
 ) -> None:
     other = registry / "other.db"
     other.write_bytes(empty_store.read_bytes())
-    monkeypatch.setattr("freqfilter.tracking.remote_registry.RemoteRegistry.digest", lambda *_: "another")
+    monkeypatch.setattr("freqfilter.tracking.registry.RemoteRegistry.digest", lambda *_: "another")
     code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
     assert code == 2
-    assert "did not arrive as they were" in line
+    assert "checksum mismatch after the copy" in line
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
     assert MlflowClient().search_model_versions() == []
     assert all_runs() == []

@@ -1,4 +1,4 @@
-"""The program, saying on a pipe when it enters and leaves each phase: ``announced.py DESCRIPTOR WORD…``."""
+"""Command line that writes start and end of each phase to a pipe: ``announced.py DESCRIPTOR ARGUMENT…``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 
-def announce(phase: str, what: str) -> None:
-    os.write(int(os.environ["ANNOUNCE_TO"]), f"{phase} {what} {time.monotonic()}\n".encode())
+def announce(phase: str, event: str) -> None:
+    os.write(int(os.environ["ANNOUNCE_TO"]), f"{phase} {event} {time.monotonic()}\n".encode())
 
 
 def during(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,8 +37,8 @@ def main() -> None:
     os.environ["ANNOUNCE_TO"] = sys.argv.pop(1)
     announce("start", "begin")
     from freqfilter.cli.main import main as run_command_line
-    from freqfilter.pipelines import train
-    from freqfilter.pipelines.setup import CheckpointWriter
+    from freqfilter.pipelines import finalize
+    from freqfilter.pipelines.train import CheckpointWriter
     from freqfilter.tracking import lifecycle, run
     from freqfilter.training import loop
 
@@ -46,8 +46,8 @@ def main() -> None:
     CheckpointWriter.write = during("checkpoint", CheckpointWriter.write)  # type: ignore[method-assign]
     make_sender = run.sender
     run.sender = lambda *args: during("logging", make_sender(*args))
-    train.evaluate_best_weights = during("evaluation", train.evaluate_best_weights)
-    train.log_model = during("registration", train.log_model)
+    finalize.evaluate_best_weights = during("evaluation", finalize.evaluate_best_weights)
+    finalize.log_model = during("registration", finalize.log_model)
     lifecycle.shutil.rmtree = during("ending", lifecycle.shutil.rmtree)  # type: ignore[assignment]
     run_command_line()
 

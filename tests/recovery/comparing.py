@@ -1,4 +1,4 @@
-"""What it means that two runs came to the same, and how the program is started to be interrupted."""
+"""Comparison of two runs' results, and the setting of runs to interrupt."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from freqfilter.tracked_names import SYSTEM, is_repeatable
 from tests.conftest import SMALL, artifacts
 
-# Everything that is random or has a state of its own; long enough to be interrupted.
+# Everything that is random or has a state; long enough to interrupt.
 RICH = SMALL | {
     "epochs": "12",
     "dropout": "0.3",
@@ -24,11 +24,11 @@ RICH = SMALL | {
     "checkpoint_every": "4",
     "early_stopping_patience": "50",
 }
-WHERE_AND_WHEN = {"run_dir", "checkpoint_minutes", "checkpoints_kept"}  # parameters that change no number
+NOT_COMPARED = {"run_dir", "checkpoint_minutes", "checkpoints_kept"}  # parameters that do not change results
 
 
 def end_by(process: subprocess.Popen[str], number: signal.Signals) -> str:
-    """End the program by a signal, twice where it could be hurried; what it says after that."""
+    """Send a signal, a second time if it can be handled, and return the remaining output."""
     process.send_signal(number)
     if number is not signal.SIGKILL:
         process.send_signal(number)
@@ -38,7 +38,7 @@ def end_by(process: subprocess.Popen[str], number: signal.Signals) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a finished run came to, but for what differs from run to run."""
+    """Results of a finished run that are equal in every repetition."""
 
     params: dict[str, str]
     metrics: dict[str, list[tuple[int, float]]]
@@ -49,23 +49,23 @@ class Outcome:
     def of(cls, run: Run) -> Outcome:
         assert run.info.status == "FINISHED"
         for name in run.data.metrics:
-            if name.startswith(SYSTEM):  # how many points there are depends on the time, each of them is there once
+            if name.startswith(SYSTEM):  # their number depends on time; none is duplicated
                 points = history(run, name)
                 assert [step for step, _ in points] == list(range(1, len(points) + 1))
         return cls(
-            {name: value for name, value in run.data.params.items() if name not in WHERE_AND_WHEN},
+            {name: value for name, value in run.data.params.items() if name not in NOT_COMPARED},
             {name: history(run, name) for name in run.data.metrics if not name.startswith(SYSTEM)},
             {name for name in artifacts(run) if not name.startswith("source/")},
             weights(run),
         )
 
     def assert_same(self, run: Run) -> None:
-        """Another run came to the very same, and has one whole model and one version, of these weights."""
-        found = Outcome.of(run)
-        assert found.params == self.params
-        assert found.files == self.files
-        assert found.metrics == self.metrics
-        self.assert_weights(found.weights)
+        """Assert that a run has the same results, and one model and one version with these weights."""
+        other = Outcome.of(run)
+        assert other.params == self.params
+        assert other.files == self.files
+        assert other.metrics == self.metrics
+        self.assert_weights(other.weights)
         client, experiment_id, run_id = MlflowClient(), run.info.experiment_id, run.info.run_id
         versions = client.search_model_versions(f"run_id = '{run_id}'")
         assert len(versions) == 1
@@ -73,13 +73,13 @@ class Outcome:
         assert [(model.status, f"models:/{model.model_id}") for model in models] == [("READY", versions[0].source)]
         self.assert_weights(mlflow.pyfunc.load_model(versions[0].source).unwrap_python_model().module.state_dict())
 
-    def assert_weights(self, found: dict[str, torch.Tensor]) -> None:
-        assert found.keys() == self.weights.keys()
-        assert all(torch.equal(found[name], weight) for name, weight in self.weights.items())
+    def assert_weights(self, other: dict[str, torch.Tensor]) -> None:
+        assert other.keys() == self.weights.keys()
+        assert all(torch.equal(other[name], weight) for name, weight in self.weights.items())
 
 
 def history(run: Run, metric: str) -> list[tuple[int, float]]:
-    """Steps and values in the order of their steps; what stands twice is there twice."""
+    """Steps and values of a metric sorted by step, duplicates included."""
     points = MlflowClient().get_metric_history(run.info.run_id, metric)
     return sorted((point.step, point.value if is_repeatable(metric) else 0.0) for point in points)
 

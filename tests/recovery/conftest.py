@@ -1,4 +1,4 @@
-"""A run that nothing has interrupted, made once."""
+"""An uninterrupted run, made once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.recovery.comparing import RICH, Outcome
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Outcome:
-    """What the rich setting comes to."""
+    """Results of an uninterrupted run with the setting ``RICH``."""
 
     def make(folder: Path) -> None:
         shutil.copy(empty_store, folder)
-        # Started anew: what forked processes come to is compared with it.
+        # In a new process, since forked processes are compared with it.
         in_store(folder / "mlflow.db", empty_store.parent / "cache", "train", *options(RICH), run=subprocess.run)
 
     folder = made_once("whole", make, tmp_path_factory)

@@ -1,4 +1,4 @@
-"""Many at once on one store: each with its own complete data and its own version."""
+"""Concurrent runs on one store: each has complete data and its own version."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def assert_each_complete(whole: Outcome) -> None:
     assert sorted(int(version.version) for version in versions) == list(range(1, CROWD + 1))
 
 
-def test_a_crowd_on_a_store_that_is_not_there_yet(
-    folder: Path, whole: Outcome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_runs_create_a_missing_store(folder: Path, whole: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/new/mlflow.db")
     train_at_once(folder)
     assert_each_complete(whole)
 
 
-def test_a_crowd_on_a_server(server: Server, folder: Path, whole: Outcome, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_runs_on_a_server(
+    server: Server, folder: Path, whole: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.start()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
     train_at_once(folder)

@@ -1,4 +1,4 @@
-"""A disk that runs full, or may no longer be written to: one clear line, and what was good stays good."""
+"""A full or read-only disk: an error of one line, and intact files."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)], check=False)
     if mounted.returncode:
-        pytest.skip("tests on a small disk, there is no right to mount a file system")
+        pytest.skip("tests on a small disk, missing permission to mount a file system")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def fill(disk: Path, *, but: int) -> Path:
-    """Take all space except so many bytes."""
+def fill(disk: Path, *, free: int) -> Path:
+    """Use all space except ``free`` bytes."""
     filler, space = disk / "filler", os.statvfs(disk)
-    left = space.f_bavail * space.f_frsize - but
+    left = space.f_bavail * space.f_frsize - free
     with filler.open("wb", buffering=0) as file, suppress(OSError):
         while left > 0:
             left -= file.write(b"\0" * min(left, 4096))
@@ -50,10 +50,10 @@ FREE_KB = [40, 120, 400, *(random.Random(SEED + n).randrange(20, 1200) for n in 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("free_kb", FREE_KB)
-def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_when_there_is_room(
+def test_a_full_disk_ends_the_run_with_one_line_and_it_can_be_resumed(
     free_kb: int, small_disk: Path, folder: Path, freqfilter: Program, whole: Outcome
 ) -> None:
-    filler = fill(small_disk, but=free_kb * 1000)
+    filler = fill(small_disk, free=free_kb * 1000)
     where = ["--run_dir", str(small_disk / "runs"), "--checkpoint_minutes", "0.001", "--checkpoints_kept", "30"]
     done = freqfilter("train", *options(RICH), *where)
     assert done.returncode == 2, done.stderr
@@ -63,14 +63,14 @@ def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_when_there_is_room(
     run = all_runs()[-1]
     assert run.info.status == "FAILED"
     kept = small_disk / "runs" / run.info.run_id / "checkpoints"
-    said: list[str] = []
-    assert (Checkpoints(kept, kept=1).latest(said.append) is not None) == bool(list(kept.glob("*.pt")))
-    assert said == []
+    warnings: list[str] = []
+    assert (Checkpoints(kept, kept=1).latest(warnings.append) is not None) == bool(list(kept.glob("*.pt")))
+    assert warnings == []
     assert list(small_disk.rglob("*.part")) == []
 
     filler.unlink()
     if list(kept.glob("*.pt")):
-        assert f"go on: python -m freqfilter resume {run.info.run_id}" in done.stderr or free_kb < 100
+        assert f"resume with: python -m freqfilter resume {run.info.run_id}" in done.stderr or free_kb < 100
         again = freqfilter("resume", run.info.run_id, "--run_dir", str(small_disk / "runs"))
     else:
         again = freqfilter("train", *options(RICH))
@@ -78,14 +78,14 @@ def test_a_full_disk_ends_the_run_in_a_line_and_it_goes_on_when_there_is_room(
     whole.assert_same(all_runs()[-1])
 
 
-def test_a_store_on_a_full_disk_gets_everything_when_there_is_room(
+def test_a_store_on_a_full_disk_receives_everything_once_there_is_space(
     small_disk: Path, folder: Path, freqfilter: Program, whole: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = small_disk / "mlflow.db"
     store.write_bytes((folder.parent / "store" / "mlflow.db").read_bytes())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     process = wait_for_line("epoch  2/12", [sys.executable, "-c", HASTY, "train", *options(RICH)], folder)
-    filler = fill(small_disk, but=0)
+    filler = fill(small_disk, free=0)
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 2, output
     assert "Traceback" not in output
@@ -96,7 +96,7 @@ def test_a_store_on_a_full_disk_gets_everything_when_there_is_room(
     whole.assert_same(all_runs()[-1])
 
 
-def test_a_disk_that_may_only_be_read_is_said_before_there_is_a_run(
+def test_a_read_only_disk_is_reported_before_a_run_is_created(
     small_disk: Path, folder: Path, freqfilter: Program
 ) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
@@ -106,12 +106,10 @@ def test_a_disk_that_may_only_be_read_is_said_before_there_is_a_run(
     assert all_runs() == []
 
 
-def test_a_file_that_does_not_fit_leaves_the_one_that_was_there(
-    small_disk: Path, folder: Path, freqfilter: Program
-) -> None:
+def test_a_file_that_does_not_fit_leaves_the_existing_one(small_disk: Path, folder: Path, freqfilter: Program) -> None:
     output = small_disk / "data.npz"
     output.write_text("precious")
-    filler = fill(small_disk, but=100_000)
+    filler = fill(small_disk, free=100_000)
     done = freqfilter("prepare", "--output", str(output), "--n_samples", "2000", "--duration_s", "2")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1

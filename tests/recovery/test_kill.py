@@ -1,4 +1,4 @@
-"""Killed at any moment, resumed, and the outcome is that of a run that nothing has interrupted."""
+"""A run that is killed at any moment and resumed has the results of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tests.recovery.comparing import RICH, Outcome
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
 PHASES = ("start", "epoch", "checkpoint", "logging", "evaluation", "registration")
-UNIFORM, OF_EACH_PHASE = (26, 4) if SOAK else (2, 2)
-MOMENTS = [("any", n) for n in range(UNIFORM)] + [(phase, n) for phase in PHASES for n in range(OF_EACH_PHASE)]
-# Checkpoints by minutes as well, many of them.
+UNIFORM, PER_PHASE = (26, 4) if SOAK else (2, 1)
+MOMENTS = [("any", n) for n in range(UNIFORM)] + [(phase, n) for phase in PHASES for n in range(PER_PHASE)]
+# With many checkpoints by time.
 SETTING = RICH | {"checkpoint_minutes": "0.002", "checkpoints_kept": "2"}
 
 
 @dataclass(frozen=True)
 class Announced:
-    """An occurrence of a phase: seconds since the process began."""
+    """An occurrence of a phase; times in seconds since the start of the process."""
 
     phase: str
     began_s: float
@@ -38,7 +38,7 @@ class Announced:
 
 
 class Started:
-    """The program, and what it announces."""
+    """A process of the command line, and the phases that it announces."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         reading, writing = os.pipe()
@@ -58,7 +58,7 @@ class Started:
         self.output = self.process.stdout.read()
 
     def begins(self, phase: str, number: int) -> None:
-        """Wait until a phase begins for the so-manieth time, counted from 0, or the program ends."""
+        """Wait until a phase begins for the n-th time, counted from 0, or the process ends."""
         for line in self._pipe:
             if line.startswith(f"{phase} begin"):
                 if number == 0:
@@ -66,15 +66,15 @@ class Started:
                 number -= 1
 
     def occurrences(self) -> list[Announced]:
-        """All phases, when it has ended."""
+        """Return all phases, after the process has ended."""
         found, open_since = [], {}
         first_epoch = None
         for line in self._pipe:
-            phase, what, stamp = line.split()
+            phase, event, stamp = line.split()
             at = float(stamp) - self.began
             if phase == "epoch" and first_epoch is None:
                 first_epoch = at
-            if what == "begin":
+            if event == "begin":
                 open_since[phase] = at
             elif phase in open_since:
                 began = open_since.pop(phase)
@@ -96,7 +96,7 @@ class Started:
 
 @pytest.fixture(scope="module")
 def life(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, whole: Outcome) -> list[Announced]:
-    """The phases of a run that is left alone, and how long each takes."""
+    """Phases of an uninterrupted run, with their durations."""
     folder = tmp_path_factory.mktemp("life")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
@@ -114,7 +114,7 @@ def life(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, whole: Out
 
 
 def kill_somewhere(started: Started, moment: str, life: list[Announced], chance: random.Random) -> str:
-    """Kill the program in a phase, or anywhere in its life; where that was."""
+    """Kill the process in a phase, or at any time, and return a description of the moment."""
     if moment == "any":
         ends = max(occurrence.began_s + occurrence.lasted_s for occurrence in life)
         after_s = chance.uniform(0, ends)
@@ -132,7 +132,7 @@ def kill_somewhere(started: Started, moment: str, life: list[Announced], chance:
 
 
 @pytest.mark.parametrize(("moment", "number"), MOMENTS)
-def test_a_run_that_is_killed_at_any_moment_comes_to_what_it_would_have(
+def test_a_run_killed_at_any_moment_resumes_to_the_same_results(
     moment: str, number: int, folder: Path, typed: Typed, whole: Outcome, life: list[Announced]
 ) -> None:
     seed = f"{SEED} {moment} {number}"
@@ -140,30 +140,30 @@ def test_a_run_that_is_killed_at_any_moment_comes_to_what_it_would_have(
     where = [kill_somewhere(Started(folder, "train", *options(SETTING)), moment, life, chance)]
     if chance.random() < 0.3 and (run := unfinished()):
         where.append(kill_somewhere(Started(folder, "resume", run), "any", life, chance))
-    told = f"seed {seed!r}: killed {', then '.join(where)}"
-    anew = False
+    context = f"seed {seed!r}: killed {', then '.join(where)}"
+    restarted = False
     if run := unfinished():
         code, line = typed("resume", run)
-        if "has no checkpoint" in line:  # a clean new start
-            anew = True
-            assert typed("doctor") == (0, ""), told
+        if "has no checkpoint" in line:  # a new run is required
+            restarted = True
+            assert typed("doctor") == (0, ""), context
         else:
-            assert code == 0, f"{told}: {line}"
-    if anew or not all_runs():
-        assert typed("train", *options(SETTING)) == (0, ""), told
+            assert code == 0, f"{context}: {line}"
+    if restarted or not all_runs():
+        assert typed("train", *options(SETTING)) == (0, ""), context
     try:
         whole.assert_same(all_runs()[-1])
     except AssertionError as error:
-        raise AssertionError(told) from error
+        raise AssertionError(context) from error
     statuses = Counter(run.info.status for run in all_runs())
-    assert statuses == ({"KILLED": 1, "FINISHED": 1} if anew else {"FINISHED": 1}), told
-    assert typed("sync") == (0, ""), told
+    assert statuses == ({"KILLED": 1, "FINISHED": 1} if restarted else {"FINISHED": 1}), context
+    assert typed("sync") == (0, ""), context
     finished = all_runs()[-1].info.run_id
-    assert not (folder / "runs" / finished).exists(), told
-    assert list(folder.rglob("*.part")) == [], told
+    assert not (folder / "runs" / finished).exists(), context
+    assert list(folder.rglob("*.part")) == [], context
 
 
 def unfinished() -> str | None:
-    """The run that was killed, unless it was killed before there was one or when it had finished."""
+    """Id of the killed run; None if it was killed before it was created or after it had finished."""
     runs = [run for run in all_runs() if run.info.status == "RUNNING"]
     return runs[-1].info.run_id if runs else None

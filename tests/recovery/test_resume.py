@@ -1,4 +1,4 @@
-"""An interrupted training goes on in its own run, as if nothing had been."""
+"""A resumed training continues in its run, with the results of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def train(*words: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stopped_run_goes_on_to_the_same_numbers_in_the_same_run(
+def test_an_interrupted_run_resumes_to_the_same_results_in_the_same_run(
     number: signal.Signals, code: int, whole: Outcome, folder: Path, freqfilter: Program
 ) -> None:
     process = wait_for_line("epoch  5/12", train(), folder)
@@ -33,12 +33,12 @@ def test_a_stopped_run_goes_on_to_the_same_numbers_in_the_same_run(
     assert process.returncode == code, output
     run = all_runs()[-1]
     assert output.splitlines()[-1] == (
-        f"freqfilter: stopped by {number.name}; to go on: python -m freqfilter resume {run.info.run_id}"
+        f"freqfilter: stopped by {number.name}; resume with: python -m freqfilter resume {run.info.run_id}"
     )
     assert run.info.status == "KILLED"
     done = freqfilter("resume", run.info.run_id)
     assert done.returncode == 0, done.stderr
-    assert "going on after epoch" in done.stdout
+    assert "resuming after epoch" in done.stdout
     resumed = MlflowClient().get_run(run.info.run_id)
     assert len(all_runs()) == 1
     whole.assert_same(resumed)
@@ -48,13 +48,11 @@ def test_a_stopped_run_goes_on_to_the_same_numbers_in_the_same_run(
     assert (again.returncode, "has finished" in again.stderr) == (2, True)
 
 
-def test_auto_takes_the_newest_unfinished_run_of_these_parameters_and_typed_values_have_to_agree(
-    folder: Path, typed: Typed
-) -> None:
+def test_auto_resumes_the_newest_unfinished_run_and_overrides_have_to_agree(folder: Path, typed: Typed) -> None:
     end_by(wait_for_line("epoch  3/12", train(), folder), signal.SIGKILL)
     (run,) = all_runs()
     run_id = run.info.run_id
-    assert run.info.status == "RUNNING"  # nobody could say otherwise
+    assert run.info.status == "RUNNING"  # a killed process cannot change it
     for words, part in [
         ((run_id, "--epochs", "13"), "epochs=13 (it has 12)"),
         ((run_id, "--recipe", "original"), "recipe=original (it has default)"),
@@ -72,7 +70,7 @@ def test_auto_takes_the_newest_unfinished_run_of_these_parameters_and_typed_valu
     assert [run.info.status for run in all_runs()] == ["FINISHED"]
 
 
-def test_other_data_is_refused_naming_the_difference(folder: Path, typed: Typed) -> None:
+def test_resuming_with_other_data_is_refused(folder: Path, typed: Typed) -> None:
     made = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
     assert typed("prepare", "--output", "mine.npz", *options(made))[0] == 0
     of_file = {"data_file": "mine.npz", "epochs": "500"}
@@ -81,10 +79,10 @@ def test_other_data_is_refused_naming_the_difference(folder: Path, typed: Typed)
     run = next(run for run in all_runs() if run.data.tags["workflow"] == "train")
     code, line = typed("resume", run.info.run_id)
     assert code == 2
-    assert "mine.npz: its data for train is not what this training began with" in line
+    assert "mine.npz: its train data differs from that of the checkpoint" in line
 
 
-def test_a_killed_training_with_augmentation_goes_on_to_the_same_numbers(folder: Path, typed: Typed) -> None:
+def test_a_killed_training_with_augmentation_resumes_to_the_same_results(folder: Path, typed: Typed) -> None:
     made = {name: SMALL[name] for name in ("n_samples", "duration_s", "window_length")}
     assert typed("prepare", "--output", "mine.npz", *options(made))[0] == 0
     augmented = {"data_file": "mine.npz", "augment_noise_std": "0.1", "augment_gain_db": "3"}
@@ -97,14 +95,12 @@ def test_a_killed_training_with_augmentation_goes_on_to_the_same_numbers(folder:
     whole.assert_same(MlflowClient().get_run(run_id))
 
 
-def test_a_run_that_is_at_work_is_left_alone_and_one_of_another_machine_only_where_a_user_says_so(
-    folder: Path, typed: Typed
-) -> None:
+def test_a_running_run_is_not_resumed_and_one_of_another_machine_only_with_force(folder: Path, typed: Typed) -> None:
     process = wait_for_line("epoch      2/", train("--epochs", "100000"), folder)
     run_id = all_runs()[0].info.run_id
     code, line = typed("resume", run_id)
     assert code == 2
-    assert f"at work, in process {process.pid}" in line
+    assert f"is running in process {process.pid}" in line
     end_by(process, signal.SIGKILL)
     client, tag = MlflowClient(), all_runs()[0].data.tags["process"]
     client.set_tag(run_id, "process", tag.replace('"host": "', '"host": "another-'))
@@ -113,7 +109,7 @@ def test_a_run_that_is_at_work_is_left_alone_and_one_of_another_machine_only_whe
     assert "--force" in line
 
 
-def test_mlflow_run_with_a_run_id_goes_on_with_it(whole: Outcome, folder: Path, mlflow_run: Program) -> None:
+def test_mlflow_run_with_a_run_id_resumes_it(whole: Outcome, folder: Path, mlflow_run: Program) -> None:
     end_by(wait_for_line("epoch  5/12", train(), folder), signal.SIGKILL)
     run_id = all_runs()[-1].info.run_id
     done = mlflow_run("--run-id", run_id)
@@ -122,10 +118,10 @@ def test_mlflow_run_with_a_run_id_goes_on_with_it(whole: Outcome, folder: Path, 
     whole.assert_same(MlflowClient().get_run(run_id))
     again = mlflow_run("--run-id", run_id)
     assert again.returncode == 1
-    assert "has finished: there is nothing to go on with" in again.stderr
+    assert "has finished; start a new run" in again.stderr
 
 
-def test_a_damaged_checkpoint_is_passed_over_aloud_and_lost_ones_come_from_the_artifacts(
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning_and_lost_ones_are_downloaded(
     whole: Outcome, folder: Path, freqfilter: Program
 ) -> None:
     words = ["--checkpoint_minutes", "0.0001", "--checkpoints_kept", "5"]
@@ -145,11 +141,11 @@ def test_a_damaged_checkpoint_is_passed_over_aloud_and_lost_ones_come_from_the_a
     subprocess.run(["rm", "-r", str(folder / "runs" / run.info.run_id)], check=True)
     done = freqfilter("resume", run.info.run_id)
     assert done.returncode == 0, done.stderr
-    assert "going on after epoch 4" in done.stdout
+    assert "resuming after epoch 4" in done.stdout
     whole.assert_same(MlflowClient().get_run(run.info.run_id))
 
 
-def test_a_crash_is_a_failed_run_that_says_why(folder: Path) -> None:
+def test_a_crash_is_a_failed_run_with_the_reason(folder: Path) -> None:
     code = (
         "import freqfilter.pipelines.train as t, freqfilter.cli.main as c\n"
         "t.epoch_metrics = lambda *a, **k: 1 / 0\n"
@@ -164,7 +160,7 @@ def test_a_crash_is_a_failed_run_that_says_why(folder: Path) -> None:
     assert run.data.tags["ended_because"].startswith("ZeroDivisionError")
 
 
-def test_checkpoints_that_are_not_its_own_are_refused_and_never_run(folder: Path, typed: Typed) -> None:
+def test_checkpoints_of_another_network_are_refused_and_nothing_is_unpickled(folder: Path, typed: Typed) -> None:
     end_by(wait_for_line("epoch  3/12", train(), folder), signal.SIGTERM)
     (run,) = all_runs()
     kept = folder / "runs" / run.info.run_id / "checkpoints"
@@ -176,7 +172,7 @@ def test_checkpoints_that_are_not_its_own_are_refused_and_never_run(folder: Path
     torch.save(content, newest)
     code, line = typed("resume", run.info.run_id)
     assert code == 2
-    assert "not of the network that its parameters state" in line
+    assert "does not match its parameters" in line
     torch.save({"schema": 4, "params": Malicious(folder / "touched")}, newest)
     code, line = typed("resume", run.info.run_id)
     assert code == 2

@@ -1,4 +1,4 @@
-"""What is loaded is what was registered, and nothing that it holds is unpickled."""
+"""Files that differ from the registered ones are refused, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def version(folder: Path) -> int:
 
 
 def files(version: int) -> Path:
-    """Where the store really keeps the files of a version."""
+    """Folder in which the store keeps a version's files."""
     source = MlflowClient().get_model_version("frequency-filter", str(version)).source
     return Path(
         MlflowClient().get_logged_model(source.removeprefix("models:/")).artifact_location.removeprefix("file://")
@@ -80,7 +80,7 @@ def swap_the_model(where: Path, touched: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_code, pickle_weights, flip_a_weight, add_a_file, swap_the_model])
-def test_files_that_are_not_those_that_were_registered_are_refused_before_they_are_opened(
+def test_changed_files_are_refused_before_they_are_opened(
     change: Callable[[Path, Path], None], version: int, folder: Path
 ) -> None:
     touched = folder / "touched"
@@ -88,14 +88,14 @@ def test_files_that_are_not_those_that_were_registered_are_refused_before_they_a
         assert freqfilter.tracking.loading.load_uri(uri).facts["window_length"] == 20
     change(files(version), touched)
     for uri in uris(version):
-        with pytest.raises(UserError, match="not those that were registered") as refused:
+        with pytest.raises(UserError, match="checksum mismatch") as refused:
             freqfilter.tracking.loading.load_uri(uri)
         assert "\n" not in str(refused.value)
     assert not touched.exists()
 
 
 @pytest.mark.parametrize("change", [pickle_weights, swap_the_model])
-def test_nothing_is_unpickled_also_where_nobody_has_noted_a_digest(
+def test_nothing_is_unpickled_even_without_a_recorded_digest(
     change: Callable[[Path, Path], None], version: int, folder: Path
 ) -> None:
     touched, where = folder / "touched", files(version)
@@ -107,16 +107,16 @@ def test_nothing_is_unpickled_also_where_nobody_has_noted_a_digest(
 
 
 def test_version_and_logged_model_have_the_digest(version: int) -> None:
-    found = MlflowClient().get_model_version("frequency-filter", str(version))
-    logged = MlflowClient().get_logged_model(found.source.removeprefix("models:/"))
-    assert len(found.tags[MODEL_DIGEST]) == 64
-    assert logged.tags[MODEL_DIGEST] == found.tags[MODEL_DIGEST]
-    mlflow.pyfunc.load_model(found.source)  # what MLflow does with the files leaves them as they are
+    registered = MlflowClient().get_model_version("frequency-filter", str(version))
+    logged = MlflowClient().get_logged_model(registered.source.removeprefix("models:/"))
+    assert len(registered.tags[MODEL_DIGEST]) == 64
+    assert logged.tags[MODEL_DIGEST] == registered.tags[MODEL_DIGEST]
+    mlflow.pyfunc.load_model(registered.source)  # MLflow does not change the files
     assert freqfilter.load("frequency-filter", version=version)
 
 
-def test_to_register_and_to_log_again_gives_the_same_version_and_model(version: int, folder: Path) -> None:
-    """As a run does that was killed after it had registered."""
+def test_logging_and_registering_again_returns_the_same_model_and_version(version: int, folder: Path) -> None:
+    """A resumed run does so if it was killed after registration."""
     model_id = MlflowClient().get_model_version("frequency-filter", str(version)).source.removeprefix("models:/")
     run_id = MlflowClient().get_logged_model(model_id).source_run_id
     golden = np.zeros((2, 20, 5), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What a run says reaches the store once, in order, however often the store is away."""
+"""Messages of a run reach the store once and in order, despite outages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def points(run_id: str, name: str) -> list[tuple[int, float, int]]:
     return [(p.step, p.value, p.timestamp) for p in MlflowClient().get_metric_history(run_id, name)]
 
 
-def test_metrics_arrive_once_in_order_with_the_time_at_which_they_were_measured(folder: Path) -> None:
+def test_metrics_arrive_once_in_order_with_their_time_stamps(folder: Path) -> None:
     run_id = new_run()
     outbox, times = opened(folder, run_id), []
     for step in range(1, 6):
@@ -47,7 +47,7 @@ def test_metrics_arrive_once_in_order_with_the_time_at_which_they_were_measured(
     assert len(points(run_id, "nan")) == 5
 
 
-def test_all_kinds_arrive_also_where_they_are_sent_twice(folder: Path) -> None:
+def test_all_kinds_of_messages_arrive_even_if_sent_twice(folder: Path) -> None:
     run_id = new_run()
     (folder / "a").mkdir()
     (folder / "a" / "b.txt").write_text("text")
@@ -73,7 +73,7 @@ def test_all_kinds_arrive_also_where_they_are_sent_twice(folder: Path) -> None:
     assert points(run_id, "m") == [(3, 2.0, 5)]
 
 
-def test_an_outage_delays_delivery_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_delays_delivery_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id, tries = new_run(), []
     send = MlflowClient.log_batch
 
@@ -93,7 +93,7 @@ def test_an_outage_delays_delivery_and_nothing_else(folder: Path, monkeypatch: p
     assert [step for step, _, _ in points(run_id, "m")] == [0, 1, 2]
 
 
-def test_a_store_that_stays_away_leaves_everything_in_the_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_stay_in_the_file_during_an_outage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = new_run()
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(MlflowException("it is away")))
@@ -106,16 +106,16 @@ def test_a_store_that_stays_away_leaves_everything_in_the_file(folder: Path, mon
     assert [(step, value) for step, value, _ in points(run_id, "n")] == [(1, 2)]
 
 
-def test_what_the_store_will_never_take_is_said_at_once(folder: Path) -> None:
+def test_a_message_that_the_store_refuses_is_reported_at_once(folder: Path) -> None:
     outbox = opened(folder, new_run())
     outbox.append("metrics", values={"a name with a + in it": 1}, step=1, time_ms=1, model_id=None)
     started = time.monotonic()
-    with pytest.raises(UndeliveredError, match="has not taken everything"):
+    with pytest.raises(UndeliveredError, match="did not accept all messages"):
         outbox.close(30)
     assert time.monotonic() - started < 20
 
 
-def test_a_line_that_was_torn_by_a_kill_is_cut_and_one_that_is_damaged_is_said(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_removed_and_a_corrupt_line_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "outbox.jsonl"
     path.write_text('{"kind": "tags", "values": {}}\n{"kind": "ta')
     outbox = Outbox(path, None)
@@ -123,9 +123,9 @@ def test_a_line_that_was_torn_by_a_kill_is_cut_and_one_that_is_damaged_is_said(t
     outbox.close(1)
     assert [message["kind"] for message in messages(path)] == ["tags", "end"]
     path.write_text('{"kind": "no_tag", "name": "x"}\nnonsense\n')
-    with pytest.raises(UserError, match=r"damaged.*nonsense"):
+    with pytest.raises(UserError, match=r"corrupt line.*nonsense"):
         list(messages(path))
-    with pytest.raises(UndeliveredError, match="damaged"):
+    with pytest.raises(UndeliveredError, match="corrupt"):
         Outbox(path, lambda _: None).close(10)
 
 
@@ -136,7 +136,7 @@ def test_a_line_that_was_torn_by_a_kill_is_cut_and_one_that_is_damaged_is_said(t
     reopened=st.sets(st.integers(0, 40), max_size=3),
 )
 @settings(max_examples=many(15, 300), deadline=None)
-def test_whatever_fails_and_whenever_it_is_opened_again_each_message_arrives_in_order(
+def test_messages_arrive_in_order_despite_failures_and_reopening(
     kinds: list[str], failing: set[int], reopened: set[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path, arrived, tries = tmp_path_factory.mktemp("o") / "outbox.jsonl", [], iter(range(1000))
@@ -159,7 +159,7 @@ def test_whatever_fails_and_whenever_it_is_opened_again_each_message_arrives_in_
     assert arrived == list(range(len(kinds)))
 
 
-def test_several_threads_may_append_and_each_message_arrives_whole(tmp_path: Path) -> None:
+def test_messages_appended_by_several_threads_arrive_whole(tmp_path: Path) -> None:
     arrived: list[Message] = []
     outbox = Outbox(tmp_path / "outbox.jsonl", arrived.extend)
     long = "x" * 20_000  # more than a file's buffer holds
@@ -174,12 +174,12 @@ def test_several_threads_may_append_and_each_message_arrives_whole(tmp_path: Pat
     for thread in threads:
         thread.join()
     outbox.wait(30)
-    of_threads = [[message["n"] for message in arrived if str(number) in message["values"]] for number in range(4)]
-    assert of_threads == [list(range(25))] * 4
+    numbers = [[message["n"] for message in arrived if str(number) in message["values"]] for number in range(4)]
+    assert numbers == [list(range(25))] * 4
     outbox.close(10)
 
 
-def test_waiting_is_for_what_was_appended_before_and_not_for_what_another_thread_appends(tmp_path: Path) -> None:
+def test_wait_ignores_messages_appended_after_the_call(tmp_path: Path) -> None:
     appended, ended = threading.Event(), threading.Event()
 
     def send(some: list[Message]) -> None:
@@ -193,7 +193,7 @@ def test_waiting_is_for_what_was_appended_before_and_not_for_what_another_thread
         while not ended.is_set():
             outbox.append("tags", values={})
             appended.set()
-            time.sleep(0.002)  # the sender gets its turn
+            time.sleep(0.002)  # lets the sender run
 
     outbox.append("tags", values={})
     thread = threading.Thread(target=append)
@@ -207,7 +207,7 @@ def test_waiting_is_for_what_was_appended_before_and_not_for_what_another_thread
     outbox.close(60)
 
 
-def test_closing_leaves_no_thread_behind(tmp_path: Path) -> None:
+def test_close_ends_the_thread(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox.jsonl", lambda _: None)
     outbox.append("tags", values={})
     outbox.close(10)

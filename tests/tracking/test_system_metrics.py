@@ -1,4 +1,4 @@
-"""System metrics: the tab of the run's page is filled, through the outbox, and no run depends on them."""
+"""System metrics are logged through the outbox, and their failure does not fail a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def steps(run: Run) -> dict[str, list[int]]:
 
 
 def sampled(folder: Path, *, interval_s: float, seconds: float) -> tuple[Run, list[str]]:
-    """A run with system metrics for some seconds, and its warnings."""
+    """Log system metrics for some seconds; return the run and the warnings."""
     warnings: list[str] = []
     with open_run(TRACKING, name="a name") as run:
         with system_metrics(run, interval_s=interval_s, warn=warnings.append):
@@ -49,7 +49,7 @@ def sampled(folder: Path, *, interval_s: float, seconds: float) -> tuple[Run, li
     return MlflowClient().get_run(run.run_id), warnings
 
 
-def test_points_come_at_every_interval_and_once_at_the_end(folder: Path) -> None:
+def test_samples_are_taken_at_every_interval_and_at_the_end(folder: Path) -> None:
     run, warnings = sampled(folder, interval_s=0.2, seconds=1.1)
     assert set(steps(run)) >= EXPECTED
     for found in steps(run).values():
@@ -60,16 +60,16 @@ def test_points_come_at_every_interval_and_once_at_the_end(folder: Path) -> None
     assert warnings == []
 
 
-def test_a_short_training_has_a_point_and_one_with_interval_0_none(folder: Path) -> None:
+def test_a_short_training_has_samples_and_interval_0_none(folder: Path) -> None:
     short = SMALL | {"epochs": "1", "register": "false"}
     for interval, expected in (("10", {1, 2}), ("0", set())):
         freqfilter.train(**short, system_metrics_interval=interval, progress=False)
-        found = {step for of_metric in steps(all_runs()[-1]).values() for step in of_metric}
+        found = {step for each in steps(all_runs()[-1]).values() for step in each}
         assert found <= expected
         assert bool(found) == bool(expected)
 
 
-def test_mlflows_variable_switches_them_off_and_never_doubles_them(
+def test_mlflows_variable_disables_them_and_never_duplicates_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
@@ -78,10 +78,10 @@ def test_mlflows_variable_switches_them_off_and_never_doubles_them(
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     run, _ = sampled(folder, interval_s=10, seconds=0.6)
     assert set(map(tuple, steps(run).values())) == {(1,)}
-    assert not {name for name in run.data.metrics if "network" in name or "disk" in name}, "MLflow's own thread ran too"
+    assert not {name for name in run.data.metrics if "network" in name or "disk" in name}, "MLflow's thread ran too"
 
 
-def test_a_resumed_run_continues_the_count_and_doubles_none(folder: Path) -> None:
+def test_a_resumed_run_continues_the_steps_without_duplicates(folder: Path) -> None:
     words = [
         word for name, value in (SMALL | {"system_metrics_interval": "0.2"}).items() for word in (f"--{name}", value)
     ]
@@ -89,7 +89,7 @@ def test_a_resumed_run_continues_the_count_and_doubles_none(folder: Path) -> Non
         assert start("train", *words) == 143
     before = steps(all_runs()[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("freqfilter.tracking.owner.RunOwner.is_alive", False)  # this process, which lives on
+        patch.setattr("freqfilter.tracking.owner.RunOwner.is_alive", False)  # the owner is this process
         assert start("resume", all_runs()[0].info.run_id) == 0
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
@@ -98,9 +98,7 @@ def test_a_resumed_run_continues_the_count_and_doubles_none(folder: Path) -> Non
         assert len(found) > len(before[name])
 
 
-def test_what_cannot_be_sampled_ends_in_a_line_and_leaves_the_run_alone(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_sampling_prints_a_warning_and_the_run_continues(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> dict[str, float]:
         calls.append(1)
         if len(calls) > 1:
@@ -108,14 +106,14 @@ def test_what_cannot_be_sampled_ends_in_a_line_and_leaves_the_run_alone(
         return {}
 
     calls: list[int] = []
-    monkeypatch.setattr(module, "_of_process", broken)
+    monkeypatch.setattr(module, "_sample_process", broken)
     run, warnings = sampled(folder, interval_s=0.1, seconds=0.5)
     assert run.info.status == "FINISHED"
-    assert warnings == ["system metrics end here: RuntimeError: the driver has gone"]
+    assert warnings == ["system metrics stopped: RuntimeError: the driver has gone"]
     assert len(calls) == 2
 
 
-def test_messages_of_two_threads_are_whole_lines_each_once(folder: Path) -> None:
+def test_messages_of_two_threads_are_complete_lines(folder: Path) -> None:
     tracking = TRACKING.model_copy(update={"tracking": "offline", "run_dir": str(folder / "runs")})
     with open_run(tracking, name="a name") as run:
 

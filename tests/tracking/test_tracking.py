@@ -36,7 +36,7 @@ from tests.conftest import SMALL, all_runs, fresh_state, network
 DRAWS = {name: getattr(Figure, name) for name in ("savefig", "get_layout_engine")}  # before fixtures replace them
 
 
-def kept_in(folder: Path, **overrides: str) -> TrackingParams:
+def tracking_params(folder: Path, **overrides: str) -> TrackingParams:
     return resolve({"experiment": "e", "run_dir": str(folder / "runs")} | overrides).tracking
 
 
@@ -44,59 +44,61 @@ def kept_in(folder: Path, **overrides: str) -> TrackingParams:
     ("error", "status"),
     [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (UserError("bad"), "FAILED"), (Interrupted(15), "KILLED")],
 )
-def test_a_run_ends_as_it_really_ended(error: BaseException | None, status: str, folder: Path) -> None:
+def test_a_run_ends_with_the_status_of_its_block(error: BaseException | None, status: str, folder: Path) -> None:
     ended = None
     try:
-        with open_run(kept_in(folder), name="a name") as run:
+        with open_run(tracking_params(folder), name="a name") as run:
             run.log_metrics({"m": 1}, step=1)
             if error:
                 raise error
     except BaseException as raised:
         ended = raised
     assert ended is error
-    found = MlflowClient().get_run(run.run_id)
-    assert found.info.status == status
-    assert found.data.metrics == {"m": 1}
+    stored = MlflowClient().get_run(run.run_id)
+    assert stored.info.status == status
+    assert stored.data.metrics == {"m": 1}
     assert run.folder.exists() == (status != "FINISHED")
-    assert ("ended_because" in found.data.tags) == (status != "FINISHED")
+    assert ("ended_because" in stored.data.tags) == (status != "FINISHED")
     assert MlflowClient().list_artifacts(run.run_id) == []
 
 
-def test_a_run_that_cannot_be_opened_leaves_none(folder: Path) -> None:
+def test_a_run_that_cannot_be_opened_leaves_no_run(folder: Path) -> None:
     client = MlflowClient()
     client.delete_experiment(client.create_experiment("e"))
     with (
         pytest.raises(UserError, match="deleted experiment"),
-        open_run(kept_in(folder), name="a name"),
+        open_run(tracking_params(folder), name="a name"),
     ):
         pass
     assert mlflow.active_run() is None
     assert client.search_runs(["0"]) == []
 
 
-def test_a_run_that_could_not_be_delivered_is_not_called_finished_when_the_process_ends(folder: Path) -> None:
+def test_an_undelivered_run_is_failed_and_not_active(folder: Path) -> None:
     with (
         pytest.raises(UndeliveredError),
-        open_run(kept_in(folder), name="a name"),
+        open_run(tracking_params(folder), name="a name"),
     ):
-        raise UndeliveredError("the store has gone, and comes back")
-    assert mlflow.active_run() is None, "what is active when the process ends is FINISHED by MLflow"
+        raise UndeliveredError("the store is unreachable")
+    assert mlflow.active_run() is None, "MLflow sets FINISHED for an active run at exit"
     assert all_runs()[0].info.status == "FAILED"
 
 
-def test_a_child_that_cannot_be_opened_leaves_its_parent_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_cannot_be_opened_does_not_affect_its_parent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object, **__: object) -> None:
         raise MlflowException("the database is locked")
 
-    with open_run(kept_in(folder), name="parent") as parent:
+    with open_run(tracking_params(folder), name="parent") as parent:
         with monkeypatch.context() as patch:
             patch.setattr(mlflow, "start_run", refused)
             with (
                 pytest.raises(UserError, match="locked"),
-                open_run(kept_in(folder), name="child", parent=parent),
+                open_run(tracking_params(folder), name="child", parent=parent),
             ):
                 pass
-        with open_run(kept_in(folder), name="second child", parent=parent) as child:
+        with open_run(tracking_params(folder), name="second child", parent=parent) as child:
             pass
         parent.log_metrics({"m": 1}, step=1)
     client = MlflowClient()
@@ -106,14 +108,14 @@ def test_a_child_that_cannot_be_opened_leaves_its_parent_alone(folder: Path, mon
     assert client.get_run(parent.run_id).data.metrics == {"m": 1}
 
 
-def test_a_board_that_cannot_be_closed_loses_no_metric(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_close_tensorboard_loses_no_metric(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object) -> None:
         raise OSError("no space left")
 
     monkeypatch.setattr(TensorBoard, "close", full)
     with (
         pytest.raises(OSError, match="no space left"),
-        open_run(kept_in(folder, tensorboard_dir=str(folder / "board")), name="n") as run,
+        open_run(tracking_params(folder, tensorboard_dir=str(folder / "board")), name="n") as run,
     ):
         run.log_metrics({"m": 1}, step=1)
     assert MlflowClient().get_run(run.run_id).data.metrics == {"m": 1}
@@ -125,13 +127,13 @@ def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(
     launched = MlflowClient().create_run(mlflow.set_experiment("e").experiment_id)
     MlflowClient().log_param(launched.info.run_id, "learning_rate", "1e-3")
     monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
-    with open_run(kept_in(folder), name="a name") as run:
+    with open_run(tracking_params(folder), name="a name") as run:
         run.log_params({"learning_rate": "0.001", "epochs": "3"})
     assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
 
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
-    with open_run(kept_in(folder), name="a name") as run:
+    with open_run(tracking_params(folder), name="a name") as run:
         figure = Figure(figsize=(2, 1))
         figure.subplots()
         run.log_figure(figure, "visualizations/a.png")
@@ -143,9 +145,7 @@ def test_artifacts_keep_their_names(folder: Path) -> None:
     assert (download / "visualizations/a.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_figure_that_is_laid_out_once_looks_as_matplotlib_draws_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_applying_the_layout_once_draws_what_matplotlib_draws(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, method in DRAWS.items():
         monkeypatch.setattr(Figure, name, method)
 
@@ -163,7 +163,7 @@ def test_a_figure_that_is_laid_out_once_looks_as_matplotlib_draws_it(
         rows, columns = np.nonzero(inked)
         return np.array([rows.min(), rows.max(), columns.min(), columns.max()])
 
-    with open_run(kept_in(folder), name="a name") as run:
+    with open_run(tracking_params(folder), name="a name") as run:
         once = figure()
         run.log_figure(once, "a.png")
         run.log_picture(once, "a")
@@ -184,7 +184,7 @@ def trained(seed: int = 0) -> FrequencyFilterLSTM:
 
 def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
     params = resolve(SMALL | overrides)
-    with open_run(kept_in(folder), name="a name"):
+    with open_run(tracking_params(folder), name="a name"):
         example = np.zeros((2, 20, 5), dtype=np.float32)
         model_id = registry.log_model(
             registry.ModelPackage(module, params, golden=example, step=1), exported_program(module)
@@ -230,7 +230,7 @@ def test_pyfunc_takes_every_real_type_lists_and_tensors(shared_version: tuple[st
         ([[[0.0] * 5], [[0.0] * 4]], "differ in length"),
     ],
 )
-def test_pyfunc_refuses_what_is_no_input_in_a_line(
+def test_pyfunc_refuses_invalid_inputs_in_one_line(
     wrong: object, reason: str, shared_version: tuple[str, FrequencyFilterLSTM]
 ) -> None:
     uri, _ = shared_version
@@ -252,7 +252,7 @@ def test_mlflow_pytorch_loads_a_version_without_unpickling_for_any_number_of_win
 
 @pytest.fixture(scope="module")
 def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> tuple[str, FrequencyFilterLSTM]:
-    """The files of a model, as MLflow keeps them."""
+    """Files of a logged model, and its network."""
     folder, module = tmp_path_factory.mktemp("shared"), trained()
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
@@ -274,7 +274,7 @@ def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
     assert found.facts["window_length"] == 20
     assert found.facts["sample_rate_hz"] == pytest.approx(399 / 0.4)
     assert found.params.training.batch_size == 128
-    inputs = np.random.default_rng(0).normal(size=(2, 9, 5))  # float64 is taken too
+    inputs = np.random.default_rng(0).normal(size=(2, 9, 5))  # float64 is accepted
     expected = estimate(module, torch.from_numpy(inputs.astype(np.float32)))
     np.testing.assert_allclose(found.predict(inputs), expected, rtol=0, atol=1e-6)
     assert torch.equal(found.module(torch.ones(1, 2, 5)), module(torch.ones(1, 2, 5)))
@@ -285,13 +285,13 @@ def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
         found.predict(np.full((1, 2, 5), np.nan))
 
 
-def test_the_newest_version_is_loaded_where_none_is_named(folder: Path) -> None:
+def test_the_newest_version_is_loaded_by_default(folder: Path) -> None:
     assert [registered(folder, trained(seed)) for seed in (1, 2)] == [1, 2]
     newest = freqfilter.load("frequency-filter")
     assert torch.equal(newest.module.fc.weight, trained(2).fc.weight)
 
 
-def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
+def test_missing_corrupt_and_foreign_models_are_refused(folder: Path) -> None:
     class Foreign(mlflow.pyfunc.PythonModel):
         def predict(self, context: object, model_input: np.ndarray) -> np.ndarray:
             return model_input
@@ -308,13 +308,13 @@ def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
             name="m", python_model="foreign.py", registered_model_name="foreign", pip_requirements=[]
         )
         mlflow.pyfunc.log_model(name="m", python_model=Foreign(), registered_model_name="pickled", pip_requirements=[])
-    damaged = registered(folder, trained())
-    source = MlflowClient().get_model_version_download_uri("frequency-filter", str(damaged))
+    corrupt = registered(folder, trained())
+    source = MlflowClient().get_model_version_download_uri("frequency-filter", str(corrupt))
     files = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder / "files")))
     (files / "artifacts" / "weights.pt").write_bytes(b"PK")
     newer = shutil.copytree(files, folder / "newer")
     (newer / "MLmodel").write_text((newer / "MLmodel").read_text().replace("schema: 2", "schema: 3"))
-    for path, message in [(files, "damaged"), (newer, "schema 3 is newer than 2")]:
+    for path, message in [(files, "corrupt"), (newer, "schema 3 is newer than 2")]:
         with pytest.raises(UserError, match=message):
             loading.load_uri(str(path))
     for name, version, message in [
@@ -329,21 +329,21 @@ def test_what_is_not_there_or_not_ours_is_refused(folder: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-ELSEWHERE = """
+WITHOUT_PACKAGE = """
 import sys, numpy as np, mlflow, torch
 try:
     import freqfilter.filters
 except ModuleNotFoundError:
     pass
 else:
-    sys.exit("the package is here")
+    sys.exit("freqfilter is installed")
 model, program = mlflow.pyfunc.load_model(sys.argv[1]), mlflow.pytorch.load_model(sys.argv[1])
 np.save(sys.argv[2], [model.predict(np.ones((3, 7, 5))), program(torch.ones(3, 7, 5)).detach().numpy()])
 """
 
 
 @pytest.mark.slow
-def test_a_version_loads_where_this_package_is_not_installed_and_unpickling_is_forbidden(
+def test_a_version_loads_without_this_package_and_without_unpickling(
     folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
 ) -> None:
     uri, module = shared_version
@@ -355,7 +355,7 @@ def test_a_version_loads_where_this_package_is_not_installed_and_unpickling_is_f
         "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
     }
     done = subprocess.run(
-        [sys.base_prefix + "/bin/python3", "-s", "-S", "-c", ELSEWHERE, uri, str(folder / "out.npy")],
+        [sys.base_prefix + "/bin/python3", "-s", "-S", "-c", WITHOUT_PACKAGE, uri, str(folder / "out.npy")],
         env=environment, capture_output=True, text=True, cwd="/", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -368,7 +368,7 @@ def test_a_version_loads_where_this_package_is_not_installed_and_unpickling_is_f
 def test_versions_with_different_code_work_in_one_process(
     folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
 ) -> None:
-    """A later network.py that doubles its output must not change what an earlier version gives, nor the reverse."""
+    """A network.py that doubles its output does not change another version's estimates, nor the reverse."""
     uri, module = shared_version
     changed = folder / "changed"
     shutil.copytree(uri, changed)
@@ -385,7 +385,7 @@ def test_versions_with_different_code_work_in_one_process(
 def test_a_program_is_exported_outside_the_runs_folder_which_is_removed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """PyTorch's compiler, which the export imports, keeps its caches where temporary files are at that moment."""
+    """PyTorch's compiler, which the export imports, keeps the path of the temporary folder for its caches."""
     seen = []
 
     def export(module: FrequencyFilterLSTM) -> object:
@@ -397,11 +397,11 @@ def test_a_program_is_exported_outside_the_runs_folder_which_is_removed(
     assert seen == [tempfile.gettempdir()]
 
 
-def test_a_model_that_does_not_come_out_as_it_went_in_is_not_registered(
+def test_a_model_that_computes_other_estimates_when_loaded_is_not_registered(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "write_weights", lambda path, _: torch.save(trained(seed=5).state_dict(), path))
-    with pytest.raises(RuntimeError, match="does not give its module's estimates"):
+    with pytest.raises(RuntimeError, match="differ from the module's"):
         registered(folder, trained(seed=4))
     assert MlflowClient().search_model_versions() == []
 
@@ -414,7 +414,7 @@ def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) ->
     expected = np.load(path / "expected.npz")
     np.testing.assert_allclose(found.predict(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
     assert found.params.signals.frequencies_hz == (1, 3, 5, 7)
-    # Whatever its layers were called then, it is used, exported and trained further as a version of today.
+    # It can be used, exported and trained further, although its layers had other names.
     signal = np.random.default_rng(0).normal(size=60)
     assert found.extract(signal, frequency_hz=5).shape == (60,)
     assert onnx_model(found.module, {}).graph.output[0].name == "estimates"
@@ -424,18 +424,18 @@ def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) ->
     torch.testing.assert_close(state.network.eval()(inputs), found.module(inputs))
 
 
-def test_a_version_from_before_a_parameter_existed_still_tells_its_parameters() -> None:
+def test_stored_parameters_of_older_versions_are_completed() -> None:
     stored = resolve(SMALL).model_dump(mode="json")
     for section, name in (("training", "threads"), ("data", "augment_noise_std"), ("data", "augment_gain_db")):
         del stored[section][name]
     stored["training"]["gone_since"] = 1
     assert restore(stored) == resolve(SMALL | {"threads": "0"})
-    for damaged in ({"training": {"epochs": "many"}}, {"training": 3}):
+    for corrupt in ({"training": {"epochs": "many"}}, {"training": 3}):
         with pytest.raises(UserError, match="stored parameters are corrupt"):
-            restore(damaged)  # type: ignore[arg-type]
+            restore(corrupt)  # type: ignore[arg-type]
 
 
-def test_a_new_store_is_made_and_an_old_one_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_store_is_created_and_an_existing_one_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
     assert open_store() == open_store() == f"sqlite:///{tmp_path}/new/mlflow.db"
     assert (tmp_path / "new" / "mlflow.db").exists()
@@ -444,15 +444,13 @@ def test_a_new_store_is_made_and_an_old_one_found(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("http://127.0.0.1:9", "tracking store http://127.0.0.1:9 does not answer"),
-        ("http://me:secret@127.0.0.1:9", "tracking store http://127.0.0.1:9 does not answer"),
+        ("http://127.0.0.1:9", "tracking store http://127.0.0.1:9 does not respond"),
+        ("http://me:secret@127.0.0.1:9", "tracking store http://127.0.0.1:9 does not respond"),
         ("sqlite:////proc/nowhere/mlflow.db", "tracking store"),
         ("gopher://x", "tracking store"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_said_in_seconds(
-    uri: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_store_is_reported_in_seconds(uri: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
@@ -461,7 +459,7 @@ def test_a_store_that_cannot_be_used_is_said_in_seconds(
     assert time.monotonic() - started < 60
 
 
-def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_a_database_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mlflow.db").write_text("my notes")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(UserError, match="not a database"):
@@ -474,7 +472,7 @@ def git(root: Path, *words: str) -> str:
     return subprocess.run(["git", *identity, *words], cwd=root, capture_output=True, text=True, check=True).stdout
 
 
-def test_uncommitted_changes_are_known_new_files_included_and_the_index_is_left_alone(
+def test_the_patch_includes_new_files_and_leaves_the_index_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "freqfilter").mkdir()

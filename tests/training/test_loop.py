@@ -113,8 +113,9 @@ def test_the_last_epoch_is_always_validated() -> None:
     assert [report.val_loss is None for report in state.progress.history] == [True, False, False]
 
 
-def test_losses_are_means_over_batches_and_val_mse_a_mean_over_samples() -> None:
-    params = small(batch_size="100", epochs="1")
+@pytest.mark.parametrize("average", ["samples", "batches"])
+def test_the_validation_loss_is_a_mean_over_samples_or_as_in_the_original_over_batches(average: str) -> None:
+    params = small(batch_size="100", epochs="1", validation_average=average)
     state = run(params)
     windows = Splits.from_params(params).validation.to(state.accelerator.device)
     inputs, targets = windows.batch(torch.arange(len(windows), device=state.accelerator.device))
@@ -123,9 +124,11 @@ def test_losses_are_means_over_batches_and_val_mse_a_mean_over_samples() -> None
     of_batches = [float(batch.mean()) for batch in errors.split(100)]
     report = state.progress.history[0]
     assert len(windows) % 100 != 0
-    assert report.val_loss == pytest.approx(sum(of_batches) / len(of_batches), rel=1e-5)
-    assert report.val_mse == pytest.approx(float(errors.mean()), rel=1e-5)
-    assert report.val_loss != pytest.approx(report.val_mse, rel=1e-5)
+    by_average = {"batches": sum(of_batches) / len(of_batches), "samples": float(errors.mean())}
+    assert by_average["batches"] != pytest.approx(by_average["samples"], rel=1e-5)
+    assert report.val_loss == pytest.approx(by_average[average], rel=1e-5)
+    assert report.val_mse == pytest.approx(by_average["samples"], rel=1e-5)
+    assert state.progress.best_loss == report.val_loss
 
 
 def test_each_epoch_takes_every_window_once_in_a_new_order() -> None:

@@ -1,6 +1,6 @@
-"""Six trainings of every kind and the decisions on two of them, for the tests of MLflow's UI and for its pictures.
+"""Six trainings and two promotion decisions, for tests and pictures of MLflow's UI.
 
-``python -m tests.ui.six_runs`` trains them in full in the working folder, on the store that the environment names.
+``python -m tests.ui.six_runs`` trains them in full size in the working directory, on the store of the environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from tests.conftest import all_runs, options, start
 
-# Recipe, and what is typed beside it.
+# Recipe and overrides.
 TRAININGS: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("default", {}),
     "original": ("original", {}),
@@ -29,42 +29,44 @@ TRAININGS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def known() -> dict[str, Run]:
-    """The store's trainings by what they are."""
+    """The store's trainings by their keys in ``TRAININGS``."""
 
     def kind(run: Run) -> str:
         params = run.data.params
         recipe = Path(params["recipe"]).stem
-        kinds = [kind for kind, (of, typed) in TRAININGS.items() if of == recipe and typed.items() <= params.items()]
-        return kinds[-1]  # the default, for which nothing is typed, is among those of every run of its recipe
+        kinds = [
+            kind for kind, (name, given) in TRAININGS.items() if name == recipe and given.items() <= params.items()
+        ]
+        return kinds[-1]  # the default has no overrides, so that every run of its recipe matches
 
     return {kind(run): run for run in all_runs() if run.data.tags["workflow"] == "train"}
 
 
 def version(run: Run) -> str:
-    """The version that a training has registered."""
+    """Version that a training has registered."""
     return str(run.data.tags["model_version"])
 
 
 def champion() -> str:
-    """Which of the trainings has won: the default recipe, or the GRU that was held against it."""
-    won = MlflowClient().get_model_version_by_alias("frequency-filter", "champion").version
-    return next(kind for kind, run in known().items() if run.data.tags.get("model_version") == str(won))
+    """Key of the champion's training: the default recipe, or the GRU that was compared with it."""
+    number = MlflowClient().get_model_version_by_alias("frequency-filter", "champion").version
+    return next(kind for kind, run in known().items() if run.data.tags.get("model_version") == str(number))
 
 
 def one_by_one(jobs: Iterable[list[str]]) -> list[object]:
-    """The command line in this process: exit codes."""
+    """Run commands in this process; return their exit statuses."""
     return [start(*words) for words in jobs]
 
 
 def make(
     bounds: dict[str, str], *, files: str = "", do: Callable[[Iterable[list[str]]], list[object]] = one_by_one
 ) -> None:
-    """Train, and decide on the default recipe and then on the GRU.
+    """Train, and promote the default recipe and then the GRU.
 
     Args:
-        bounds: What a version is held to.
-        files: What makes a recipe's name that of a file; nothing: those that come with the program.
-        do: Does what is typed, and gives the exit codes.
+        bounds: Bounds of the promotion.
+        files: Suffix that makes a recipe's name a file name; empty: recipes of the package.
+        do: Runs commands and returns their exit statuses.
     """
     codes = do(["train", *options({"recipe": recipe + files} | typed)] for recipe, typed in TRAININGS.values())
     assert codes == [2 if kind == "failed" else 0 for kind in TRAININGS], codes
@@ -75,7 +77,7 @@ def make(
 
 
 def _at_once(jobs: Iterable[list[str]]) -> list[object]:
-    """A process of one thread for each, as many at once as there are cores."""
+    """Run each command in a process of one thread, as many at once as there are cores."""
 
     def run(words: list[str]) -> object:
         return subprocess.run([sys.executable, "-m", "freqfilter", *words], check=False).returncode

@@ -1,8 +1,8 @@
-"""MLflow's UI in a real browser, clicked through as a person does: runs, curves, pictures, comparison, versions.
+"""MLflow's UI in a real browser: runs, curves, pictures, comparison and versions.
 
-With ``FREQFILTER_SCREENSHOTS`` the same clicks are made on the store that the environment names, on six trainings in
-full, and what is seen on the way becomes the pictures of docs/how-to/mlflow_ui.md (``make screenshots``).
-Without Chromium they are skipped, unless ``FREQFILTER_REQUIRE_BROWSER`` is set: then they fail.
+With ``FREQFILTER_SCREENSHOTS`` they run on the store of the environment, on six trainings in full size, and take the
+pictures of docs/how-to/mlflow_ui.md (``make screenshots``).
+Without Chromium they are skipped; with ``FREQFILTER_REQUIRE_BROWSER`` they fail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import Run
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from freqfilter.config import resolve
 from freqfilter.tracked_names import (
@@ -30,10 +30,10 @@ from freqfilter.tracked_names import (
     TEST_MSE_OVER_LIMIT,
     TRAIN_LOSS,
     VAL_LIMIT_MSE,
-    VAL_LOSS,
+    VAL_MSE,
     VAL_MSE_OVER_LIMIT,
 )
-from tests.conftest import ROOT, free_port, wait_until_it_answers, work_in
+from tests.conftest import ROOT, fork_witnesses, free_port, wait_until_it_answers, work_in
 from tests.ui import six_runs
 from tests.ui.six_runs import version
 
@@ -51,7 +51,8 @@ PICTURES = ROOT / "docs" / "pictures" / "ui"
 CUT = {
     "hidden_size": "16",
     "n_samples": "1000",
-    "windows_per_epoch": "16000",
+    "window_length": "20",
+    "windows_per_epoch": "8000",
     "batch_size": "64",
     "epochs": "2",
     "holdout_windows": "200",
@@ -62,7 +63,7 @@ LENIENT = {"max_mse_ratio": "4", "max_mse_ratio_per_frequency": "6"}
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterator[str]:
-    """A store with six trainings and two decisions; this process looks at it too."""
+    """Tracking URI of a store with six trainings and two decisions."""
     if SCREENSHOTS:
         yield mlflow.get_tracking_uri()
         return
@@ -70,6 +71,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
+        fork_witnesses(patch)
         for recipe in ("default", "original"):
             (folder / f"{recipe}.yaml").write_text(resolve(CUT, recipe=recipe).to_yaml())
         six_runs.make(LENIENT, files=".yaml")
@@ -78,7 +80,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
 
 @pytest.fixture(scope="module")
 def runs(store: str) -> dict[str, Run]:
-    """The trainings by what they are."""
+    """The trainings by their keys in ``TRAININGS``."""
     found = six_runs.known()
     assert set(found) == set(six_runs.TRAININGS)
     return found
@@ -86,13 +88,13 @@ def runs(store: str) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def champion(runs: dict[str, Run]) -> Run:
-    """The training of the version that has won."""
+    """The training of the champion."""
     return runs[six_runs.champion()]
 
 
 @pytest.fixture(scope="module")
 def url(store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where `mlflow ui` answers, started as `make ui` does."""
+    """Address of `mlflow ui`, started as by `make ui`."""
     port, log = free_port(), tmp_path_factory.mktemp("ui") / "log"
     command = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port)]
     environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -118,34 +120,44 @@ def browser() -> Iterator[Browser]:
         started.close()
 
 
-@pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    """MLflow's first page; nothing of it may break on the way."""
+@pytest.fixture(scope="module")
+def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
+    """One visitor for all tests, so that scripts are loaded, and what greets a visitor is closed, once."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1)
+    context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
-    page.set_default_timeout(TIMEOUT_MS)
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
     page.goto(url)
     page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").click()
     page.get_by_label("Close alert").first.click()
     page.get_by_text("Model training").first.click()
-    yield page
+    page.close()
+    yield context
     context.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext, url: str) -> Iterator[Page]:
+    """MLflow's first page; nothing of it may break on the way."""
+    page = context.new_page()
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.goto(url)
+    yield page
+    page.close()
     assert broken == []
 
 
 def keep(page: Page, name: str) -> None:
     """Keep what is to be seen, for the documentation."""
-    page.wait_for_timeout(1500)  # charts and menus move for a moment
     if SCREENSHOTS:
+        page.wait_for_timeout(1500)  # charts and menus move for a moment
         PICTURES.mkdir(parents=True, exist_ok=True)
         own = page.get_by_text("sqlite:///")  # where the store lies on this machine
         page.screenshot(path=PICTURES / f"{name}.png", mask=[own], mask_color="#e8e8e8")
 
 
 def open_view(page: Page, name: str) -> None:
-    """From the first page to the experiment's runs, in a view that it brings."""
+    """Open a saved view of the experiment's runs, from the first page."""
     page.get_by_role("link", name="freqfilter", exact=True).first.click()
     page.locator("[data-testid=saved-views-trigger]").click()
     page.get_by_role("menuitem", name=name).click()
@@ -157,12 +169,12 @@ def show_charts(page: Page) -> None:
 
 
 def scored(runs: dict[str, Run]) -> list[Run]:
-    """Those that came to an end."""
+    """Runs that have finished."""
     return [run for name, run in runs.items() if name != "failed"]
 
 
 def row(page: Page, run: Run) -> Locator:
-    """The row of a run, that part of it which has its name."""
+    """The part of a run's row that has its name."""
     return page.locator("[role=row][row-index]").filter(has=page.locator(f"a[href*='{run.info.run_id}']")).first
 
 
@@ -173,7 +185,7 @@ def chart(page: Page, title: str) -> Locator:
 
 
 def column(page: Page, name: str) -> list[str]:
-    """What a column says, from top to bottom."""
+    """Texts of a column, from top to bottom."""
     cells = page.locator(f"[role=row][row-index] [col-id*='{name}']")
     expect(cells.first).to_be_visible()
     found = {
@@ -184,17 +196,17 @@ def column(page: Page, name: str) -> list[str]:
 
 
 def loaded(picture: Locator) -> bool:
-    """Whether a picture is there and has come."""
+    """Whether a picture is visible and loaded."""
     expect(picture).to_be_visible()
     return bool(picture.evaluate("image => image.complete && image.naturalWidth > 0"))
 
 
-def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: dict[str, Run]) -> None:
+def test_runs_are_sorted_by_their_ratio_to_the_limit(page: Page, runs: dict[str, Run]) -> None:
     open_view(page, "Trainings")
     expect(row(page, runs["failed"])).to_be_visible()
     over_limit = column(page, TEST_MSE_OVER_LIMIT)
     assert over_limit[-1] == "-", "the failed run is the last"
-    assert [float(said) for said in over_limit[:-1]] == sorted(
+    assert [float(text) for text in over_limit[:-1]] == sorted(
         run.data.metrics[TEST_MSE_OVER_LIMIT] for run in scored(runs)
     )
     assert len(over_limit) == len(runs), "decisions are not among the trainings"
@@ -202,11 +214,11 @@ def test_the_list_of_runs_has_the_nearest_to_the_limit_first(page: Page, runs: d
     keep(page, "run_list")
 
 
-def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs: dict[str, Run]) -> None:
+def test_losses_of_all_runs_are_drawn_with_the_limit(page: Page, runs: dict[str, Run]) -> None:
     open_view(page, "Trainings")
     show_charts(page)
-    for metrics in ((TRAIN_LOSS, VAL_LOSS, VAL_LIMIT_MSE), (HOLDOUT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
-        # Each lies over a faint one, which would be the same without smoothing.
+    for metrics in ((TRAIN_LOSS, VAL_MSE, VAL_LIMIT_MSE), (HOLDOUT_MSE, VAL_LIMIT_MSE), (VAL_MSE_OVER_LIMIT,)):
+        # Each is drawn over a faint curve without smoothing.
         curves = chart(page, " vs ".join(metrics)).locator("path.js-line[style*='stroke-opacity: 1;']")
         expect(curves).to_have_count(len(metrics) * len(scored(runs)))
     for metric in (TEST_MSE_OVER_LIMIT, TEST_MSE):
@@ -214,7 +226,7 @@ def test_losses_lie_over_each_other_with_the_limit_beside_them(page: Page, runs:
     keep(page, "loss_curves")
 
 
-def test_pictures_of_the_runs_stand_side_by_side(page: Page, runs: dict[str, Run]) -> None:
+def test_pictures_of_the_runs_are_shown_side_by_side(page: Page, runs: dict[str, Run]) -> None:
     open_view(page, "Trainings")
     show_charts(page)
     page.get_by_text("Pictures", exact=True).scroll_into_view_if_needed()
@@ -245,7 +257,7 @@ def test_the_compare_page_shows_the_parameters_that_differ_and_only_those(page: 
     keep(page, "compare_page")
 
 
-def test_a_run_tells_its_story_and_leads_to_its_version(page: Page, champion: Run) -> None:
+def test_a_run_has_a_description_and_a_link_to_its_version(page: Page, champion: Run) -> None:
     open_view(page, "Trainings")
     row(page, champion).get_by_role("link").first.click()
     expect(page.get_by_text("× the limit").first).to_be_visible()
@@ -268,7 +280,7 @@ def test_the_tab_of_system_metrics_has_a_chart_for_each(page: Page, champion: Ru
     keep(page, "system_metrics")
 
 
-def test_a_failed_run_says_why(page: Page, runs: dict[str, Run]) -> None:
+def test_a_failed_run_shows_the_reason(page: Page, runs: dict[str, Run]) -> None:
     open_view(page, "Trainings")
     row(page, runs["failed"]).get_by_role("link").first.click()
     expect(page.get_by_text("the training loss is not finite in epoch 1").first).to_be_visible()
@@ -285,7 +297,7 @@ def test_decisions_have_a_page_with_their_reasons(page: Page, runs: dict[str, Ru
 
 
 def test_the_models_page_has_versions_aliases_and_evidence(page: Page, runs: dict[str, Run], champion: Run) -> None:
-    # A first visit is greeted by a dialog, which does not hear the key while it is still opening: press it again then.
+    # A first visit opens a dialog, which ignores the key until it is open: press it again then.
     greeting = page.get_by_role("dialog")
     page.add_locator_handler(greeting, lambda: page.keyboard.press("Escape"), no_wait_after=True)
     page.get_by_text("Model registry").first.click()

@@ -1,0 +1,222 @@
+"""Models in worker processes: what a model does there decides nothing but its own case."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from freqfilter.errors import UserError
+from freqfilter.pipelines import model_server, sandbox
+from freqfilter.pipelines.sandbox import ModelServer, ModelWorker, ModelWorkerError
+from freqfilter.tracking.loading import checked_files
+from tests import zygote
+from tests.promotion.making import NAME
+
+pytestmark = pytest.mark.slow
+
+URI = f"models:/{NAME}/1"
+SECRETS = {"AWS_SECRET_ACCESS_KEY": "a secret", "MLFLOW_TRACKING_PASSWORD": "a secret", "SOMETHING_TOKEN": "a secret"}
+
+
+@pytest.fixture
+def server(registry: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
+    """A server whose parent has credentials."""
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    with ModelServer() as started:
+        yield started
+
+
+@pytest.fixture
+def worker_with(
+    server: ModelServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], ModelWorker]]:
+    """A worker whose model executes a statement when it is loaded."""
+    opened: list[ModelWorker] = []
+
+    def start(statement: str) -> ModelWorker:
+        def changed(uri: str, folder: Path) -> Path:
+            files = checked_files(uri, folder)
+            code = files / "artifacts" / "network.py"
+            code.write_text(f"{code.read_text()}\n{statement}\n")
+            return files
+
+        monkeypatch.setattr(sandbox, "checked_files", changed)
+        opened.append(ModelWorker(server, URI))
+        return opened[-1]
+
+    yield start
+    for worker in opened:
+        worker.__exit__()
+
+
+def log_of(worker: ModelWorker) -> str:
+    worker._log.seek(0)
+    return worker._log.read().decode()
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_what_a_model_prints_is_no_answer(worker_with: Callable[[str], ModelWorker]) -> None:
+    worker = worker_with("import os; print('{}', flush=True); os.write(1, b'{}\\n'); os.system('echo {}')")
+    assert worker.description["golden_difference"] == 0
+    worker.request_scores([7, 8])
+    assert set(worker.read_scores(2)) == {7, 8}
+    assert log_of(worker).count("{}") == 3
+
+
+def test_a_worker_has_one_thread_no_credentials_and_no_descriptor_of_another(
+    worker_with: Callable[[str], ModelWorker], registry: Path
+) -> None:
+    before = sorted(registry.iterdir())
+    say = (
+        "import json, os, sys, torch; from pathlib import Path; print(json.dumps({"
+        "'environment': dict(os.environ), 'started_with': Path(f'/proc/{os.getppid()}/environ').read_text(),"
+        "'threads': torch.get_num_threads(), 'deterministic': torch.are_deterministic_algorithms_enabled(),"
+        "'files': len(os.listdir('/proc/self/fd')), 'path': sys.path, 'group': os.getpgrp() == os.getpid(),"
+        "'input': sys.stdin.read()}), flush=True)"
+    )
+    first, second = worker_with(say), worker_with(say)
+    for worker in (first, second):
+        assert worker.description
+    for worker in (first, second):
+        shown = json.loads(log_of(worker))
+        assert shown["environment"]["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+        assert not [name for name in shown["environment"] if "TOKEN" in name or "MLFLOW_TRACKING" in name]
+        assert "a secret" not in json.dumps(shown)
+        assert (shown["threads"], shown["deterministic"], shown["input"], shown["group"]) == (1, True, "", True)
+        assert "" not in shown["path"]
+        assert shown["files"] <= 5  # three streams, the connection, and the folder that is listed
+    assert sorted(registry.iterdir()) == before
+
+
+def test_a_model_that_hangs_is_refused_and_killed_with_what_it_has_started(
+    worker_with: Callable[[str], ModelWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "RESPONSE_TIMEOUT_S", 3.0)
+    noted = tmp_path / "child"
+    hang = "import pathlib, signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    hang += f"child = subprocess.Popen(['sleep', '600']); pathlib.Path({str(noted)!r}).write_text(str(child.pid))\n"
+    worker = worker_with(f"{hang}time.sleep(600)")
+    eventually(lambda: noted.exists() and noted.read_text() != "")
+    processes = [psutil.Process(worker.pid), psutil.Process(int(noted.read_text()))]
+    with pytest.raises(ModelWorkerError, match="no answer within 3 s"):
+        _ = worker.description
+    worker.__exit__()
+    eventually(lambda: not any(map(running, processes)))
+
+
+def running(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def test_a_model_that_ends_its_process_is_at_fault(worker_with: Callable[[str], ModelWorker]) -> None:
+    aborts = worker_with("import os, sys; sys.stderr.write('ouch\\n'); sys.stderr.flush(); os.abort()")
+    exits = worker_with("import os; os._exit(0)")
+    for worker, last in ((aborts, "ouch"), (exits, "it printed nothing")):
+        with pytest.raises(ModelWorkerError, match=f"models:/{NAME}/1: its process ended: {last}$"):
+            _ = worker.description
+
+
+def test_a_worker_killed_from_outside_decides_nothing(worker_with: Callable[[str], ModelWorker]) -> None:
+    for number, worker in [(number, worker_with("")) for number in sandbox.KILL_SIGNALS]:
+        os.kill(worker.pid, number)
+        worker.request_scores(None)
+        with pytest.raises(UserError, match=f"ended by {number.name} from outside") as raised:
+            _ = worker.description
+        assert not isinstance(raised.value, ModelWorkerError)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"{}", struct.pack("!I", 2) + b"[]", struct.pack("!I", 1 << 30), struct.pack("!I", 100_000) + b"[" * 100_000],
+)
+def test_a_message_that_is_no_json_object_of_limited_length_is_refused(message: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(message)
+        theirs.shutdown(socket.SHUT_WR)
+        if message == b"{}":  # half a header: the sender has ended
+            assert model_server.receive(ours) is None
+        else:
+            with pytest.raises(ValueError, match="a message"):
+                model_server.receive(ours)
+        with pytest.raises(ValueError, match="at most"):
+            model_server.send(ours, "x" * model_server.MESSAGE_LIMIT)
+
+
+def test_a_server_that_was_killed_decides_nothing(registry: Path) -> None:
+    with ModelServer() as server:
+        server._process.kill()
+        server._process.wait()
+        with (
+            ModelWorker(server, URI) as worker,
+            pytest.raises(UserError, match="model server: its process was ended by SIGKILL from outside"),
+        ):
+            _ = worker.description
+
+
+def test_the_end_of_the_parent_ends_server_and_workers(registry: Path) -> None:
+    code = f"""
+import time
+from freqfilter.pipelines.sandbox import ModelServer, ModelWorker
+server = ModelServer()
+worker = ModelWorker(server, {URI!r})
+worker.description
+print(server._process.pid, worker.pid, flush=True)
+time.sleep(600)
+"""
+    process = zygote.Popen([sys.executable, "-c", code], cwd=registry, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    processes = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    assert len(processes) == 2
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    eventually(lambda: not any(map(running, processes)))
+
+
+def test_with_a_second_thread_a_worker_is_a_new_program(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a library starts a thread when it is imported."""
+    code = "import threading, time; threading.Thread(target=time.sleep, args=[600], daemon=True).start(); "
+    code += "from freqfilter.pipelines import model_server; model_server._main([])"
+    monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", code])
+    with ModelServer() as server, ModelWorker(server, URI) as worker:
+        assert worker.description["golden_difference"] == 0
+        assert psutil.Process(worker.pid).cmdline() == [*model_server.COMMAND, model_server.WORKER]
+        worker.request_scores([7])
+        assert set(worker.read_scores(1)) == {7}
+
+
+def test_the_server_imports_once_with_one_thread_and_nothing_of_the_working_directory(
+    registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "subprocess", subprocess)  # not forked from the zygote
+    for name in ("torch", "freqfilter", "json"):
+        (registry / f"{name}.py").write_text("raise SystemExit(3)")
+    with ModelServer() as server, ModelWorker(server, URI) as first, ModelWorker(server, URI) as second:
+        assert first.description["weights_sha256"] == second.description["weights_sha256"]
+        process = psutil.Process(server._process.pid)
+        assert process.num_threads() == 1
+        children = {child.pid: child for child in process.children()}
+        assert set(children) == {first.pid, second.pid}
+        # A fork has its parent's command; a worker that is started anew has one more word.
+        assert {tuple(child.cmdline()) for child in children.values()} == {tuple(process.cmdline())}
