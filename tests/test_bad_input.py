@@ -22,7 +22,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "n_samples": ("1", "greater than or equal to 2"),
     "duration_s": ("-1", "greater than 0"),
     "noise_std": ("-0.1", "greater than or equal to 0"),
-    "window_length": ("10001", "longer than the signal, n_samples=10000"),
+    "window_length": ("10001", "longer than n_samples=10000"),
     "noise": ("loud", "'fresh' or 'fixed'"),
     "split": ("random", "add noise=fixed"),
     "validation_fraction": ("1", "less than 1"),

@@ -127,12 +127,8 @@ def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path
         if name in given:
             value = _parse_value(name, given[name])
             stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
-    changed = _validated(stored).canonical()
-    return [
-        f"{name}={changed[name]} (it has {value})"
-        for name, value in params.canonical().items()
-        if changed[name] != value
-    ]
+    new = _validated(stored).canonical()
+    return [f"{name}={new[name]} (it has {value})" for name, value in params.canonical().items() if new[name] != value]
 
 
 def _recipe(recipe: str, folder: Path) -> dict[str, Any]:

@@ -202,8 +202,8 @@ class TrainingParams(_Section):
     )
     validate_every: Count = Field(description="epochs between validations")
     validation_average: Literal["samples", "batches"] = Field(
-        description="validation loss: the mean over samples, or over batches of batch_size, of which the last may be "
-        "smaller and then weighs more, as in the original script"
+        description="validation loss: mean over samples, or over batches of batch_size as in the original script, "
+        "where a smaller last batch has more weight per window"
     )
     checkpoint_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
     checkpoint_minutes: NonNegative = Field(
@@ -258,8 +258,7 @@ class Params(_Section):
         data = self.data
         if data.window_length > self.signals.n_samples:
             raise ValueError(
-                f"window_length={data.window_length} is longer than the signal, n_samples={self.signals.n_samples}; "
-                "lower it"
+                f"window_length={data.window_length} is longer than n_samples={self.signals.n_samples}; lower it"
             )
         if (data.split == "file") != (data.data_file is not None):
             raise ValueError(f"split={data.split}: use split=file with data_file, another split without")

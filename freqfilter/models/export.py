@@ -126,7 +126,7 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
 
     recurrent = network.recurrent
     if not isinstance(recurrent, nn.RNNBase) or recurrent.mode not in GATES:
-        raise UserError(f"cell={network.cell}: ONNX has operators for {' and '.join(GATES)} alone")
+        raise UserError(f"cell={network.cell}: not supported by the ONNX export; use {' or '.join(GATES)}")
     weights: dict[str, Array] = {}
     nodes = [helper.make_node("Transpose", [INPUTS], ["features"], perm=[1, 0, 2])]
     features = "features"

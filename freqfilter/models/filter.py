@@ -28,8 +28,7 @@ class Filter:
         module: The network, in evaluation mode.
         facts: Metadata: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``limit_mse`` (the least expected
             error of any filter with the same view of the window; None if unknown), ``params``.
-        golden: Inputs (n_windows, n_samples, 1 + n_components) and their estimates at registration; None in old
-            versions.
+        golden: Inputs (n_windows, n_samples, 1 + n_components) and estimates at registration; None in old versions.
     """
 
     def __init__(
@@ -136,9 +135,8 @@ class Filter:
     def _selector(self, frequency_hz: float) -> Array:
         known = self.facts["frequencies_hz"]
         if frequency_hz not in known:
-            raise UserError(
-                f"frequency_hz={frequency_hz:g}: unknown; choose from {', '.join(f'{f:g}' for f in known)} Hz"
-            )
+            choices = ", ".join(f"{frequency:g}" for frequency in known)
+            raise UserError(f"frequency_hz={frequency_hz:g}: unknown; choose from {choices} Hz")
         return np.array([frequency == frequency_hz for frequency in known], dtype=np.float32)
 
     def _check_rate(self, sample_rate_hz: float | None) -> None:

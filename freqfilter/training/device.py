@@ -84,8 +84,8 @@ class Accelerator:
         device, threads = torch.device("cuda" if on_cuda else "cpu"), torch.get_num_threads()
         if params.precision == "auto":
             bf16 = cls(device, torch.bfloat16, threads)
-            use_bf16 = not on_cuda and _has_bf16_instructions() and not bf16._unsupported_reason()
-            return bf16 if use_bf16 else replace(bf16, dtype=None)
+            fast = not on_cuda and _has_bf16_instructions()
+            return bf16 if fast and not bf16._unsupported_reason() else replace(bf16, dtype=None)
         accelerator = cls(device, PRECISIONS.get(params.precision), threads)
         if reason := accelerator._unsupported_reason():
             raise UserError(

@@ -201,9 +201,9 @@ def validate(state: TrainingState, windows: WindowDataset, params: TrainingParam
         estimates = estimate(state.network, inputs)
         losses.append(LOSSES[params.loss](estimates, targets))
         errors.append(mse(estimates, targets))
-    of_windows, loss = torch.cat(errors), torch.cat(losses).double()
+    window_mse, loss = torch.cat(errors), torch.cat(losses).double()
     if params.validation_average == "batches":
         loss = torch.stack([batch.mean() for batch in torch.split(loss, params.batch_size)])
     blocks = windows.block_ids(torch.arange(len(windows), device=state.accelerator.device))
-    means = block_means(of_windows.cpu(), blocks.cpu()) if blocks is not None else ()
-    return Validation(float(loss.mean()), float(of_windows.double().mean()), tuple(means))
+    means = block_means(window_mse.cpu(), blocks.cpu()) if blocks is not None else ()
+    return Validation(float(loss.mean()), float(window_mse.double().mean()), tuple(means))

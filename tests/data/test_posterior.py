@@ -24,25 +24,25 @@ def model(**overrides: str) -> SignalModel:
 
 
 def random_windows(
-    stated: SignalModel, n_samples: int, *, seed: int = 1, n_windows: int = 200
+    signal_model: SignalModel, n_samples: int, *, seed: int = 1, n_windows: int = 200
 ) -> tuple[NDArray[np.int64], torch.Tensor]:
     """Random starts and the mixtures of their windows."""
     random = np.random.default_rng(seed)
-    starts = random.integers(0, stated.n_samples - n_samples + 1, size=n_windows)
-    clean = stated.clean().mean(axis=0)[starts[:, None] + np.arange(n_samples)]
-    return starts, torch.from_numpy(clean + stated.noise_std * random.normal(size=clean.shape)).float()
+    starts = random.integers(0, signal_model.n_samples - n_samples + 1, size=n_windows)
+    clean = signal_model.clean().mean(axis=0)[starts[:, None] + np.arange(n_samples)]
+    return starts, torch.from_numpy(clean + signal_model.noise_std * random.normal(size=clean.shape)).float()
 
 
-def clean_windows(stated: SignalModel, starts: NDArray[np.int64], n_samples: int) -> torch.Tensor:
-    taken = stated.clean()[:, starts[:, None] + np.arange(n_samples)]
+def clean_windows(signal_model: SignalModel, starts: NDArray[np.int64], n_samples: int) -> torch.Tensor:
+    taken = signal_model.clean()[:, starts[:, None] + np.arange(n_samples)]
     return torch.from_numpy(taken).float().transpose(0, 1)
 
 
-def brute_force_posterior(stated: SignalModel, window: list[float], *, two_sided: bool) -> list[list[float]]:
+def brute_force_posterior(signal_model: SignalModel, window: list[float], *, two_sided: bool) -> list[list[float]]:
     """Posterior mean by Bayes' rule: probabilities multiplied, one start at a time."""
-    clean = stated.clean()
+    clean = signal_model.clean()
     n_components, n_samples = len(clean), len(window)
-    n_starts = stated.n_samples - n_samples + 1
+    n_starts = signal_model.n_samples - n_samples + 1
     means = [[0.0] * n_samples for _ in range(n_components)]
     for step in range(n_samples):
         seen = n_samples if two_sided else step + 1
@@ -51,7 +51,7 @@ def brute_force_posterior(stated: SignalModel, window: list[float], *, two_sided
             probability = 1.0
             for i in range(seen):
                 mixture = sum(clean[k][start + i] for k in range(n_components)) / n_components
-                probability *= math.exp(-((window[i] - mixture) ** 2) / (2 * stated.noise_std**2))
+                probability *= math.exp(-((window[i] - mixture) ** 2) / (2 * signal_model.noise_std**2))
             total += probability
             for k in range(n_components):
                 sums[k] += probability * clean[k][start + step]
@@ -62,12 +62,12 @@ def brute_force_posterior(stated: SignalModel, window: list[float], *, two_sided
 
 @pytest.mark.parametrize("frequencies_hz", ["[3, 7.5]", "[4]", "[2, 5, 11]"])
 def test_the_posterior_mean_equals_a_brute_force_computation(frequencies_hz: str) -> None:
-    stated = model(frequencies_hz=frequencies_hz)
-    _, mixtures = random_windows(stated, 6, n_windows=5)
-    posterior = MMSEEstimator.from_model(stated, n_samples=6).posterior(mixtures)
+    signal_model = model(frequencies_hz=frequencies_hz)
+    _, mixtures = random_windows(signal_model, 6, n_windows=5)
+    posterior = MMSEEstimator.from_model(signal_model, n_samples=6).posterior(mixtures)
     for number, window in enumerate(mixtures.tolist()):
         for two_sided, estimates in ((False, posterior.causal), (True, posterior.two_sided)):
-            expected = brute_force_posterior(stated, window, two_sided=two_sided)
+            expected = brute_force_posterior(signal_model, window, two_sided=two_sided)
             np.testing.assert_allclose(estimates[number], expected, rtol=0, atol=2e-5)
 
 
@@ -89,9 +89,9 @@ def test_a_case_that_is_solved_by_hand() -> None:
     seed=st.integers(0, 10**6),
 )
 def test_laws_of_the_posterior(noise_std: float, n_samples: int, seed: int) -> None:
-    stated = model(noise_std=str(noise_std))
-    _, mixtures = random_windows(stated, n_samples, seed=seed, n_windows=20)
-    posterior = MMSEEstimator.from_model(stated, n_samples=n_samples).posterior(mixtures)
+    signal_model = model(noise_std=str(noise_std))
+    _, mixtures = random_windows(signal_model, n_samples, seed=seed, n_windows=20)
+    posterior = MMSEEstimator.from_model(signal_model, n_samples=n_samples).posterior(mixtures)
     for name in ("causal", "two_sided"):
         mean, variance = getattr(posterior, name), getattr(posterior, f"{name}_variance")
         assert mean.shape == variance.shape == (20, 2, n_samples)
@@ -112,10 +112,10 @@ def test_permuting_the_components_permutes_the_estimates() -> None:
 
 def test_no_estimator_that_does_not_know_the_start_has_a_smaller_error() -> None:
     """No estimator has a significantly smaller error on the same windows."""
-    stated, n_samples = model(), 8
-    starts, mixtures = random_windows(stated, n_samples, n_windows=4000)
-    targets = clean_windows(stated, starts, n_samples)
-    posterior = MMSEEstimator.from_model(stated, n_samples=n_samples).posterior(mixtures)
+    signal_model, n_samples = model(), 8
+    starts, mixtures = random_windows(signal_model, n_samples, n_windows=4000)
+    targets = clean_windows(signal_model, starts, n_samples)
+    posterior = MMSEEstimator.from_model(signal_model, n_samples=n_samples).posterior(mixtures)
 
     def advantage(other: torch.Tensor, best: torch.Tensor) -> float:
         """Number of standard errors by which the squared error of ``other`` is smaller."""
@@ -136,10 +136,10 @@ def test_no_estimator_that_does_not_know_the_start_has_a_smaller_error() -> None
 
 
 def test_the_posterior_variance_is_the_expected_squared_error() -> None:
-    stated, n_samples = model(), 8
-    starts, mixtures = random_windows(stated, n_samples, n_windows=8000)
-    targets = clean_windows(stated, starts, n_samples)
-    posterior = MMSEEstimator.from_model(stated, n_samples=n_samples).posterior(mixtures)
+    signal_model, n_samples = model(), 8
+    starts, mixtures = random_windows(signal_model, n_samples, n_windows=8000)
+    targets = clean_windows(signal_model, starts, n_samples)
+    posterior = MMSEEstimator.from_model(signal_model, n_samples=n_samples).posterior(mixtures)
     for name in ("causal", "two_sided"):
         excess = (getattr(posterior, name) - targets).square() - getattr(posterior, f"{name}_variance")
         window_means = excess.mean(dim=(1, 2))
@@ -148,37 +148,37 @@ def test_the_posterior_variance_is_the_expected_squared_error() -> None:
 
 def test_the_error_decreases_with_the_number_of_samples() -> None:
     """The expected posterior variance at the same target samples decreases."""
-    stated = model()
-    starts, _ = random_windows(stated, 20, n_windows=3000)
-    starts = np.minimum(starts, stated.n_samples - 20)
-    components = torch.from_numpy(stated.clean()).float()
+    signal_model = model()
+    starts, _ = random_windows(signal_model, 20, n_windows=3000)
+    starts = np.minimum(starts, signal_model.n_samples - 20)
+    components = torch.from_numpy(signal_model.clean()).float()
     noise = torch.from_numpy(np.random.default_rng(5).normal(size=(len(starts), 20))).float()
-    mixtures = components.mean(0)[torch.from_numpy(starts)[:, None] + torch.arange(20)] + stated.noise_std * noise
+    mixtures = components.mean(0)[torch.from_numpy(starts)[:, None] + torch.arange(20)] + signal_model.noise_std * noise
     remaining = []
     for seen in (1, 2, 5, 10, 20):
         # The target is the last of the samples seen.
-        shifted = MMSEEstimator(components[:, 20 - seen :], stated.noise_std, seen)
+        shifted = MMSEEstimator(components[:, 20 - seen :], signal_model.noise_std, seen)
         remaining.append(float(shifted.posterior(mixtures[:, 20 - seen :]).causal_variance[..., -1].mean()))
     assert remaining == sorted(remaining, reverse=True)
     assert remaining[-1] < 0.6 * remaining[0]
-    whole = MMSEEstimator.from_model(stated, n_samples=20).posterior(mixtures)
+    whole = MMSEEstimator.from_model(signal_model, n_samples=20).posterior(mixtures)
     assert (whole.two_sided_variance.mean(dim=(0, 1)) <= whole.causal_variance.mean(dim=(0, 1)) + 1e-6).all()
 
 
 def test_without_noise_the_error_is_zero_once_the_window_determines_the_start() -> None:
     for noise_std in ("0.001", "0"):
-        stated = model(noise_std=noise_std)
-        starts, mixtures = random_windows(stated, 6)
-        posterior = MMSEEstimator.from_model(stated, n_samples=6).posterior(mixtures)
-        error = (posterior.two_sided - clean_windows(stated, starts, 6)).square()
+        signal_model = model(noise_std=noise_std)
+        starts, mixtures = random_windows(signal_model, 6)
+        posterior = MMSEEstimator.from_model(signal_model, n_samples=6).posterior(mixtures)
+        error = (posterior.two_sided - clean_windows(signal_model, starts, 6)).square()
         assert float(error.mean()) < 1e-4
 
 
 def test_with_very_strong_noise_the_variance_is_that_over_the_starts() -> None:
-    stated = model(noise_std="1000")
-    _, mixtures = random_windows(stated, 6)
-    posterior = MMSEEstimator.from_model(stated, n_samples=6).posterior(mixtures)
-    components = torch.from_numpy(stated.clean()).float()
+    signal_model = model(noise_std="1000")
+    _, mixtures = random_windows(signal_model, 6)
+    posterior = MMSEEstimator.from_model(signal_model, n_samples=6).posterior(mixtures)
+    components = torch.from_numpy(signal_model.clean()).float()
     over_starts = components.unfold(1, 55, 1)  # (n_components, n_samples, n_starts)
     torch.testing.assert_close(
         posterior.causal_variance, over_starts.var(dim=2, correction=0).expand(200, -1, -1), rtol=0.01, atol=1e-4
@@ -216,29 +216,26 @@ def test_the_estimator_returns_the_selected_component() -> None:
 
 
 def test_posteriors_do_not_depend_on_the_number_of_windows() -> None:
-    stated = model()
-    _, mixtures = random_windows(stated, 8)
-    limit = MMSEEstimator.from_model(stated, n_samples=8)
+    signal_model = model()
+    _, mixtures = random_windows(signal_model, 8)
+    limit = MMSEEstimator.from_model(signal_model, n_samples=8)
     apart = torch.cat([limit.posterior(mixtures[i : i + 1]).causal for i in range(20)])
     torch.testing.assert_close(limit.posterior(mixtures).causal[:20], apart, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("in_blocks", [False, True])
 def test_with_all_starts_as_candidates_the_mean_is_the_mmse_estimate(in_blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    stated = model()
-    _, mixtures = random_windows(stated, 8)
-    limit = MMSEEstimator.from_model(stated, n_samples=8)
+    signal_model = model()
+    _, mixtures = random_windows(signal_model, 8)
+    limit = MMSEEstimator.from_model(signal_model, n_samples=8)
     candidates = limit.components.unfold(1, 8, 1)
     posterior = limit.posterior(mixtures)
     if in_blocks:  # as on a CUDA device
+        weights = posterior_module._weights_in_blocks
         monkeypatch.setattr(posterior_module, "SAMPLE_CHUNK", 3)
-        monkeypatch.setattr(
-            posterior_module,
-            "_weights",
-            lambda mixtures, listed, std: posterior_module._weights_in_blocks(mixtures, torch.stack(listed), std),
-        )
+        monkeypatch.setattr(posterior_module, "_weights", lambda x, listed, std: weights(x, torch.stack(listed), std))
     for two_sided, expected in ((False, posterior.causal), (True, posterior.two_sided)):
-        found = posterior_mean(mixtures, candidates, noise_std=stated.noise_std, two_sided=two_sided)
+        found = posterior_mean(mixtures, candidates, noise_std=signal_model.noise_std, two_sided=two_sided)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

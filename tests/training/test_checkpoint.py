@@ -42,8 +42,8 @@ AUGMENTED = PLATEAU | {"noise": "fixed", "augment_noise_std": "0.1", "augment_ga
 
 
 @cache
-def never_stopped(params: Params) -> TrainingState:
-    """The state after a training that nothing has interrupted; it is read only."""
+def uninterrupted_run(params: Params) -> TrainingState:
+    """State after an uninterrupted training; read-only."""
     return run(params)
 
 
@@ -53,7 +53,7 @@ def never_stopped(params: Params) -> TrainingState:
 @pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop_after: int, overrides: dict[str, str], tmp_path: Path) -> None:
     params = small(**EVERYTHING_RANDOM | overrides, epochs="6")
-    whole = never_stopped(params)
+    whole = uninterrupted_run(params)
     assert len({report.learning_rate for report in whole.progress.history}) > 1  # the scheduler has acted
 
     path, stopped = tmp_path / "checkpoint.pt", fresh_state(params)
