@@ -72,7 +72,7 @@ def ablation_variants(values: str, given: Mapping[str, Any], *, recipe: str, fol
     """
     mapping = parse_yaml(values)
     if not isinstance(mapping, dict) or not mapping:
-        raise UserError(f"values={values}: not a mapping; write one such as {{hidden_size: [64, 256], cell: gru}}")
+        raise UserError(f"values={values}: not a mapping with values to try; write one such as {{hidden_size: [64, 256], cell: gru}}")
     variants = [(BASE, resolve(given, recipe=recipe, folder=folder))]
     for name, choices in mapping.items():
         for value in choices if isinstance(choices, list) else [choices]:
