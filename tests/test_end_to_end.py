@@ -230,8 +230,8 @@ def test_limit_and_export_are_runs_with_artifacts_under_mlflow_run(
     folder, run, _ = trained
     signals = {name: TYPED[name] for name in ("frequencies_hz", "n_samples", "duration_s", "window_length")}
     environment = os.environ | FORKED | zygote.stand_ins(tmp_path / "stand_ins")
-    asked = {"limit": signals, "export": {"version": "1", "output": "mine.onnx"}}
-    for entry_point, given in asked.items():
+    jobs = {"limit": signals, "export": {"version": "1", "output": "mine.onnx"}}
+    for entry_point, given in jobs.items():
         words = [word for name, value in given.items() for word in ("-P", f"{name}={value}")]
         command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", "-e", entry_point]
         done = zygote.run([*command, "--experiment-name", "jobs", *words], cwd=folder, env=environment)
@@ -341,8 +341,8 @@ def test_the_wheel_contains_parameters_and_recipes_and_works_from_an_empty_folde
     install = [sys.executable, "-m", "pip", "--python", str(environment / "bin/python"), "install", "-q", "--no-deps"]
     subprocess.run([*install, str(wheel)], check=True)
     # Dependencies of this environment, by a plain path, which does not include its editable install.
-    ours = next(path for path in sys.path if path.endswith("site-packages"))
-    (packages / "dependencies.pth").write_text(ours)
+    site_packages = next(path for path in sys.path if path.endswith("site-packages"))
+    (packages / "dependencies.pth").write_text(site_packages)
     bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = environment / "bin/freqfilter"
 

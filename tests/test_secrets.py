@@ -60,11 +60,11 @@ def test_the_password_in_a_projects_address_is_not_stored(folder: Path) -> None:
 
 
 def test_telemetry_is_off_in_every_process_unless_the_user_turns_it_on(folder: Path) -> None:
-    ask = "import os, sys; from freqfilter.cli.main import main; sys.argv[1:] = ['init_store']; main()\n"
-    ask += "print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
+    code = "import os, sys; from freqfilter.cli.main import main; sys.argv[1:] = ['init_store']; main()\n"
+    code += "print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
     for given, expected in ({}, "true"), ({"MLFLOW_DISABLE_TELEMETRY": "false"}, "false"):
         done = subprocess.run(
-            [sys.executable, "-c", ask], env=os.environ | given, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], env=os.environ | given, capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == expected
     makefile = (ROOT / "Makefile").read_text()

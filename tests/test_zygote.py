@@ -162,7 +162,7 @@ def test_a_descriptor_is_passed_on_under_its_number() -> None:
     os.close(reading)
 
 
-def test_what_a_fork_starts_by_a_stand_in_is_its_descendant_and_ends_as_a_start_does(
+def test_a_program_that_a_fork_starts_is_its_descendant_and_ends_like_a_new_process(
     folder: Path, tmp_path: Path
 ) -> None:
     report = "import json, os, psutil, sys; print(json.dumps([[p.pid for p in psutil.Process().parents()], " + (

@@ -6,7 +6,7 @@ that has imported these libraries, has opened no file and runs one thread. The c
 environment and working directory it is given. It is a process like any other: it can be signalled, stopped and waited
 for.
 
-A fork whose environment has the variables of `stand_ins` gets a zygote of its own. The programs ``python`` and
+A fork whose environment has the variables of `stand_ins` gets its own zygote. The programs ``python`` and
 ``mlflow`` on its search path, and its `sys.executable`, are forked from that one: the program that ``mlflow run``
 starts is a descendant of ``mlflow run``.
 
@@ -73,8 +73,8 @@ READ_WHEN_IMPORTED = (
 GIVEN_AGAIN = {"PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR"}  # the child's values take effect
 LEAVES_NO_TRACE = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # freqfilter.tracking sets it where it is absent
 DRAW_NOTHING = "FREQFILTER_TESTS_DRAW_NOTHING"  # of a fork's environment
-STAND_INS = "FREQFILTER_TESTS_STAND_INS"  # of a fork's environment: the folder that `stand_ins` has filled
-SOCKET = "FREQFILTER_TESTS_ZYGOTE"  # of the environment of a fork with a zygote of its own: where that listens
+STAND_INS = "FREQFILTER_TESTS_STAND_INS"  # in a fork's environment: the folder of `stand_ins`
+SOCKET = "FREQFILTER_TESTS_ZYGOTE"  # in the environment of a fork with its own zygote: its socket
 LARGEST_REQUEST = 1 << 17
 
 
@@ -165,7 +165,7 @@ def run(
 
 
 def stand_ins(folder: Path) -> dict[str, str]:
-    """Write ``python`` and ``mlflow`` into a new folder: programs that have a fork do what they are given.
+    """Write programs ``python`` and ``mlflow`` to a new folder, which run their arguments in a fork.
 
     Returns:
         Variables for the environment of a fork.
@@ -242,15 +242,15 @@ def _wait_for_a_request(
     """Fork for each request, and report how each child has ended.
 
     Args:
-        controls: Where requests come from.
-        listener: Where others connect that have requests.
-        parent: Descriptor of the process that this zygote is of, if it does not end with its only control.
+        controls: Sockets of requests.
+        listener: Socket to which other processes connect for requests.
+        parent: Descriptor of the process that owns this zygote, if it does not end with its only control.
 
     Returns:
-        In a child what it is to become and its file descriptors; in the zygote None, when its process has ended, and
-        the children of a zygote that has a listener.
+        In a child the request and its file descriptors; in the zygote None, when its process and, with a listener, its
+        children have ended.
     """
-    children: dict[int, tuple[int, int]] = {}  # by pidfd: process id, where its status is reported
+    children: dict[int, tuple[int, int]] = {}  # by pidfd: process id, descriptor for its status
     connected = {control.fileno(): control for control in controls}
     poll = select.poll()
     for descriptor in (*connected, *([] if listener is None else [listener.fileno(), parent])):
@@ -310,12 +310,12 @@ def _wait_for_a_request(
 
 
 def _zygote_of_its_own() -> tuple[dict[str, Any], list[int]] | None:
-    """Leave a zygote of this process's own behind, where its environment has stand-ins for programs.
+    """Start a zygote of this process, if its environment has stand-ins for programs.
 
-    It passes for the shell by which ``mlflow run`` starts a program: the program looks past shells for its launcher.
+    It is named like the shell by which ``mlflow run`` starts a program, which skips shells to find its launcher.
 
     Returns:
-        None in this process; in a fork of the new zygote what it is to become.
+        None in this process; in a fork of the new zygote its request.
     """
     if STAND_INS not in os.environ:
         return None
@@ -330,10 +330,10 @@ def _zygote_of_its_own() -> tuple[dict[str, Any], list[int]] | None:
         listener.close()
         return None
     nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):  # whoever reads what the process prints waits for its end alone
+    for descriptor in range(3):  # a reader of the process's output does not wait for the zygote
         os.dup2(nothing, descriptor)
     os.close(nothing)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they are for the process and its children
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the process and its children
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(15, b"sh", 0, 0, 0)  # PR_SET_NAME
     request = _wait_for_a_request(listener=listener, parent=parent)
@@ -343,7 +343,7 @@ def _zygote_of_its_own() -> tuple[dict[str, Any], list[int]] | None:
 
 
 def _take_over(request: dict[str, Any], descriptors: list[int], by_imports: dict[str, str | None]) -> None:
-    """Give this process what a process that is newly started and has imported the libraries has."""
+    """Give this process the state of a new process that has imported the libraries."""
     targets = [0, 1, 2, *request["pass_fds"]]
     # First to numbers above all targets.
     away = [_above(descriptor, max(targets)) for descriptor in descriptors]
@@ -422,7 +422,7 @@ def _main(descriptor: int) -> None:
 
 
 def _stand_in(words: list[str]) -> int:
-    """Have a fork do what ``python WORD…`` does, hand signals on to it and end as it does."""
+    """Run ``python WORD…`` in a fork, pass signals on to it and end with its status."""
     process = Popen([sys.executable, *words])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: process.send_signal(number))

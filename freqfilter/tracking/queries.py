@@ -236,11 +236,11 @@ class Training:
     has_model: bool
 
 
-def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
+def trainings(runs: str | None, tracking: TrackingParams) -> list[Training]:
     """Return the selected trainings without duplicates, in the order of the selection.
 
     Args:
-        words: A list, in YAML or separated by commas, of run ids, run names, versions (``3``, ``NAME/3``,
+        runs: A list, in YAML or separated by commas, of run ids, run names, versions (``3``, ``NAME/3``,
             ``NAME@champion``); or a filter in MLflow's syntax, such as ``metrics."test/mse" < 0.3``. A name selects the
             newest run of that name, a parent run its children. None: the newest finished trainings.
         tracking: The experiment for filters, and the model for bare version numbers.
@@ -250,31 +250,31 @@ def trainings(words: str | None, tracking: TrackingParams) -> list[Training]:
     """
     client = MlflowClient()
     with wrap_store_errors("cannot read the store's runs"):
-        if words is not None and not words.strip():
+        if runs is not None and not runs.strip():
             raise UserError("runs is empty; name runs, or omit it for the newest")
-        if words is None:
-            selected = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, most=DEFAULT_N_RUNS)
-        elif FILTER.match(words.strip()):
-            selected = _search(client, f"{TRAININGS} AND {words}", tracking, most=MAX_RUNS + 1)
+        if runs is None:
+            selected = _search(client, f"{TRAININGS} AND status = 'FINISHED'", tracking, max_results=DEFAULT_N_RUNS)
+        elif FILTER.match(runs.strip()):
+            selected = _search(client, f"{TRAININGS} AND {runs}", tracking, max_results=MAX_RUNS + 1)
         else:
-            selected = [run for word in split_list(words) for run in _named(client, word, tracking)]
+            selected = [run for word in split_list(runs) for run in _select(client, word, tracking)]
         unique = {run.info.run_id: run for run in selected}
         if len(unique) > MAX_RUNS:
-            raise UserError(f"runs={words}: more than {MAX_RUNS} trainings; name fewer")
+            raise UserError(f"runs={runs}: more than {MAX_RUNS} trainings; name fewer")
         return [_training(client, run) for run in unique.values()]
 
 
-def split_list(words: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """Split a list, in YAML or separated by commas.
 
     >>> split_list("default frequencies_hz=[2,5], base"), split_list("[1, base]")
     (['default frequencies_hz=[2,5]', 'base'], ['1', 'base'])
     """
-    parts = parse_yaml(words) if words.strip().startswith("[") else OUTSIDE_BRACKETS.split(words)
-    return [str(word).strip() for word in parts if str(word).strip()]
+    parts = parse_yaml(text) if text.strip().startswith("[") else OUTSIDE_BRACKETS.split(text)
+    return [str(part).strip() for part in parts if str(part).strip()]
 
 
-def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, most: int) -> list[MlflowRun]:
+def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, max_results: int) -> list[MlflowRun]:
     """Search runs of the experiment, the newest first."""
     if launched := launched_run():
         experiment_id = client.get_run(launched).info.experiment_id
@@ -283,12 +283,12 @@ def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, most
         if experiment is None:
             raise UserError(f"experiment={tracking.experiment}: no such experiment; give the name of one in the store")
         experiment_id = experiment.experiment_id
-    return list(client.search_runs([experiment_id], having, max_results=most, order_by=["start_time DESC"]))
+    return list(client.search_runs([experiment_id], having, max_results=max_results, order_by=["start_time DESC"]))
 
 
-def _named(client: MlflowClient, word: str, tracking: TrackingParams) -> list[MlflowRun]:
+def _select(client: MlflowClient, word: str, tracking: TrackingParams) -> list[MlflowRun]:
     """Return the training that ``word`` selects, or the children of the run that it selects."""
-    run = _one(client, word, tracking)
+    run = _find_run(client, word, tracking)
     if run.data.tags.get("workflow") == "train":
         return [run]
     having = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}' AND {TRAININGS}"
@@ -298,7 +298,7 @@ def _named(client: MlflowClient, word: str, tracking: TrackingParams) -> list[Ml
     return list(runs)
 
 
-def _one(client: MlflowClient, word: str, tracking: TrackingParams) -> MlflowRun:
+def _find_run(client: MlflowClient, word: str, tracking: TrackingParams) -> MlflowRun:
     if RUN_ID.fullmatch(word):
         return client.get_run(word)
     if match := ALIAS.fullmatch(word):

@@ -30,7 +30,7 @@ def assert_a_champion_with_evidence() -> None:
 
 @pytest.fixture(scope="module")
 def start_s(registries: Path) -> float:
-    """How long a process takes to begin that is started and not forked, as the model server is."""
+    """Time to start a process that is not forked, such as the model server, seconds."""
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", "import freqfilter.pipelines.promote"], cwd=registries, check=True)
     return time.monotonic() - started
@@ -53,13 +53,13 @@ def test_killed_while_the_champion_changes(
     time.sleep(killed_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    told = f"seed {seed!r}: killed after {killed_s:.2f} s"
-    assert aliases()["champion"] in (1, 2), told
+    context = f"seed {seed!r}: killed after {killed_s:.2f} s"
+    assert aliases()["champion"] in (1, 2), context
     assert_a_champion_with_evidence()
-    assert typed("doctor") == (0, ""), told
+    assert typed("doctor") == (0, ""), context
     if not (rolls_back and aliases()["champion"] != before):  # a second rollback would restore the first champion
-        assert typed(*words) == (0, ""), told
-        assert aliases()["champion"] == (1 if rolls_back else 2), told
+        assert typed(*words) == (0, ""), context
+        assert aliases()["champion"] == (1 if rolls_back else 2), context
     assert_a_champion_with_evidence()
 
 

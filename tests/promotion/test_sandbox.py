@@ -1,4 +1,4 @@
-"""Models in worker processes: what a model does there decides nothing but its own case."""
+"""Models in worker processes: a failing model affects only its own checks."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_what_a_model_prints_is_no_answer(worker_with: Callable[[str], ModelWorker]) -> None:
+def test_output_of_a_model_is_not_a_response(worker_with: Callable[[str], ModelWorker]) -> None:
     worker = worker_with("import os; print('{}', flush=True); os.write(1, b'{}\\n'); os.system('echo {}')")
     assert worker.description["golden_difference"] == 0
     worker.request_scores([7, 8])
@@ -85,14 +85,14 @@ def test_a_worker_has_one_thread_no_credentials_and_no_descriptor_of_another(
     worker_with: Callable[[str], ModelWorker], registry: Path
 ) -> None:
     before = sorted(registry.iterdir())
-    say = (
+    report = (
         "import json, os, sys, torch; from pathlib import Path; print(json.dumps({"
         "'environment': dict(os.environ), 'started_with': Path(f'/proc/{os.getppid()}/environ').read_text(),"
         "'threads': torch.get_num_threads(), 'deterministic': torch.are_deterministic_algorithms_enabled(),"
         "'files': len(os.listdir('/proc/self/fd')), 'path': sys.path, 'group': os.getpgrp() == os.getpid(),"
         "'input': sys.stdin.read()}), flush=True)"
     )
-    first, second = worker_with(say), worker_with(say)
+    first, second = worker_with(report), worker_with(report)
     for worker in (first, second):
         assert worker.description
     for worker in (first, second):
@@ -106,16 +106,16 @@ def test_a_worker_has_one_thread_no_credentials_and_no_descriptor_of_another(
     assert sorted(registry.iterdir()) == before
 
 
-def test_a_model_that_hangs_is_refused_and_killed_with_what_it_has_started(
+def test_a_model_that_hangs_is_refused_and_killed_with_its_children(
     worker_with: Callable[[str], ModelWorker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "RESPONSE_TIMEOUT_S", 3.0)
-    noted = tmp_path / "child"
+    pid_file = tmp_path / "child"
     hang = "import pathlib, signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    hang += f"child = subprocess.Popen(['sleep', '600']); pathlib.Path({str(noted)!r}).write_text(str(child.pid))\n"
+    hang += f"child = subprocess.Popen(['sleep', '600']); pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))\n"
     worker = worker_with(f"{hang}time.sleep(600)")
-    eventually(lambda: noted.exists() and noted.read_text() != "")
-    processes = [psutil.Process(worker.pid), psutil.Process(int(noted.read_text()))]
+    eventually(lambda: pid_file.exists() and pid_file.read_text() != "")
+    processes = [psutil.Process(worker.pid), psutil.Process(int(pid_file.read_text()))]
     with pytest.raises(ModelWorkerError, match="no answer within 3 s"):
         _ = worker.description
     worker.__exit__()
@@ -128,7 +128,7 @@ def running(process: psutil.Process) -> bool:
     return False
 
 
-def test_a_model_that_ends_its_process_is_at_fault(worker_with: Callable[[str], ModelWorker]) -> None:
+def test_a_model_that_exits_is_an_error_of_the_model(worker_with: Callable[[str], ModelWorker]) -> None:
     aborts = worker_with("import os, sys; sys.stderr.write('ouch\\n'); sys.stderr.flush(); os.abort()")
     exits = worker_with("import os; os._exit(0)")
     for worker, last in ((aborts, "ouch"), (exits, "it printed nothing")):
@@ -136,7 +136,7 @@ def test_a_model_that_ends_its_process_is_at_fault(worker_with: Callable[[str], 
             _ = worker.description
 
 
-def test_a_worker_killed_from_outside_decides_nothing(worker_with: Callable[[str], ModelWorker]) -> None:
+def test_a_killed_worker_is_not_an_error_of_the_model(worker_with: Callable[[str], ModelWorker]) -> None:
     for number, worker in [(number, worker_with("")) for number in sandbox.KILL_SIGNALS]:
         os.kill(worker.pid, number)
         worker.request_scores(None)
@@ -149,21 +149,21 @@ def test_a_worker_killed_from_outside_decides_nothing(worker_with: Callable[[str
     "message",
     [b"{}", struct.pack("!I", 2) + b"[]", struct.pack("!I", 1 << 30), struct.pack("!I", 100_000) + b"[" * 100_000],
 )
-def test_a_message_that_is_no_json_object_of_limited_length_is_refused(message: bytes) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        theirs.sendall(message)
-        theirs.shutdown(socket.SHUT_WR)
+def test_invalid_and_too_long_messages_are_refused(message: bytes) -> None:
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
+        sender.sendall(message)
+        sender.shutdown(socket.SHUT_WR)
         if message == b"{}":  # half a header: the sender has ended
-            assert model_server.receive(ours) is None
+            assert model_server.receive(receiver) is None
         else:
             with pytest.raises(ValueError, match="a message"):
-                model_server.receive(ours)
+                model_server.receive(receiver)
         with pytest.raises(ValueError, match="at most"):
-            model_server.send(ours, "x" * model_server.MESSAGE_LIMIT)
+            model_server.send(receiver, "x" * model_server.MESSAGE_LIMIT)
 
 
-def test_a_server_that_was_killed_decides_nothing(registry: Path) -> None:
+def test_a_killed_server_is_not_an_error_of_the_model(registry: Path) -> None:
     with ModelServer() as server:
         server._process.kill()
         server._process.wait()
@@ -194,8 +194,10 @@ time.sleep(600)
     eventually(lambda: not any(map(running, processes)))
 
 
-def test_with_a_second_thread_a_worker_is_a_new_program(registry: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where a library starts a thread when it is imported."""
+def test_a_server_with_two_threads_starts_workers_as_new_programs(
+    registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some libraries start a thread when they are imported."""
     code = "import threading, time; threading.Thread(target=time.sleep, args=[600], daemon=True).start(); "
     code += "from freqfilter.pipelines import model_server; model_server._main([])"
     monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", code])
@@ -218,5 +220,5 @@ def test_the_server_imports_once_with_one_thread_and_nothing_of_the_working_dire
         assert process.num_threads() == 1
         children = {child.pid: child for child in process.children()}
         assert set(children) == {first.pid, second.pid}
-        # A fork has its parent's command; a worker that is started anew has one more word.
+        # A fork has its parent's command; a newly started worker has one more argument.
         assert {tuple(child.cmdline()) for child in children.values()} == {tuple(process.cmdline())}

@@ -30,7 +30,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)], check=False)
     if mounted.returncode:
-        pytest.skip("tests on a small disk, missing permission to mount a file system")
+        pytest.skip("tests on a small disk: missing permission to mount a file system")
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)
 

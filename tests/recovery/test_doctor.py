@@ -83,7 +83,7 @@ def test_problems_that_only_a_user_can_fix_are_an_error(
     assert line.startswith("freqfilter: 3 problems found; first: installation: click 0.0.1 where ")
 
 
-def test_versions_within_the_required_ranges_are_well_and_others_are_named(
+def test_versions_within_the_required_ranges_pass_and_others_are_reported(
     folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("freqfilter.pipelines.doctor.version", lambda name: "2.13.0+cpu")

@@ -40,7 +40,7 @@ from tests.ui.six_runs import version
 SCREENSHOTS = "FREQFILTER_SCREENSHOTS" in os.environ
 REQUIRED = SCREENSHOTS or "FREQFILTER_REQUIRE_BROWSER" in os.environ  # as in .ci/run
 CHROMIUM = shutil.which("chromium")
-NO_BROWSER = "browser tests, there is no Chromium (apt-get install chromium)"
+NO_BROWSER = "browser tests: Chromium is not installed (apt-get install chromium)"
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (CHROMIUM or REQUIRED), reason=NO_BROWSER)]
 
@@ -122,7 +122,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
-    """One visitor for all tests, so that scripts are loaded, and what greets a visitor is closed, once."""
+    """One browser context for all tests, so that scripts are loaded and first-visit dialogs closed once."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000}, device_scale_factor=1)
     context.set_default_timeout(TIMEOUT_MS)
     page = context.new_page()
@@ -137,7 +137,7 @@ def context(browser: Browser, url: str) -> Iterator[BrowserContext]:
 
 @pytest.fixture
 def page(context: BrowserContext, url: str) -> Iterator[Page]:
-    """MLflow's first page; nothing of it may break on the way."""
+    """MLflow's first page; the test fails on errors of its scripts."""
     page = context.new_page()
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
@@ -148,11 +148,11 @@ def page(context: BrowserContext, url: str) -> Iterator[Page]:
 
 
 def keep(page: Page, name: str) -> None:
-    """Keep what is to be seen, for the documentation."""
+    """Take a screenshot for the documentation, if requested."""
     if SCREENSHOTS:
         page.wait_for_timeout(1500)  # charts and menus move for a moment
         PICTURES.mkdir(parents=True, exist_ok=True)
-        own = page.get_by_text("sqlite:///")  # where the store lies on this machine
+        own = page.get_by_text("sqlite:///")  # the store's path on this machine
         page.screenshot(path=PICTURES / f"{name}.png", mask=[own], mask_color="#e8e8e8")
 
 
