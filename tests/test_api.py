@@ -82,7 +82,7 @@ def test_ablate_compare_evaluate_promote_rollback_and_history(folder: Path, monk
         (lambda: freqfilter.promote(tracking="offline"), "offline"),
         (lambda: freqfilter.promote(force=" "), "the reason is blank"),
         (lambda: freqfilter.compare([]), "runs"),
-        (lambda: freqfilter.ablate({}), "a mapping is needed"),
+        (lambda: freqfilter.ablate({}), "not a mapping"),
         (lambda: freqfilter.load(), "give a name"),
         (lambda: freqfilter.history(model_name="absent"), "absent"),
     ],

@@ -279,7 +279,7 @@ def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
     np.testing.assert_allclose(found.predict(inputs), expected, rtol=0, atol=1e-6)
     assert torch.equal(found.module(torch.ones(1, 2, 5)), module(torch.ones(1, 2, 5)))
     for bad in (np.zeros((2, 9, 4)), np.zeros((9, 5)), np.zeros((1, 0, 5))):
-        with pytest.raises(UserError, match="this filter takes"):
+        with pytest.raises(UserError, match="x has shape"):
             found.predict(bad)
     with pytest.raises(UserError, match="NaN or Inf"):
         found.predict(np.full((1, 2, 5), np.nan))
