@@ -114,7 +114,7 @@ def test_a_bad_value_is_refused_before_anything_is_created(
         (["tran"], ["tran"]),
         (["train", "--recipe", "orignal"], ["recipe=orignal", "original"]),
         (["prepare", "--noise", "fresh"], ["noise=fresh", "fixed"]),
-        (["prepare", "--data_file", "x.npz"], ["data_file", "signal model"]),
+        (["prepare", "--data_file", "x.npz"], ["data_file", "from a signal model"]),
         (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot create this folder"]),
         (["evaluate"], ["frequency-filter/latest", "not found"]),
         (["evaluate", "--version", "7"], ["frequency-filter/7"]),

@@ -27,7 +27,7 @@ from freqfilter.process import launched_run
 
 if TYPE_CHECKING:
     from freqfilter.config import Params
-    from freqfilter.pipelines.setup import ResumePoint
+    from freqfilter.pipelines.train import TrainingResult
     from freqfilter.tracking.ui_views import RunRef
 
 
@@ -127,14 +127,9 @@ def _train(request: Request, seeds: str | None) -> None:
         if is_started(run_id):
             _resume(request, run_id, force=False)
             return
-    _train_one(params, recipe=request.recipe, name=request.run_name())
-
-
-def _train_one(params: Params, *, recipe: str, name: str, resume_point: ResumePoint | None = None) -> None:
     from freqfilter.pipelines.train import train as run_train
 
-    for line in training_summary(run_train(params, recipe=recipe, name=name, resume_point=resume_point)):
-        click.echo(line)
+    _print_summary(run_train(params, recipe=request.recipe, name=request.run_name()))
 
 
 def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **options: str) -> RunRef:
@@ -159,5 +154,12 @@ def _resume(request: Request, run_id: str, *, force: bool) -> None:
     run = newest_unfinished(params) if run_id == "auto" else find_run(run_id, run_dir)
     resume_point = load_resume_point(run, run_dir, abandoned=force)
     check_unchanged(resume_point, request.overrides, recipe=request.recipe, folder=request.folder)
+    from freqfilter.pipelines.train import train as run_train
+
     spec = resume_point.checkpoint.spec
-    _train_one(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point)
+    _print_summary(run_train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point))
+
+
+def _print_summary(result: TrainingResult) -> None:
+    for line in training_summary(result):
+        click.echo(line)

@@ -1,8 +1,8 @@
 """Process that loads and scores models: a server that imports PyTorch and MLflow once and forks a worker per model.
 
 ``python -P -m freqfilter.pipelines.model_server`` serves on its standard input, which is a Unix socket. Each message
-on it carries three descriptors: a worker's connection, a socket for reports on its process, and its log. Workers are
-asked by ``freqfilter.pipelines.sandbox``.
+on it carries three descriptors: a worker's connection, a socket for reports on its process, and its log. The client
+is ``freqfilter.pipelines.sandbox``.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def receive(connection: socket.socket) -> dict[str, Any] | None:
 
 
 def _receive_bytes(connection: socket.socket, length: int) -> bytes:
-    """As many bytes; fewer if the other side has closed the connection."""
+    """Receive ``length`` bytes; fewer if the other side has closed the connection."""
     received = b""
     with suppress(ConnectionResetError):
         while len(received) < length and (part := connection.recv(length - len(received))):
@@ -117,8 +117,8 @@ def golden_difference(found: Filter) -> float | None:
 
 def score(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
     """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
-    extractor = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
-    for name, errors in score_realizations(extractor, found.params, noise_seeds, device=torch.device("cpu")):
+    estimator = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
+    for name, errors in score_realizations(estimator, found.params, noise_seeds, device=torch.device("cpu")):
         yield {"name": name, "mse": errors.loc[MODEL].to_dict()}
 
 
@@ -130,7 +130,7 @@ def _work(connection: socket.socket) -> None:
         if (request := receive(connection)) is None:
             return
         files = Path(request["files"])
-        found = load_files(request["uri"], files, suppress_warnings=True)  # into the log, which nobody reads
+        found = load_files(request["uri"], files, suppress_warnings=True)
         send(connection, describe(found, files))
         while (request := receive(connection)) is not None:
             for scored in score(found, request["noise_seeds"]):
@@ -202,7 +202,7 @@ class _Server:
         return None
 
     def _leave(self) -> None:
-        """Give up what is the server's, in a worker."""
+        """Close the server's sockets and restore its signal handlers, in a worker."""
         os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         for number in HANDLED:
@@ -240,7 +240,7 @@ def _n_threads() -> int | None:
 
 
 def _redirect(log: int) -> None:
-    """Let what a model prints go to its log."""
+    """Redirect standard output and standard error to the log."""
     for number in (1, 2):
         os.dup2(log, number)
     os.close(log)

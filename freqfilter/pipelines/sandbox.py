@@ -19,8 +19,13 @@ from freqfilter.pipelines.model_server import COMMAND, receive, send
 from freqfilter.tracking.loading import checked_files
 
 RESPONSE_TIMEOUT_S = 300.0
-KILL_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}  # no model ends its process so
-GOLDEN_TOLERANCE = 1e-5  # other processors sum in other orders
+KILL_SIGNALS = {
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGKILL,
+    signal.SIGTERM,
+}  # sent by a user or the system, not by a model
+GOLDEN_TOLERANCE = 1e-5  # processors differ in the order of summation
 
 # The environment of a model: where its interpreter, libraries and temporary files are, and the libraries' settings.
 KEPT = {"HOME", "LANG", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV", "XDG_CACHE_HOME"}
@@ -163,8 +168,8 @@ class ModelWorker:
             ModelWorkerError: If the model fails.
             UserError: If its process was killed from outside.
         """
-        found = [self._read_response() for _ in range(count)]
-        return {answer["name"]: answer["mse"] for answer in found}
+        responses = [self._read_response() for _ in range(count)]
+        return {response["name"]: response["mse"] for response in responses}
 
     def _send(self, content: dict[str, Any]) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # _read_response raises the reason
@@ -174,16 +179,16 @@ class ModelWorker:
         if self._refusal:
             raise self._refusal
         try:
-            answer = receive(self._connection)
+            response = receive(self._connection)
         except TimeoutError:
-            raise ModelWorkerError(self._uri, f"{self._uri}: no answer within {RESPONSE_TIMEOUT_S:.0f} s") from None
+            raise ModelWorkerError(self._uri, f"{self._uri}: no response within {RESPONSE_TIMEOUT_S:.0f} s") from None
         except ValueError as error:
             raise ModelWorkerError(self._uri, f"{self._uri}: its process sent {error}") from error
-        if answer is None:
+        if response is None:
             raise self._exit_reason()
-        if "refused" in answer:
-            raise ModelWorkerError(self._uri, answer["refused"])
-        return answer
+        if "refused" in response:
+            raise ModelWorkerError(self._uri, response["refused"])
+        return response
 
     def _exit_reason(self) -> Exception:
         reports: dict[str, int] = {}
@@ -199,8 +204,8 @@ class ModelWorker:
 def _killed(subject: str, exit_code: int) -> UserError:
     name = signal.Signals(-exit_code).name
     return UserError(
-        f"{subject}: its process was ended by {name} from outside, as a system short of memory does; "
-        "nothing is decided, ask again"
+        f"{subject}: its process was ended by {name} from outside, possibly for lack of memory; no decision was made, "
+        "run the command again"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
 import torch
@@ -52,57 +52,54 @@ def train(
     Raises:
         TrainingError: If the loss is not finite; ``state.good_weights`` are then the last weights with a finite loss.
     """
-    progress = state.progress
-    validation = validation.to(state.accelerator.device)
-    holdout = holdout.to(state.accelerator.device) if holdout is not None else None
+    progress, device = state.progress, state.accelerator.device
+    validation = validation.to(device)
+    holdout = holdout.to(device) if holdout is not None else None
     try:
         while progress.epoch <= params.epochs and not progress.stopped_early:
-            evaluated = holdout if holdout is not None and progress.epoch % holdout_every == 0 else None
-            yield from _epoch(state, training_windows(progress.epoch), validation, evaluated, params)
+            windows = training_windows(progress.epoch).to(device)
+            order = epoch_order(params.seed, progress.epoch, len(windows)).to(device)
+            n_batches = math.ceil(len(windows) / params.batch_size)
+            started = time.monotonic() - progress.seconds
+            while progress.batch < n_batches:
+                first = progress.batch * params.batch_size
+                state.learning_rate = _learning_rate(state, n_batches, params)
+                with state.randomness():
+                    batch = windows.training_batch(order[first : first + params.batch_size])
+                    state.sums += training_step(state, batch, params)
+                progress.batch += 1
+                if progress.batch % CHECK_EVERY == 0 or progress.batch == n_batches:
+                    _check(state, n_batches, params)
+                progress.seconds = time.monotonic() - started
+                if progress.batch < n_batches:  # the last step is part of the epoch's report
+                    yield StepReport(progress.epoch, progress.batch, n_batches)
+            report = _epoch_report(state, n_batches)
+            if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
+                report = _validate(state, report, validation, params)
+            report = replace(report, seconds=time.monotonic() - started)
+            if holdout is not None and progress.epoch % holdout_every == 0:
+                report = replace(report, holdout_mse=validate(state, holdout, params).mse)
+            progress.history.append(report)
+            state.begin_epoch()
+            yield report
     finally:
         state.network.load_state_dict(state.best_weights)
         state.network.eval()
 
 
-def _epoch(
-    state: TrainingState,
-    windows: WindowDataset,
-    validation: WindowDataset,
-    holdout: WindowDataset | None,
-    params: TrainingParams,
-) -> Iterator[StepReport | EpochReport]:
-    progress, device = state.progress, state.accelerator.device
-    windows = windows.to(device)
-    order = epoch_order(params.seed, progress.epoch, len(windows)).to(device)
-    n_batches = math.ceil(len(windows) / params.batch_size)
-    started = time.monotonic() - progress.seconds
-    while progress.batch < n_batches:
-        first = progress.batch * params.batch_size
-        if params.scheduler == "cosine":
-            middle_of_step = (progress.epoch - 1 + (progress.batch + 0.5) / n_batches) / params.epochs
-            share = warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
-            state.learning_rate = params.learning_rate * share
-        with state.randomness():
-            batch = windows.training_batch(order[first : first + params.batch_size])
-            state.sums += training_step(state, batch, params)
-        progress.batch += 1
-        if progress.batch % CHECK_EVERY == 0 or progress.batch == n_batches:
-            _check(state, n_batches, params)
-        progress.seconds = time.monotonic() - started
-        if progress.batch < n_batches:  # the last step is part of the epoch's report
-            yield StepReport(progress.epoch, progress.batch, n_batches)
+def _learning_rate(state: TrainingState, n_batches: int, params: TrainingParams) -> float:
+    """Learning rate of the next step; a plateau scheduler changes it after a validation instead."""
+    if params.scheduler != "cosine":
+        return state.learning_rate
+    middle_of_step = (state.progress.epoch - 1 + (state.progress.batch + 0.5) / n_batches) / params.epochs
+    return params.learning_rate * warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
+
+
+def _epoch_report(state: TrainingState, n_batches: int) -> EpochReport:
     loss_sum, norm_sum, n_norms, _ = state.sums.tolist()
-    report = EpochReport(
-        progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
+    return EpochReport(
+        state.progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
     )
-    if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
-        report = _validate(state, report, validation, params)
-    report = replace(report, seconds=time.monotonic() - started)
-    if holdout is not None:
-        report = replace(report, holdout_mse=validate(state, holdout, params).mse)
-    progress.history.append(report)
-    state.begin_epoch()
-    yield report
 
 
 def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:

@@ -103,7 +103,7 @@ def test_a_run_with_former_names_of_metrics_and_parameters_is_read(folder: Path)
     params = resolve(SMALL | {"holdout_every": "2"})
     stored = params.to_yaml().replace("holdout_", "audit_")
     assert "audit_every: 2" in stored
-    with mlflow.start_run(tags={"workflow": "train"}) as run:
+    with mlflow.start_run(experiment_id="0", tags={"workflow": "train"}) as run:
         mlflow.log_metrics({"audit/mse": 0.3, "best/audit_mse": 0.2, "test/mse": 0.25}, step=1)
         mlflow.log_text(stored, "params.yaml")
     (training,) = trainings(run.info.run_id, params.tracking)

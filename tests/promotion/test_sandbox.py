@@ -116,7 +116,7 @@ def test_a_model_that_hangs_is_refused_and_killed_with_its_children(
     worker = worker_with(f"{hang}time.sleep(600)")
     eventually(lambda: pid_file.exists() and pid_file.read_text() != "")
     processes = [psutil.Process(worker.pid), psutil.Process(int(pid_file.read_text()))]
-    with pytest.raises(ModelWorkerError, match="no answer within 3 s"):
+    with pytest.raises(ModelWorkerError, match="no response within 3 s"):
         _ = worker.description
     worker.__exit__()
     eventually(lambda: not any(map(running, processes)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 
@@ -24,11 +24,10 @@ def during(phase: str, call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def during_epochs(call: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    def wrapped(*args: Any, **named: Any) -> Iterator[Any]:
-        announce("epoch", "begin")
-        yield from call(*args, **named)
-        announce("epoch", "end")
+def announcing(phase: str, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **named: Any) -> Any:
+        announce(phase, what)
+        return call(*args, **named)
 
     return wrapped
 
@@ -41,8 +40,10 @@ def main() -> None:
     from freqfilter.pipelines.train import CheckpointWriter
     from freqfilter.tracking import lifecycle, run
     from freqfilter.training import loop
+    from freqfilter.training.state import TrainingState
 
-    loop._epoch = during_epochs(loop._epoch)
+    loop.epoch_order = announcing("epoch", "begin", loop.epoch_order)
+    TrainingState.begin_epoch = announcing("epoch", "end", TrainingState.begin_epoch)  # type: ignore[method-assign]
     CheckpointWriter.write = during("checkpoint", CheckpointWriter.write)  # type: ignore[method-assign]
     make_sender = run.sender
     run.sender = lambda *args: during("logging", make_sender(*args))
