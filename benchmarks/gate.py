@@ -29,10 +29,10 @@ def main(versions: list[str]) -> None:
     """Score each version, and the limit, on the same windows."""
     filters = {f"version_{version}": freqfilter.load("frequency-filter", version=version) for version in versions}
     params = next(iter(filters.values())).params
-    extractors = {name: partial(estimate, found.module) for name, found in filters.items()}
-    extractors[LIMIT] = limit_estimators(params)[LIMIT]
+    estimators = {name: partial(estimate, found.module) for name, found in filters.items()}
+    estimators[LIMIT] = limit_estimators(params)[LIMIT]
     noise_seeds = tqdm(range(FIRST, FIRST + REALIZATIONS))
-    scored = score_realizations(extractors, params, noise_seeds, device=torch.device("cpu"))
+    scored = score_realizations(estimators, params, noise_seeds, device=torch.device("cpu"))
     rows = {seed: errors[OVERALL] for seed, errors in scored}
     pd.DataFrame(rows).T.rename_axis("noise_seed").round(8).to_csv(OUTPUT)
 

@@ -152,7 +152,7 @@ def _resume(request: Request, run_id: str, *, force: bool) -> None:
 
     run_dir = Path(params.tracking.run_dir)
     run = newest_unfinished(params) if run_id == "auto" else find_run(run_id, run_dir)
-    resume_point = load_resume_point(run, run_dir, abandoned=force)
+    resume_point = load_resume_point(run, run_dir, force=force)
     check_unchanged(resume_point, request.overrides, recipe=request.recipe, folder=request.folder)
     from freqfilter.pipelines.train import train as run_train
 

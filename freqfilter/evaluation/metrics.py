@@ -94,7 +94,7 @@ def compare(
         means = {name: block_means(total.per_window(), blocks.cpu()) for name, total in sums.items()}
         per_block = pd.DataFrame.from_dict(means, orient="index")
     return Comparison(
-        pd.concat(tables, names=["extractor", "component"]),
+        pd.concat(tables, names=["estimator", "component"]),
         pd.DataFrame.from_dict(steps, orient="index", columns=range(1, windows.n_samples + 1)),
         per_block,
     )

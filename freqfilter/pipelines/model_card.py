@@ -105,7 +105,7 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
         table_format: A format of tabulate, such as ``github`` or ``simple``.
     """
     components = scores.index.get_level_values("component").unique()
-    estimators = scores.index.get_level_values("extractor").unique()
+    estimators = scores.index.get_level_values("estimator").unique()
     table = scores["mse"].unstack("component").loc[estimators, components]
     return tabulate(
         [[name, *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],

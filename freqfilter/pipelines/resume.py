@@ -73,13 +73,13 @@ def find_run(run_id: str, run_dir: Path) -> RunRecord:
     return stored_run(run_id)
 
 
-def load_resume_point(run: RunRecord, run_dir: Path, *, abandoned: bool = False) -> ResumePoint:
+def load_resume_point(run: RunRecord, run_dir: Path, *, force: bool = False) -> ResumePoint:
     """Load the newest checkpoint of a training, from the run's folder or else from its artifacts.
 
     Args:
         run: The run.
         run_dir: Folder of run folders, if the run does not have its own.
-        abandoned: Whether to resume although another host is recorded as the owner.
+        force: Whether to resume although another host is recorded as the owner.
 
     Raises:
         UserError: If the run has finished, is not a training, is running, or has no checkpoint.
@@ -88,7 +88,7 @@ def load_resume_point(run: RunRecord, run_dir: Path, *, abandoned: bool = False)
         raise UserError(f"run {run.run_id} has finished; start a new run")
     if run.workflow not in (None, "train"):
         raise UserError(f"run {run.run_id} is a run of {run.workflow}, which cannot be resumed; start a new run")
-    _check_not_running(run, abandoned=abandoned)
+    _check_not_running(run, force=force)
     is_local = run.owner and run.owner.is_local
     folder = run.folder or Path(run.owner.run_dir if run.owner and is_local else run_dir) / run.run_id
     checkpoints = Checkpoints(folder / CHECKPOINTS, kept=1)
@@ -103,8 +103,8 @@ def load_resume_point(run: RunRecord, run_dir: Path, *, abandoned: bool = False)
     return ResumePoint(run.run_id, run.name, Checkpoint(spec, checkpoint.state), run.tags)
 
 
-def _check_not_running(run: RunRecord, *, abandoned: bool) -> None:
-    if run.owner is None or abandoned:
+def _check_not_running(run: RunRecord, *, force: bool) -> None:
+    if run.owner is None or force:
         return
     if run.owner.is_alive:
         raise UserError(f"run {run.run_id} is running in process {run.owner.pid}; stop that process first")

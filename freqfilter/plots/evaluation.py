@@ -168,7 +168,7 @@ def mse_of_components(scores: pd.DataFrame) -> Figure:
         scores: ``Comparison.table``.
     """
     components = list(scores.index.get_level_values("component").unique())[: MAX_PANELS + 1]
-    estimators = list(scores.index.get_level_values("extractor").unique())
+    estimators = list(scores.index.get_level_values("estimator").unique())
     figure = new_figure(12, 6)
     axes = figure.subplots()
     width, top = 0.85 / len(estimators), _top(scores["mse"])

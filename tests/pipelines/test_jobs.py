@@ -176,7 +176,7 @@ def test_evaluate_draws_the_figures_of_training(typed: Typed, folder: Path) -> N
         for run in (trained, evaluated)
     ]
     np.testing.assert_allclose(scores[0]["mse"], scores[1]["mse"], rtol=1e-5)
-    assert scores[0].index.get_level_values("extractor").unique().tolist() == [
+    assert scores[0].index.get_level_values("estimator").unique().tolist() == [
         "model", "limit", "limit_two_sided", "linear_mmse", "linear_mmse_two_sided", "band_pass", "band_pass_two_sided",
         "least_squares", "zero", "mean", "random",
     ]  # fmt: skip
