@@ -72,7 +72,8 @@ def ablation_variants(values: str, given: Mapping[str, Any], *, recipe: str, fol
     """
     mapping = parse_yaml(values)
     if not isinstance(mapping, dict) or not mapping:
-        raise UserError(f"values={values}: not a mapping with values to try; write one such as {{hidden_size: [64, 256], cell: gru}}")
+        example = "{hidden_size: [64, 256], cell: gru}"
+        raise UserError(f"values={values}: not a mapping with values to try; write one such as {example}")
     variants = [(BASE, resolve(given, recipe=recipe, folder=folder))]
     for name, choices in mapping.items():
         for value in choices if isinstance(choices, list) else [choices]:

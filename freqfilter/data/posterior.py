@@ -15,7 +15,7 @@ from torch import Tensor
 from freqfilter.data.signal_model import SignalModel, segment_samples
 
 CELL_CHUNK = 320_000  # windows × starts computed together: they fit into the processor's cache
-MIN_LOG2_WEIGHT = -115.0  # relative to the largest; 2⁻¹¹⁵ is negligible, and smaller (subnormal) values are 10 × slower
+MIN_LOG2_WEIGHT = -115.0  # relative to the largest; 2⁻¹¹⁵ is negligible, and smaller values take 10 × as long
 SAMPLE_CHUNK = 64  # on a CUDA device, where launching a kernel takes longer than running it
 MIN_NOISE_STD = 1e-6  # used for zero noise; the starts that fit best then share the probability
 
