@@ -33,7 +33,7 @@ from freqfilter.tracked_names import (
     VAL_MSE,
     VAL_MSE_OVER_LIMIT,
 )
-from tests.conftest import ROOT, fork_witnesses, free_port, wait_until_it_answers, work_in
+from tests.conftest import ROOT, fork_model_workers, free_port, wait_until_it_answers, work_in
 from tests.ui import six_runs
 from tests.ui.six_runs import version
 
@@ -71,7 +71,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     shutil.copy(empty_store, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         work_in(folder, folder / "mlflow.db", patch, cache=empty_store.parent / "cache")
-        fork_witnesses(patch)
+        fork_model_workers(patch)
         for recipe in ("default", "original"):
             (folder / f"{recipe}.yaml").write_text(resolve(CUT, recipe=recipe).to_yaml())
         six_runs.make(LENIENT, files=".yaml")
