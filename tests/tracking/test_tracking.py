@@ -332,7 +332,7 @@ def test_missing_corrupt_and_foreign_models_are_refused(folder: Path) -> None:
 WITHOUT_PACKAGE = """
 import sys, numpy as np, mlflow, torch
 try:
-    import freqfilter.filters
+    import freqfilter.models.network
 except ModuleNotFoundError:
     pass
 else:
