@@ -102,14 +102,15 @@ ui: $(VENV)/installed  ## start the MLflow UI on the same store, http://127.0.0.
 serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="--version 3" selects another version
 	@$(BIN)/python -m freqfilter serve $(ARGS)
 
-TWO_AT_A_TIME := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# One more than two cores, since some tests wait for servers and timeouts.
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/installed_dev  ## run the tests, two at a time; the last line names those this machine cannot run
-	@$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m "not extra" $(ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not extra" $(ARGS)
 
 # Exit status 5: no test has this mark.
 test-extras: $(VENV)/installed_dev  ## run the tests that need services or optional libraries
-	@$(BIN)/python -m pytest $(TWO_AT_A_TIME) -m extra $(ARGS) || [ $$? -eq 5 ]
+	@$(BIN)/python -m pytest $(PARALLEL) -m extra $(ARGS) || [ $$? -eq 5 ]
 
 soak: $(VENV)/installed_dev  ## run the randomized tests with many trials, an hour; repeat with new seeds for MINUTES
 	@ends=$$(( $$(date +%s) + 60 * $(MINUTES) )); seed=$(or $(SEED),$$RANDOM$$RANDOM); \

@@ -41,6 +41,11 @@ from tests import zygote
 
 configure_environment()
 
+# A program that was started in the background or by nohup ignores these signals, and so would all that it starts.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
 pytest.register_assert_rewrite("tests.recovery.comparing")  # for messages that show the difference
 
 # More threads than free cores slow each other down.
