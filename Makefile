@@ -105,7 +105,7 @@ serve: $(VENV)/installed  ## serve the champion on http://127.0.0.1:5001; ARGS="
 # One more than two cores, since some tests wait for servers and timeouts.
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-test: $(VENV)/installed_dev  ## run the tests, two at a time; the last line names those this machine cannot run
+test: $(VENV)/installed_dev  ## run the tests, three at a time; the last line names those this machine cannot run
 	@$(BIN)/python -m pytest $(PARALLEL) -m "not extra" $(ARGS)
 
 # Exit status 5: no test has this mark.
