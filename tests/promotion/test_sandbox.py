@@ -136,12 +136,18 @@ def test_a_model_that_exits_is_an_error_of_the_model(worker_with: Callable[[str]
             _ = worker.description
 
 
+def read_responses(worker: ModelWorker) -> None:
+    """Read the description, which a worker may have sent before it was killed, and scores."""
+    _ = worker.description
+    worker.read_scores(1)
+
+
 def test_a_killed_worker_is_not_an_error_of_the_model(worker_with: Callable[[str], ModelWorker]) -> None:
     for number, worker in [(number, worker_with("")) for number in sandbox.KILL_SIGNALS]:
         os.kill(worker.pid, number)
         worker.request_scores(None)
         with pytest.raises(UserError, match=f"ended by {number.name} from outside") as raised:
-            _ = worker.description
+            read_responses(worker)
         assert not isinstance(raised.value, ModelWorkerError)
 
 
