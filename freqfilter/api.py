@@ -90,8 +90,6 @@ def ablate(
     text = json.dumps(dict(values))
     given = {"register": False} | parameters
     variants = ablation_variants(text, given, recipe=recipe, folder=Path.cwd())
-    for params in variants.values():
-        require_online(params)
     name = run_name or default_run_name(recipe, {"values": text} | parameters)
     with _job(progress):
         from freqfilter.pipelines.ablation import train_variants

@@ -139,7 +139,7 @@ def show_progress(report: StepReport | EpochReport, *, epochs: int) -> None:
     if isinstance(report, EpochReport):
         logger.info("%s  %s", _epoch(report, epochs), "  ".join(_figures(report)), extra=extra)
     else:
-        logger.debug("%s  batch %d of %d", _epoch(report, epochs), report.batch, report.n_batches, extra=extra)
+        logger.debug("epoch %d/%d  batch %d/%d", report.epoch, epochs, report.batch, report.n_batches, extra=extra)
 
 
 def _epoch(report: StepReport | EpochReport, epochs: int) -> str:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
 LOSSES = "visualizations/07_training_loss.png"  # the original script's name
 PREDICTION = "visualizations/08_prediction.png"
 COMPONENTS = "visualizations/13_mse_per_frequency.png"
@@ -24,8 +29,25 @@ PEAK_MEMORY = "peak_memory_mb"
 SYSTEM = "system/"  # prefix of system metrics, which MLflow's UI shows in a tab
 SUGGESTED_LEARNING_RATE = "range_test/suggested_learning_rate"
 
-# Former names of metrics, in older runs.
-LEGACY_METRICS = {"audit/mse": HOLDOUT_MSE, "best/audit_mse": BEST_HOLDOUT_MSE}
+# Present names of parameters, metrics, and data and results in checkpoints, by the name under which they were stored.
+LEGACY_NAMES = {
+    "audit_noise_seed": "holdout_noise_seed",
+    "audit_every": "holdout_every",
+    "audit_windows": "holdout_windows",
+    "audit/mse": HOLDOUT_MSE,
+    "best/audit_mse": BEST_HOLDOUT_MSE,
+    "audit": "holdout",
+    "audit_mse": "holdout_mse",
+}
+
+
+def with_current_names(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Rename stored values to their present names.
+
+    >>> with_current_names({"audit/mse": 0.2, "val/mse": 0.3})
+    {'holdout/mse': 0.2, 'val/mse': 0.3}
+    """
+    return {LEGACY_NAMES.get(name, name): value for name, value in values.items()}
 
 
 def is_repeatable(name: str) -> bool:

@@ -86,7 +86,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files of slow tests first, so that fast tests balance the load of two workers."""
+    """Run files of slow tests first, so that fast tests balance the load of the workers."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
 
 
+PATHS = {name for _, name, field in fields() if is_path(field)}  # parameters that are paths
 SHOW_ALL = "freqfilter.show_all"  # key in click's context: whether help shows all parameters
 
 
@@ -177,12 +178,11 @@ class Request:
 
 
 def command(
-    *, name: str | None = None, sections: tuple[str, ...] | None = None, paths: tuple[str, ...] = (), view: str = ""
+    *, sections: tuple[str, ...] | None = None, paths: tuple[str, ...] = (), view: str = ""
 ) -> Callable[[Callable[..., Any]], click.Command]:
     """Register a function as a command that takes a ``Request`` and its own options.
 
     Args:
-        name: Name of the command; None: the function's.
         sections: Sections of the parameters that it takes; None: all.
         paths: Names of its own options that are paths.
         view: Saved view whose address is printed with that of the run that the function returns.
@@ -197,21 +197,30 @@ def command(
                 raise UserError("experiment: `mlflow run` chooses it; use --experiment-name")
             own = {name: value for name, value in values.items() if name not in parameters}
             recipe = own.pop("recipe", DEFAULT_RECIPE)
-            named_paths = {"recipe": recipe} | {path: own[path] for path in paths if own[path] is not None}
-            result = function(Request(overrides, recipe, invocation_folder(named_paths | overrides)), **own)
+            named_paths = {name: value for name, value in overrides.items() if name in PATHS}
+            named_paths |= {name: own[name] for name in paths if own[name] is not None}
+            if recipe not in (DEFAULT_RECIPE, *recipe_names()):
+                named_paths["recipe"] = recipe
+            result = function(Request(overrides, recipe, invocation_folder(named_paths)), **own)
             if view:
                 click.echo("\n".join(run_links(result, view)))
 
-        return cli.command(name or function.__name__)(parameter_options(sections=sections)(run))
+        return cli.command(function.__name__)(parameter_options(sections=sections)(run))
 
     return register
 
 
-def invocation_folder(given: dict[str, str]) -> Path:
+def resolve_run_dir(run_dir: str | None) -> Params:
+    """Resolve the default parameters, with another ``run_dir`` if one is given."""
+    overrides = {"run_dir": run_dir} if run_dir else {}
+    return resolve(overrides, folder=invocation_folder(overrides))
+
+
+def invocation_folder(paths: dict[str, str]) -> Path:
     """Return the user's working directory; `mlflow run` starts the command in the project, or in a clone of it.
 
     Args:
-        given: Parameters and paths by name.
+        paths: The paths that the user has given, by name.
 
     Raises:
         UserError: If it is unknown and a path is relative.
@@ -220,9 +229,8 @@ def invocation_folder(given: dict[str, str]) -> Path:
         return Path.cwd()
     if folder := launcher_folder():
         return folder
-    paths = {name for _, name, field in fields() if is_path(field)} | {"output", "page", "picture", "recipe"}
-    for name, value in given.items():
-        if name in paths and value not in [DEFAULT_RECIPE, *recipe_names()] and not Path(value).is_absolute():
+    for name, value in paths.items():
+        if not Path(value).is_absolute():
             raise UserError(f"{name}={value}: the working directory of `mlflow run` is unknown; give an absolute path")
     return Path.cwd()
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from freqfilter.api import DEFAULT_REALIZATIONS
-from freqfilter.cli.command import Request, cli, command, invocation_folder, recipe_option, run_links
-from freqfilter.config.load import require_online, resolve
+from freqfilter.cli.command import Request, cli, command, recipe_option, resolve_run_dir, run_links
+from freqfilter.config.load import require_online
 from freqfilter.errors import UserError
 from freqfilter.process import launched_by_mlflow
 from freqfilter.progress import quiet
@@ -143,8 +143,6 @@ def init_store() -> None:
 @click.option("--run_dir", metavar="FOLDER", help="folder of the runs' files  [default: that of params.yaml]")
 def doctor(run_dir: str | None) -> None:
     """Check the installation; close runs of dead processes."""
-    given = {"run_dir": run_dir} if run_dir else {}
-    params = resolve(given, folder=invocation_folder(given))
     from freqfilter.pipelines.doctor import check_installation
 
-    check_installation(params)
+    check_installation(resolve_run_dir(run_dir))

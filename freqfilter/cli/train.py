@@ -13,15 +13,15 @@ from freqfilter.cli.command import (
     Request,
     cli,
     command,
-    invocation_folder,
     recipe_option,
+    resolve_run_dir,
     run_links,
     seeds_option,
     store_link,
     training_summary,
 )
 from freqfilter.config.ablation import ablation_variants, seed_variants
-from freqfilter.config.load import require_online, resolve
+from freqfilter.config.load import resolve
 from freqfilter.errors import UserError
 from freqfilter.process import launched_run
 
@@ -106,8 +106,7 @@ def sync(run_dir: str | None) -> None:
 
     Runs whose tracking store became unreachable are delivered too.
     """
-    given = {"run_dir": run_dir} if run_dir else {}
-    params = resolve(given, folder=invocation_folder(given))
+    params = resolve_run_dir(run_dir)
     from freqfilter.pipelines.sync import sync as run_sync
 
     click.echo(store_link(run_sync(Path(params.tracking.run_dir))))
@@ -133,8 +132,6 @@ def _train(request: Request, seeds: str | None) -> None:
 
 
 def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **options: str) -> RunRef:
-    for params in variants.values():
-        require_online(params)
     from freqfilter.pipelines.ablation import train_variants
 
     name = request.run_name(**options)

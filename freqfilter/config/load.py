@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from freqfilter.config.schema import Params
 from freqfilter.errors import UserError, one_line
+from freqfilter.tracked_names import with_current_names
 
 DEFAULT_RECIPE = "default"
 # A data file has its own noise and split, and no signal model to generate holdout windows from.
@@ -28,12 +29,6 @@ LEGACY_DEFAULTS = {
     "targets": "clean",
     "scheduler": "plateau",
     "validation_average": "batches",
-}
-# Former names of parameters in older checkpoints and models.
-LEGACY_NAMES = {
-    "holdout_noise_seed": "audit_noise_seed",
-    "holdout_every": "audit_every",
-    "holdout_windows": "audit_windows",
 }
 
 
@@ -199,8 +194,7 @@ def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
     fallback = defaults() | LEGACY_DEFAULTS
     try:
         for section, name, _ in fields():
-            values = stored.get(section, {})
-            sections[section][name] = values.get(name, values.get(LEGACY_NAMES.get(name, name), fallback[name]))
+            sections[section][name] = with_current_names(stored.get(section, {})).get(name, fallback[name])
         return Params.model_validate(sections)
     except (AttributeError, TypeError, ValidationError):
         raise UserError("the stored parameters are corrupt or not of freqfilter; use another model or run") from None

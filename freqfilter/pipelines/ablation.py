@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from freqfilter.config import Params
+from freqfilter.config.load import require_online
 from freqfilter.errors import UserError
 from freqfilter.pipelines.model_card import runs_table
 from freqfilter.pipelines.run_metrics import spread_metrics
@@ -60,9 +61,11 @@ def train_variants(
         name: Name of the parent run if the user has not set one.
 
     Raises:
-        UserError: If a run failed.
+        UserError: If a variant states ``tracking=offline``, or a run failed.
         Interrupted: If a signal was received; the parent and the current run are then KILLED.
     """
+    for params in variants.values():
+        require_online(params)
     tracking_uri = open_store()
     for params in variants.values():
         setup(params)  # raise errors before a run is created

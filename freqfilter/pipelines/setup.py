@@ -68,8 +68,8 @@ class TrainingSetup:
         """The same setup with the experiment that the run belongs to, which `mlflow run` may have chosen."""
         return replace(self, params=self.params.with_tracking(experiment=experiment))
 
-    def print_header(self, run: Run, resume_point: ResumePoint | None) -> None:
-        """Print the run, the device, the data and the network; of a resumed training, where it continues."""
+    def print_header(self, run: Run) -> None:
+        """Print the run, the device, the data and the network."""
         splits, state = self.splits, self.state
         n_samples, n_features = splits.validation.n_samples, 1 + splits.validation.n_components
         logger.info(f"run {run.run_id} in experiment {run.experiment}")
@@ -79,8 +79,6 @@ class TrainingSetup:
             f"each {n_samples} samples of {n_features} features"
         )
         logger.info(f"network: {state.n_parameters:,} parameters\n{state.network}")
-        if resume_point:
-            _log_resume(run, state, resume_point)
 
 
 def setup(params: Params, resume_point: ResumePoint | None = None) -> TrainingSetup:
@@ -158,7 +156,7 @@ def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | Non
     return val_limit
 
 
-def _log_resume(run: Run, state: TrainingState, resume_point: ResumePoint) -> None:
+def log_resume(run: Run, state: TrainingState, resume_point: ResumePoint) -> None:
     """Print where training continues, and each property of the machine by which its results may differ."""
     progress = state.progress
     batch = f", batch {progress.batch}" if progress.batch else ""

@@ -21,7 +21,7 @@ from freqfilter.evaluation.monitor import Finding, Monitor, SampleOverlap, check
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.finalize import finalize
 from freqfilter.pipelines.run_metrics import epoch_metrics
-from freqfilter.pipelines.setup import ResumePoint, TrainingSetup, log_limit, log_overlap, log_setup, setup
+from freqfilter.pipelines.setup import ResumePoint, TrainingSetup, log_limit, log_overlap, log_resume, log_setup, setup
 from freqfilter.plots.training import training_loss
 from freqfilter.process import Interrupted, shutdown
 from freqfilter.progress import show_progress
@@ -135,7 +135,9 @@ def train(
         checkpoints.start()
         interval_s = params.tracking.system_metrics_interval
         with _with_resume_hint(run.run_id), system_metrics(run, interval_s=interval_s, warn=logger.warning):
-            prepared.print_header(run, resume_point)
+            prepared.print_header(run)
+            if resume_point:
+                log_resume(run, prepared.state, resume_point)
             overlap = log_overlap(run, splits)
             val_limit = log_limit(run, params, splits)
             fit(run, prepared, checkpoints, val_limit=val_limit)

@@ -23,7 +23,7 @@ from freqfilter.config import Params, TrackingParams, restore
 from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
 from freqfilter.process import launched_run, launcher_start_times
-from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_METRICS, OUTBOX, VAL_MSE
+from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_NAMES, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
 from freqfilter.tracking.client import experiment_id, retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
@@ -324,7 +324,7 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
         if logged.dataset.name == "test":
             test_digest = str(logged.dataset.digest)
     curves = {}
-    names = {name: LEGACY_METRICS.get(name, name) for name in run.data.metrics}
+    names = {name: LEGACY_NAMES.get(name, name) for name in run.data.metrics}
     for stored_name, name in names.items():
         if name in CURVES:
             points = {point.step: point.value for point in client.get_metric_history(run_id, stored_name)}

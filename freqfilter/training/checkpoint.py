@@ -17,6 +17,7 @@ from torch import Tensor
 from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params, restore
 from freqfilter.errors import UserError
+from freqfilter.tracked_names import with_current_names
 from freqfilter.training.state import Progress, TrainingState
 
 SCHEMA = 6  # of checkpoint files; raised by each change that older versions cannot read
@@ -110,10 +111,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     kinds = {"params": dict, "recipe": str, "data": dict, "state": dict}
     if not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
         raise corrupt
-    spec = TrainingSpec(restore(content["params"]), content["recipe"], _renamed(content["data"], "audit", "holdout"))
+    spec = TrainingSpec(restore(content["params"]), content["recipe"], with_current_names(content["data"]))
     progress = content["state"].get("progress", {})
     if content["schema"] < 6 and "history" in progress:
-        progress["history"] = [_renamed(report, "audit_mse", "holdout_mse") for report in progress["history"]]
+        progress["history"] = [with_current_names(report) for report in progress["history"]]
     return Checkpoint(spec, content["state"])
 
 
@@ -166,8 +167,3 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
-
-
-def _renamed(values: dict[str, Any], before: str, now: str) -> dict[str, Any]:
-    """Rename one key of a mapping."""
-    return {now if name == before else name: value for name, value in values.items()}

@@ -63,7 +63,8 @@ def train(
             started = time.monotonic() - progress.seconds
             while progress.batch < n_batches:
                 first = progress.batch * params.batch_size
-                state.learning_rate = _learning_rate(state, n_batches, params)
+                if params.scheduler == "cosine":
+                    state.learning_rate = _cosine_learning_rate(state, n_batches, params)
                 with state.randomness():
                     batch = windows.training_batch(order[first : first + params.batch_size])
                     state.sums += training_step(state, batch, params)
@@ -87,10 +88,8 @@ def train(
         state.network.eval()
 
 
-def _learning_rate(state: TrainingState, n_batches: int, params: TrainingParams) -> float:
-    """Learning rate of the next step; a plateau scheduler changes it after a validation instead."""
-    if params.scheduler != "cosine":
-        return state.learning_rate
+def _cosine_learning_rate(state: TrainingState, n_batches: int, params: TrainingParams) -> float:
+    """Learning rate of the next step."""
     middle_of_step = (state.progress.epoch - 1 + (state.progress.batch + 0.5) / n_batches) / params.epochs
     return params.learning_rate * warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
 
