@@ -13,7 +13,7 @@ COMPONENTS = "visualizations/13_mse_per_frequency.png"
 # Figures that MLflow's UI compares side by side for several runs, and their keys there.
 COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
-OUTBOX = "outbox.jsonl"  # in the folder of a run
+OUTBOX, FILES = "outbox.jsonl", "files.jsonl"  # in the folder of a run: its messages, and its files to deliver
 
 TEST_MSE = "test/mse"
 TEST_MSE_OVER_LIMIT = "test/mse_over_limit"

@@ -7,7 +7,6 @@ with `-n`.
 from __future__ import annotations
 
 import fnmatch
-import os
 import re
 import shlex
 import shutil
@@ -27,12 +26,10 @@ from mlflow.projects.utils import load_project
 
 from docs import mlproject, reference
 from freqfilter import api
-from freqfilter.atomic_io import HOST
 from freqfilter.cli.main import load_commands
 from freqfilter.config.ablation import ablation_variants, seed_variants
 from freqfilter.config.load import DEFAULT_RECIPE, fields, resolve
 from freqfilter.plots import catalog
-from freqfilter.tracking.owner import RunOwner
 from tests import conftest
 from tests.conftest import (
     ROOT,
@@ -115,9 +112,7 @@ def written_tests() -> list[str]:
 
 def interrupted_run() -> str:
     """Interrupt a training after its first epoch; return the run's id."""
-    with interrupt_after_an_epoch(signal.SIGTERM), pytest.MonkeyPatch.context() as patch:
-        # That of a process that is gone: this one lives on.
-        patch.setattr(RunOwner, "current", lambda run_dir: RunOwner(HOST, os.getpid(), started=0.0, run_dir=run_dir))
+    with interrupt_after_an_epoch(signal.SIGTERM):
         assert start("train", *options(SMALLEST | {"epochs": "2"})) == 143
     return str(all_runs()[-1].info.run_id)
 

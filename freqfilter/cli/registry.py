@@ -93,7 +93,9 @@ def promote(
         if process:
             from freqfilter.tracking.owner import set_status_after
 
-            set_status_after(process, decision.run.run_id, "FINISHED")  # a refusal is not a failure of the run
+            set_status_after(
+                process, decision.run.run_id, "FINISHED", owner_id=None
+            )  # a refusal is not a failure of the run
         sys.exit(REFUSAL)
 
 

@@ -89,14 +89,14 @@ def find_learning_rate(request: Request, lowest: float, highest: float, n_steps:
 
 @command()
 @click.argument("run_id", metavar="RUN_ID|auto")
-@click.option("--force", is_flag=True, help="resume even if another machine is recorded as the owner")
+@click.option("--take-over", is_flag=True, help="resume a run of another machine, whose process stops if it still runs")
 @recipe_option
-def resume(request: Request, run_id: str, force: bool) -> None:
+def resume(request: Request, run_id: str, take_over: bool) -> None:
     """Resume an interrupted training in the same run.
 
     RUN_ID is the run's id; auto is the newest unfinished run with the given parameters. The run's own parameters apply.
     """
-    _resume(request, run_id, force=force)
+    _resume(request, run_id, take_over=take_over)
 
 
 @cli.command()
@@ -124,7 +124,7 @@ def _train(request: Request, seeds: str | None) -> None:
         from freqfilter.pipelines.resume import is_started
 
         if is_started(run_id):
-            _resume(request, run_id, force=False)
+            _resume(request, run_id)
             return
     from freqfilter.pipelines.train import train as run_train
 
@@ -140,21 +140,23 @@ def _train_variants(request: Request, variants: dict[str, Params], *, workflow: 
     return run
 
 
-def _resume(request: Request, run_id: str, *, force: bool) -> None:
-    """Load the resume point of a run, check that the overrides agree with it, and train."""
+def _resume(request: Request, run_id: str, *, take_over: bool = False) -> None:
+    """Lock a run, load its resume point with the overrides, and train."""
     own = {name: value for name, value in request.overrides.items() if name == "run_dir"}
     # The other parameters of a named run are in its checkpoint.
     params = request.resolve() if run_id == "auto" else resolve(own, folder=request.folder)
-    from freqfilter.pipelines.resume import check_unchanged, find_run, load_resume_point, newest_unfinished
+    from freqfilter.pipelines.resume import claim, find_run, load_resume_point, newest_unfinished, with_changes
 
     run_dir = Path(params.tracking.run_dir)
     run = newest_unfinished(params) if run_id == "auto" else find_run(run_id, run_dir)
-    resume_point = load_resume_point(run, run_dir, force=force)
-    check_unchanged(resume_point, request.overrides, recipe=request.recipe, folder=request.folder)
-    from freqfilter.pipelines.train import train as run_train
+    with claim(run, run_dir, take_over=take_over) as lock:
+        run = find_run(run.run_id, run_dir)  # again, now that no other process changes it
+        resume_point = load_resume_point(run, lock)
+        resume_point = with_changes(resume_point, request.overrides, recipe=request.recipe, folder=request.folder)
+        from freqfilter.pipelines.train import train as run_train
 
-    spec = resume_point.checkpoint.spec
-    _print_summary(run_train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point))
+        spec = resume_point.checkpoint.spec
+        _print_summary(run_train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point))
 
 
 def _print_summary(result: TrainingResult) -> None:

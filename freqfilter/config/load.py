@@ -111,8 +111,8 @@ def resolve(
     return _validated(sections)
 
 
-def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
-    """Given values that differ from ``params``, such as ``epochs=3 (it has 25)``; paths are relative to ``folder``.
+def with_overrides(params: Params, given: Mapping[str, Any], *, folder: Path) -> Params:
+    """Copy parameters with the values given; paths are relative to ``folder``.
 
     Raises:
         UserError: If a name is unknown or a value is invalid.
@@ -122,8 +122,7 @@ def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path
         if name in given:
             value = _parse_value(name, given[name])
             stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
-    new = _validated(stored).canonical()
-    return [f"{name}={new[name]} (it has {value})" for name, value in params.canonical().items() if new[name] != value]
+    return _validated(stored)
 
 
 def _recipe(recipe: str, folder: Path) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from freqfilter.pipelines.train import TrainingResult, train
 from freqfilter.plots.training import comparison
 from freqfilter.process import shutdown
 from freqfilter.tracked_names import BEST_HOLDOUT_MSE, TEST_MSE, TEST_MSE_OVER_LIMIT
-from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
@@ -70,10 +69,9 @@ def train_variants(
     for params in variants.values():
         setup(params)  # raise errors before a run is created
     first, shared = next(iter(variants.values())), _shared(variants)
-    with open_run(first.tracking, name=name) as run:
-        run.log_params({"recipe": recipe, **options, **shared})
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": workflow, "recipe": recipe})
+    job = Job(workflow, name, {"recipe": recipe, **options, **shared}, repeatable=False)  # it would train all again
+    with open_run(first.tracking, job) as run:
+        run.log_tags({"recipe": recipe})
         trained, failed = _train_all(variants, run, recipe=recipe)
         only_seed_differs = set(first.canonical()) - set(shared) <= {"seed"}
         table = comparison_table(trained, with_test=only_seed_differs)

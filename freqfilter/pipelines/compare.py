@@ -36,9 +36,9 @@ from freqfilter.tracked_names import (
     VAL_LIMIT_MSE,
     VAL_MSE,
 )
-from freqfilter.tracking import loading, provenance
+from freqfilter.tracking import loading
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.queries import Training, trainings
 from freqfilter.tracking.run import diagnoses
 from freqfilter.tracking.ui_views import RunRef
@@ -110,10 +110,9 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
             f"set at least {required}, or 0 for none"
         )
     named = dict(zip(distinct_names(selected), selected, strict=True))
-    with open_run(tracking, name=f"compare {len(selected)} trainings") as run:
-        run.log_params({"runs": " ".join(training.run_id for training in selected), "realizations": str(realizations)})
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": "compare"})
+    run_ids = " ".join(training.run_id for training in selected)
+    options = {"runs": run_ids, "realizations": str(realizations)}
+    with open_run(tracking, Job("compare", f"compare {len(selected)} trainings", options)) as run:
         comparisons: dict[str, PairwiseComparison] = {}
         for group in _by_task(named):
             comparisons |= _score(group, realizations)

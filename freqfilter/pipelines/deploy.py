@@ -17,9 +17,9 @@ from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError, install_hint, without_credentials
 from freqfilter.models.filter import Filter
 from freqfilter.process import launched_by_mlflow
-from freqfilter.tracking import aliases, provenance
+from freqfilter.tracking import aliases
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
 from freqfilter.tracking.registry import RemoteRegistry
@@ -71,10 +71,9 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> Ex
     if not launched_by_mlflow():
         content, difference = _exported(chosen, output)
         return ExportResult(chosen, output, difference)
-    with open_run(tracking, name=f"export {chosen.uri}") as run:
-        run.log_params({"model_name": chosen.model_name, "version": str(chosen.version)})
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": "export", "model_uri": chosen.uri})
+    options = {"model_name": chosen.model_name, "version": str(chosen.version)}
+    with open_run(tracking, Job("export", f"export {chosen.uri}", options)) as run:
+        run.log_tags({"model_uri": chosen.uri})
         content, difference = _exported(chosen, output)
         run.log_bytes(content, f"{FOLDER}/{_file_name(chosen)}")
         run.describe(

@@ -18,6 +18,7 @@ from freqfilter.errors import UserError
 from freqfilter.tracked_names import CHECKPOINTS
 from freqfilter.tracking.aliases import registered_models
 from freqfilter.tracking.client import open_store
+from freqfilter.tracking.owner import is_locked
 from freqfilter.tracking.queries import (
     DIED,
     NEVER_STARTED,
@@ -127,8 +128,8 @@ def _check_runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
         if condition == RUNNING_HERE:
             yield OK, f"run {run.run_id} ({run.name}) is running"
         elif condition == RUNNING_ELSEWHERE:
-            host = run.owner.host if run.owner else "another machine"
-            yield OK, f"run {run.run_id} ({run.name}) is RUNNING on {host}, not visible from this host"
+            owner = run.owner or "another machine"
+            yield OK, f"run {run.run_id} ({run.name}) is RUNNING in {owner}; its folder is not visible here"
         elif condition == DIED and run.owner:
             end_run(run.run_id, "KILLED")
             has_checkpoint = any((Path(run.owner.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
@@ -147,7 +148,7 @@ def _check_folders(run_dir: Path) -> Iterator[tuple[str, str]]:
             yield PROBLEM, f"{error}; save the intact files, then remove the folder"
             continue
         if run.target_experiment is not None:
-            if not (run.owner and run.owner.is_alive):
+            if not is_locked(folder):
                 yield OK, f"run {run.run_id} ({run.name}) is offline; deliver it with: python -m freqfilter sync"
             continue
         try:

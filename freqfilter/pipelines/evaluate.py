@@ -31,7 +31,7 @@ from freqfilter.process import shutdown
 from freqfilter.tracked_names import COMPARED
 from freqfilter.tracking import loading, provenance
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
 from freqfilter.training.device import Accelerator, wrap_memory_errors
@@ -89,10 +89,9 @@ def evaluate(
     # Models are used in float32, on the available device.
     accelerator = Accelerator.open(params.training.model_copy(update={"device": "auto", "precision": "fp32"}))
     splits = Splits.from_params(params)
-    with open_run(tracking, name=f"evaluate {model.uri}") as run:
-        run.log_params(chosen | ({"realizations": str(realizations)} if realizations else {}))
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": "evaluate", "model_uri": model.uri} | provenance.machine_tags(accelerator))
+    options = chosen | ({"realizations": str(realizations)} if realizations else {})
+    with open_run(tracking, Job("evaluate", f"evaluate {model.uri}", options)) as run:
+        run.log_tags({"model_uri": model.uri} | provenance.machine_tags(accelerator))
         run.log_data(splits.test, name="test", context="test")
         logger.info(f"scoring {model.uri} on {len(splits.test):,} windows")
         module = model.module.to(accelerator.device)

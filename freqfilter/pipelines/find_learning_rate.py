@@ -16,7 +16,7 @@ from freqfilter.process import shutdown
 from freqfilter.progress import show_progress
 from freqfilter.tracked_names import SUGGESTED_LEARNING_RATE
 from freqfilter.tracking import provenance
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.ui_views import RunRef
 from freqfilter.training.device import wrap_memory_errors
 from freqfilter.training.lr_finder import range_test, smooth, suggest_learning_rate
@@ -44,11 +44,9 @@ def find_learning_rate(
     """
     ready = setup(params)
     params, splits = ready.params, ready.splits
-    with open_run(params.tracking, name=name) as run:
-        options = {"lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
-        run.log_params({"recipe": recipe} | options | params.canonical())
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": "find_learning_rate"} | provenance.machine_tags(ready.accelerator))
+    options = {"recipe": recipe, "lowest": f"{lowest:g}", "highest": f"{highest:g}", "n_steps": str(n_steps)}
+    with open_run(params.tracking, Job("find_learning_rate", name, options | params.canonical())) as run:
+        run.log_tags(provenance.machine_tags(ready.accelerator))
         log_training_data(run, splits)
         logger.info(f"run {run.run_id}: {n_steps} steps at learning rates from {lowest:g} to {highest:g}")
         steps = range_test(ready.state, splits.epoch, params.training, lowest=lowest, highest=highest, n_steps=n_steps)

@@ -18,9 +18,8 @@ from freqfilter.evaluation.limits import MAX_WINDOWS, MAX_WORK, LimitEstimates
 from freqfilter.evaluation.metrics import frequency_name
 from freqfilter.pipelines.run_metrics import limit_table_metrics
 from freqfilter.plots.limit import limit_curves
-from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.ui_views import RunRef
 
 if TYPE_CHECKING:
@@ -118,11 +117,9 @@ def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str)
         UserError: If the store cannot be used.
     """
     tracking_uri = open_store()
-    with open_run(params.tracking, name=name) as run:
-        options = {"noise_seed": "null" if noise_seed is None else str(noise_seed)}
-        run.log_params({"recipe": recipe} | options | params.canonical(sections=("signals", "data")))
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": "limit"})
+    options = {"recipe": recipe, "noise_seed": "null" if noise_seed is None else str(noise_seed)}
+    job = Job("limit", name, options | params.canonical(sections=("signals", "data")))
+    with open_run(params.tracking, job) as run:
         report = _compute(params, noise_seed)
         run.log_metrics(limit_table_metrics(report.scores), step=0)
         run.log_bytes(json.dumps(report.to_dict(), indent=2).encode(), "limit/limit.json")

@@ -10,9 +10,8 @@ from freqfilter.data import npz
 from freqfilter.data.signal_model import SignalModel, first_windows
 from freqfilter.data.splits import FIRST_SAMPLES, Splits
 from freqfilter.plots import catalog
-from freqfilter.tracking import provenance
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, check_launched_run, open_run
 from freqfilter.tracking.ui_views import RunRef
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,8 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
         UserError: If the store cannot be used or the file cannot be written.
     """
     tracking_uri, tracking = open_store(), params.tracking
+    job = Job("prepare", name, {"recipe": recipe} | params.canonical(sections=("signals", "data")))
+    check_launched_run(job)
     splits = Splits.from_params(params)
     parts = {"train": splits.train, "val": splits.validation, "test": splits.test}
     npz.write(output, parts)
@@ -41,10 +42,8 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
         shape = (len(windows), windows.n_samples)
         logger.info(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
     logger.info(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    with open_run(tracking, name=name) as run:
-        run.log_params({"recipe": recipe} | params.canonical(sections=("signals", "data")))
-        run.log_source(provenance.source())
-        run.log_tags({"workflow": "prepare", "output": str(output)})
+    with open_run(tracking, job) as run:
+        run.log_tags({"output": str(output)})
         for part, windows in parts.items():
             run.log_data(windows, name=part, context=part)
         logger.info("drawing the data")

@@ -29,7 +29,7 @@ from freqfilter.pipelines.model_card import run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
-from freqfilter.tracking import aliases, provenance
+from freqfilter.tracking import aliases
 from freqfilter.tracking.aliases import (
     CHAMPION,
     DECISION,
@@ -41,7 +41,7 @@ from freqfilter.tracking.aliases import (
     version_at_alias,
 )
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
 from freqfilter.tracking.run import Run
 from freqfilter.tracking.ui_views import RunRef
@@ -254,10 +254,10 @@ def promote(
         raise UserError("force: the reason is blank; give one")
     tracking_uri, name = open_store(), tracking.model_name
     candidate = aliases.candidate_version(name, version)
-    with ModelServer() as server, open_run(tracking, name=f"promote {name} version {candidate.version}") as run:
-        flags = {"model_name": name, "version": str(candidate.version)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
-        run.log_params(flags | ({"noise_seed": str(noise_seed)} if noise_seed is not None else {}))
-        run.log_source(provenance.source())
+    options = {"model_name": name, "version": str(candidate.version)} | {k: f"{v:g}" for k, v in vars(bounds).items()}
+    options |= {"noise_seed": str(noise_seed)} if noise_seed is not None else {}
+    job = Job("promote", f"promote {name} version {candidate.version}", options, repeatable=False)
+    with ModelServer() as server, open_run(tracking, job) as run:
         for _ in range(MAX_ATTEMPTS):
             shutdown.check()
             champion = version_at_alias(name, CHAMPION)
@@ -310,7 +310,7 @@ def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
     run.describe(text)
     against = str(champion.version) if champion else "none"
     tags = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}
-    run.log_tags({"workflow": "promote", "model_name": candidate.model_name, "version": str(candidate.version)} | tags)
+    run.log_tags({"model_name": candidate.model_name, "version": str(candidate.version)} | tags)
     run.deliver()
     return {
         "decision": str(decision.outcome),
@@ -378,9 +378,9 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         raise UserError(f"model_name={name}: no champion before version {before.version}; choose one with version=N")
     if after.version == before.version:
         raise UserError(f"version={after.version}: it is the champion already; give another version")
-    with open_run(tracking, name=f"rollback {name} to version {after.version}") as run:
-        run.log_params({"model_name": name, "version": str(after.version)})
-        run.log_source(provenance.source())
+    options = {"model_name": name, "version": str(after.version)}
+    job = Job("rollback", f"rollback {name} to version {after.version}", options, repeatable=False)
+    with open_run(tracking, job) as run:
         with ModelServer() as server, ModelWorker(server, after.uri) as worker:
             difference = worker.description["golden_difference"]
         if difference is not None and difference > GOLDEN_TOLERANCE:
@@ -388,7 +388,7 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         shutdown.ignore_signals()
         description = f"Champion rolled back from version {before.version} to version {after.version}: {reason}"
         tags = {"decision": "ROLLED BACK", "reason": reason, "champion_before": str(before.version)}
-        run.log_tags({"workflow": "rollback", "model_name": name, "version": str(after.version)} | tags)
+        run.log_tags(options | tags)
         run.describe(description)
         run.deliver()
         description = f"{description} ({run_link(run.run_id)})"

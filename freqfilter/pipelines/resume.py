@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from freqfilter.config import Params
-from freqfilter.config.load import DEFAULT_RECIPE, changed_parameters
+from freqfilter.config.load import DEFAULT_RECIPE, with_overrides
 from freqfilter.errors import UserError
 from freqfilter.pipelines.setup import ResumePoint
 from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
 from freqfilter.tracking.client import open_store
+from freqfilter.tracking.owner import RunLock, is_locked, owner_ids
 from freqfilter.tracking.queries import RunRecord, download, folder_run, run_folders, stored_run, stored_runs
 from freqfilter.training.checkpoint import Checkpoint, Checkpoints
 
 logger = logging.getLogger(__name__)
+
+# Parameters that change no result, so that a resumed training may have other values.
+CHANGEABLE = {
+    "register", "model_name", "system_metrics_interval", "tensorboard_dir", "checkpoint_every", "checkpoint_minutes",
+    "checkpoints_kept",
+}  # fmt: skip
 
 
 def newest_unfinished(params: Params) -> RunRecord:
@@ -27,7 +34,7 @@ def newest_unfinished(params: Params) -> RunRecord:
         UserError: If there is none.
     """
     for run in _find_by_parameters(params):
-        if run.status != "FINISHED" and not (run.owner and run.owner.is_alive):
+        if run.status != "FINISHED" and not is_locked(run.folder or _owner_folder(run)):
             return run
     raise UserError(
         f"no unfinished run of these parameters in experiment {params.tracking.experiment}; "
@@ -45,6 +52,10 @@ def _find_by_parameters(params: Params) -> Iterator[RunRecord]:
         for run in map(folder_run, run_folders(Path(tracking.run_dir))):
             if run.target_experiment == tracking.experiment and run.tags.get("params_digest") == digest:
                 yield run
+
+
+def _owner_folder(run: RunRecord) -> Path:
+    return Path(run.owner.run_dir if run.owner else ".") / run.run_id
 
 
 def is_started(run_id: str) -> bool:
@@ -73,24 +84,52 @@ def find_run(run_id: str, run_dir: Path) -> RunRecord:
     return stored_run(run_id)
 
 
-def load_resume_point(run: RunRecord, run_dir: Path, *, force: bool = False) -> ResumePoint:
-    """Load the newest checkpoint of a training, from the run's folder or else from its artifacts.
+def claim(run: RunRecord, run_dir: Path, *, take_over: bool = False) -> RunLock:
+    """Lock a run that has not finished, so that no other process resumes or delivers it.
 
     Args:
         run: The run.
-        run_dir: Folder of run folders, if the run does not have its own.
-        force: Whether to resume although another host is recorded as the owner.
+        run_dir: Folder of run folders, if that of the run is not visible here.
+        take_over: Whether to resume a run whose owner may be running where its folder is not visible.
+
+    Returns:
+        The lock of the run's folder, which is created if it is not visible here.
 
     Raises:
-        UserError: If the run has finished, is not a training, is running, or has no checkpoint.
+        UserError: If the run has finished, is not a training, is running, or could be running elsewhere.
     """
     if run.status == "FINISHED" and run.target_experiment is None:
         raise UserError(f"run {run.run_id} has finished; start a new run")
     if run.workflow not in (None, "train"):
         raise UserError(f"run {run.run_id} is a run of {run.workflow}, which cannot be resumed; start a new run")
-    _check_not_running(run, force=force)
-    is_local = run.owner and run.owner.is_local
-    folder = run.folder or Path(run.owner.run_dir if run.owner and is_local else run_dir) / run.run_id
+    owner, folder = run.owner, run.folder or run_dir / run.run_id
+    if owner and run.folder is None and owner.id in owner_ids(there := Path(owner.run_dir) / run.run_id):
+        folder = there if there.is_dir() else folder
+    try:
+        lock = RunLock(folder)
+    except (BlockingIOError, FileNotFoundError):
+        raise UserError(f"run {run.run_id} is running in {owner}; stop that process first") from None
+    online = run.target_experiment is None
+    if online and run.status == "RUNNING" and owner and owner.id not in lock.owner_ids() and not take_over:
+        lock.release()
+        raise UserError(
+            f"run {run.run_id} is RUNNING in {owner}, whose folder {owner.run_dir} is not visible here; if that "
+            "process has ended, add --take-over"
+        )
+    return lock
+
+
+def load_resume_point(run: RunRecord, lock: RunLock) -> ResumePoint:
+    """Load the newest checkpoint of a training, from the run's folder or else from its artifacts.
+
+    Args:
+        run: The run, read after it was locked.
+        lock: Its lock.
+
+    Raises:
+        UserError: If the run is deleted or has no checkpoint.
+    """
+    folder = lock.folder
     checkpoints = Checkpoints(folder / CHECKPOINTS, kept=1)
     checkpoint = checkpoints.latest(logger.warning)
     if checkpoint is None and run.target_experiment is None:
@@ -100,30 +139,25 @@ def load_resume_point(run: RunRecord, run_dir: Path, *, force: bool = False) -> 
         raise UserError(f"run {run.run_id} has no checkpoint in {folder} or its artifacts; start a new run")
     tracking = {"tracking": "offline" if run.target_experiment else "online", "run_dir": str(folder.parent)}
     spec = replace(checkpoint.spec, params=checkpoint.spec.params.with_tracking(**tracking))
-    return ResumePoint(run.run_id, run.name, Checkpoint(spec, checkpoint.state), run.tags)
+    return ResumePoint(run.run_id, run.name, Checkpoint(spec, checkpoint.state), run.tags, lock)
 
 
-def _check_not_running(run: RunRecord, *, force: bool) -> None:
-    if run.owner is None or force:
-        return
-    if run.owner.is_alive:
-        raise UserError(f"run {run.run_id} is running in process {run.owner.pid}; stop that process first")
-    if run.owner.is_alive is None and run.status == "RUNNING":
-        raise UserError(
-            f"run {run.run_id} is RUNNING on {run.owner.host}, which is not visible from this host; "
-            "if its process is gone, add --force"
-        )
-
-
-def check_unchanged(resume_point: ResumePoint, given: Mapping[str, Any], *, recipe: str, folder: Path) -> None:
-    """Check that given parameters equal those of the training, except ``run_dir``.
+def with_changes(resume_point: ResumePoint, given: Mapping[str, Any], *, recipe: str, folder: Path) -> ResumePoint:
+    """Apply given parameters that change no result; the others have to equal those of the training.
 
     Raises:
-        UserError: If a parameter differs.
+        UserError: If one differs.
     """
     spec = resume_point.checkpoint.spec
-    differing = changed_parameters(spec.params, {k: v for k, v in given.items() if k != "run_dir"}, folder=folder)
+    new = with_overrides(spec.params, {k: v for k, v in given.items() if k != "run_dir"}, folder=folder)
+    before, after = spec.params.canonical(), new.canonical()
+    differing = [
+        f"{name}={after[name]} (it has {value})"
+        for name, value in before.items()
+        if after[name] != value and name not in CHANGEABLE
+    ]
     if recipe not in (DEFAULT_RECIPE, spec.recipe):
         differing.insert(0, f"recipe={recipe} (it has {spec.recipe})")
     if differing:
         raise UserError(f"run {resume_point.run_id} resumes with its own parameters; remove {', '.join(differing)}")
+    return replace(resume_point, checkpoint=replace(resume_point.checkpoint, spec=replace(spec, params=new)))

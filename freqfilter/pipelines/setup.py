@@ -15,10 +15,11 @@ from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.monitor import SampleOverlap, measure_overlap
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.run_metrics import limit_metrics
-from freqfilter.tracking import provenance
+from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import check_folders
 from freqfilter.tracking.loading import load_origin, training_run_id
+from freqfilter.tracking.owner import RunLock
 from freqfilter.tracking.run import Run
 from freqfilter.training.checkpoint import Checkpoint
 from freqfilter.training.device import Accelerator
@@ -36,12 +37,14 @@ class ResumePoint:
         name: Name of its run.
         checkpoint: The checkpoint.
         tags: Tags of its run, among them those of the machine that it started on.
+        lock: Lock of its run.
     """
 
     run_id: str
     name: str
     checkpoint: Checkpoint
     tags: dict[str, str]
+    lock: RunLock
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def setup(params: Params, resume_point: ResumePoint | None = None) -> TrainingSe
             network differ from the checkpoint's.
     """
     tracking_uri = open_store() if params.tracking.tracking == "online" else ""
+    if tracking_uri and params.tracking.register:
+        registry.check_model_name(params.tracking.model_name)  # it would be refused after the last epoch
     accelerator = Accelerator.open(params.training)
     splits = Splits.from_params(params)
     origin = _load_origin(params, splits) if resume_point is None else None
@@ -113,13 +118,10 @@ def setup(params: Params, resume_point: ResumePoint | None = None) -> TrainingSe
 
 
 def log_setup(run: Run, prepared: TrainingSetup, *, recipe: str) -> None:
-    """Log parameters, code, machine, data and initial weights, which determine the results of the run."""
+    """Log parameters as a file, machine, data and initial weights, which determine the results of the run."""
     params, splits = prepared.params, prepared.splits
-    run.log_params({"recipe": recipe} | params.canonical())
     run.log_bytes(params.to_yaml().encode(), "params.yaml")
-    run.log_source(provenance.source())
-    tags = {"workflow": "train", "recipe": recipe, "params_digest": params.digest()}
-    run.log_tags(tags | provenance.machine_tags(prepared.accelerator))
+    run.log_tags({"recipe": recipe} | provenance.machine_tags(prepared.accelerator))
     if origin := prepared.origin:
         run.log_tags({"start_from_model": origin.pinned_uri, "start_from_run": training_run_id(origin)})
     log_training_data(run, splits)

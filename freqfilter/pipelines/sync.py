@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from freqfilter.errors import UserError
 from freqfilter.process import shutdown
-from freqfilter.tracked_names import CHECKPOINTS, OUTBOX
+from freqfilter.tracked_names import CHECKPOINTS, FILES, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.outbox import Outbox, UndeliveredError, sender
+from freqfilter.tracking.owner import RunLock
 from freqfilter.tracking.queries import RunRecord, end_run, folder_run, run_folders, stored_run, upload_run
 from freqfilter.tracking.ui_views import resume_command
 
@@ -37,7 +36,10 @@ def sync(run_dir: Path) -> str:
     for folder in reversed(folders):  # oldest first
         shutdown.check()
         try:
-            _sync_one(folder_run(folder), run_dir)
+            with RunLock(folder) as lock:
+                _sync_one(folder_run(folder), lock)
+        except (BlockingIOError, FileNotFoundError):
+            logger.info(f"run {folder.name} is still running, skipped")
         except UndeliveredError:  # the store is unavailable
             raise
         except UserError as error:
@@ -50,21 +52,17 @@ def sync(run_dir: Path) -> str:
     return tracking_uri
 
 
-def _sync_one(local: RunRecord, run_dir: Path) -> None:
-    stored = stored_run(local.run_id) if local.target_experiment is None else None
-    owner = (stored or local).owner
-    if owner and (owner.is_alive or (owner.is_alive is None and (stored or local).status == "RUNNING")):
-        logger.info(f"run {local.run_id} is still running on {owner.host}, skipped")
-        return
-    if stored is None:
-        local = upload_run(local)
+def _sync_one(local: RunRecord, lock: RunLock) -> None:
+    if local.target_experiment is not None:
+        local = upload_run(local, lock)
         logger.info(f"run {local.run_id} is now in the store")
-    folder = run_dir / local.run_id
-    Outbox(folder / OUTBOX, sender(local.run_id, folder)).close(BACKLOG_TIMEOUT_S)
-    # The folder's status counts: MLflow marks a run FINISHED when its process exits just after an outage.
+    folder = lock.folder
+    send = sender(local.run_id, folder, lock.owner_ids())
+    for name in (OUTBOX, FILES):
+        Outbox(folder / name, send).close(BACKLOG_TIMEOUT_S)
     if local.status == "FINISHED":
         end_run(local.run_id, "FINISHED")
-        shutil.rmtree(folder)
+        lock.remove_folder()
         logger.info(f"run {local.run_id} is delivered: FINISHED")
         return
     # PyTorch is imported only if there is a training to finish.
@@ -74,7 +72,7 @@ def _sync_one(local: RunRecord, run_dir: Path) -> None:
 
     checkpoint = Checkpoints(folder / CHECKPOINTS, kept=1).latest(logger.warning)
     if checkpoint and checkpoint.ended:
-        resume_point = load_resume_point(replace(stored_run(local.run_id), status=local.status), run_dir)
+        resume_point = load_resume_point(stored_run(local.run_id), lock)
         spec = resume_point.checkpoint.spec
         result = train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point)
         registered = f", registered: {result.model_name} version {result.version}" if result.version else ""

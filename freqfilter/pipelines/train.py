@@ -26,9 +26,10 @@ from freqfilter.plots.training import training_loss
 from freqfilter.process import Interrupted, shutdown
 from freqfilter.progress import show_progress
 from freqfilter.tracked_names import CHECKPOINTS
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import load_run
 from freqfilter.tracking.outbox import UndeliveredError
+from freqfilter.tracking.owner import TakenOverError
 from freqfilter.tracking.run import DIAGNOSIS, Run, diagnoses
 from freqfilter.tracking.system_metrics import system_metrics
 from freqfilter.tracking.ui_views import RunRef, resume_command
@@ -125,8 +126,10 @@ def train(
         Interrupted: If a signal was received; the run is then KILLED.
     """
     prepared = setup(params, resume_point)
-    run_id = resume_point.run_id if resume_point else None
-    with open_run(prepared.params.tracking, name=name, parent=parent, resumed=run_id) as run:
+    params = prepared.params
+    job = Job("train", name, {"recipe": recipe} | params.canonical(), params_digest=params.digest(), repeatable=False)
+    lock = resume_point.lock if resume_point else None
+    with open_run(params.tracking, job, parent=parent, lock=lock) as run:
         prepared = prepared.in_experiment(run.experiment)
         params, splits = prepared.params, prepared.splits
         if resume_point is None:
@@ -140,8 +143,10 @@ def train(
                 log_resume(run, prepared.state, resume_point)
             overlap = log_overlap(run, splits)
             val_limit = log_limit(run, params, splits)
-            fit(run, prepared, checkpoints, val_limit=val_limit)
             val_limit_mse = val_limit.mse if val_limit else None
+            for report in prepared.state.progress.history:  # those that a former owner has not delivered
+                run.log_metrics(epoch_metrics(report, val_limit_mse=val_limit_mse), step=report.epoch)
+            fit(run, prepared, checkpoints, val_limit=val_limit)
             compared, metrics, version = finalize(run, prepared, val_limit_mse=val_limit_mse)
     return TrainingResult(
         run=RunRef.to(run, prepared.tracking_uri),
@@ -272,7 +277,8 @@ def _with_resume_hint(run_id: str) -> Iterator[None]:
     except Interrupted as interrupted:
         interrupted.remedy = resume_command(run_id)
         raise
-    except (TrainingError, UndeliveredError):  # resumed, a training would diverge again; an undelivered run is synced
+    # Resumed, a training would diverge again; an undelivered run is synced; a run that was taken over is resumed.
+    except (TrainingError, UndeliveredError, TakenOverError):
         raise
     except UserError as error:
         raise UserError(f"{error}; fix this, then resume with: {resume_command(run_id)}") from error

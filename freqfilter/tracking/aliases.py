@@ -162,12 +162,22 @@ def _lock_file(model_name: str) -> Path:
 
 
 def make_registered_model(client: MlflowClient, name: str) -> None:
-    """Create a registered model if it does not exist."""
+    """Create a registered model if it does not exist.
+
+    Raises:
+        UserError: If the registry has a prompt of this name.
+        MlflowException: If the registry refuses it.
+    """
     try:
         client.create_registered_model(name, description=DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        # MLflow keeps prompts among the registered models, but refuses versions of them.
+        try:
+            client.get_registered_model(name)
+        except MlflowException:
+            raise UserError(f"model_name={name}: a prompt of the registry has this name; choose another") from None
 
 
 def set_candidate(client: MlflowClient, name: str, version: int) -> None:

@@ -11,15 +11,20 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
 from freqfilter.errors import UserError, one_line, without_credentials
 
@@ -28,6 +33,7 @@ STORE_ERRORS = (MlflowException, OSError)  # those of requests are OSErrors
 # Errors that a retry does not change.
 FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 RETRY_TIMEOUT_S = 60.0
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RESPONSE_TIMEOUT_S = 10.0
 
 Response = TypeVar("Response")
@@ -95,6 +101,49 @@ def is_reachable(uri: str) -> bool:
     return True
 
 
+def check_path(name: str, path: str) -> None:
+    """Check that MLflow, which takes paths for URIs, leaves a path as it is.
+
+    Raises:
+        UserError: If it does not.
+    """
+    if unquote(path) != path:
+        raise UserError(f"{name}={path}: MLflow decodes the % in this path; use a folder without it")
+
+
+def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
+    """Check that files can be written to an experiment's artifact location, with a small file that is deleted again.
+
+    An unreachable server is no error: the outbox delivers the files later.
+
+    Raises:
+        UserError: If they cannot.
+    """
+    location, uri = client.get_experiment(experiment_id).artifact_location, mlflow.get_tracking_uri()
+    if urlsplit(location).scheme == "":
+        check_path("artifact location", location)
+    remedy = "use a server that serves its artifacts, or another experiment, whose location this machine can write"
+    server = urlsplit(uri).hostname if uri.startswith("http") else None
+    # MLflow would create the folder on this machine, where the server cannot read it.
+    on_server = is_local_uri(location) and server not in (None, *LOOPBACK)
+    if on_server and not Path(local_file_uri_to_path(location)).parent.exists():
+        raise UserError(f"artifact location {location} of the experiment is not on this machine; {remedy}")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            (file := Path(folder) / "write_test").write_bytes(b"")
+            repository = get_artifact_repository(location)
+            repository.log_artifact(str(file), artifact_path=(name := f".{uuid.uuid4().hex}"))
+        with suppress(Exception):  # not all stores can delete
+            repository.delete_artifacts(name)
+    except Exception as error:  # each kind of store has its own errors
+        if uri.startswith("http") and not is_reachable(uri):
+            return
+        raise UserError(
+            f"artifact location {without_credentials(location)} of the experiment cannot be written: "
+            f"{one_line(error, max_length=300)}; {remedy}"
+        ) from error
+
+
 @contextmanager
 def wrap_store_errors(subject: str) -> Iterator[None]:
     """Context manager that converts errors of MLflow to a ``UserError`` about ``subject``.
@@ -154,8 +203,14 @@ def temporary_dir(folder: Path) -> Iterator[None]:
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of an experiment, which is created if it is missing."""
+    """Return the id of an experiment, which is created if it is missing.
+
+    Raises:
+        UserError: If it is deleted.
+    """
     if experiment := client.get_experiment_by_name(name):
+        if experiment.lifecycle_stage == "deleted":
+            raise UserError(f"experiment={name}: it is deleted; restore it, or give another name")
         return str(experiment.experiment_id)
     with suppress(MlflowException):  # another process was faster
         return str(client.create_experiment(name))

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
@@ -21,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from freqfilter.atomic_io import sync_folder, writable_folder, write_error
 from freqfilter.errors import UserError, one_line
+from freqfilter.tracking.owner import TakenOverError, check_owner
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0  # between retries
 READ_CHUNK = 1000  # lines
@@ -71,7 +72,10 @@ class Outbox:
 
         Raises:
             UserError: If the file cannot be written; it then ends with the previous message.
+            TakenOverError: If another process has taken over the run.
         """
+        if isinstance(self._problem, TakenOverError):
+            raise self._problem
         line = memoryview(f"{json.dumps({'kind': kind, **content})}\n".encode())
         with self._appending:
             end = os.fstat(self._file.fileno()).st_size
@@ -103,6 +107,8 @@ class Outbox:
         with self._idle:
             self._idle.wait_for(lambda: self._given_up.is_set() or self._sent_bytes >= end, timeout_s)
         self._hurry.clear()
+        if isinstance(self._problem, TakenOverError):
+            raise self._problem
         if self._sent_bytes < end:
             reason = f" ({one_line(self._problem)})" if self._problem else ""
             raise UndeliveredError(
@@ -232,26 +238,28 @@ def _read_number(path: Path) -> int:
 METRICS_CHUNK = 1000  # MLflow's limit for a batch
 
 
-def sender(run_id: str, folder: Path) -> Callable[[list[Message]], None]:
-    """Return the function that delivers a run's messages.
+def sender(run_id: str, folder: Path, owner_ids: Collection[str]) -> Callable[[list[Message]], None]:
+    """Return the function that delivers a run's messages, each before it returns.
 
     Args:
         run_id: Id of the run.
         folder: Folder of the files that messages name.
+        owner_ids: Ids of the run's owner; if the store has another one, ``TakenOverError`` is raised.
     """
     client = MlflowClient()
 
     def send(messages: list[Message]) -> None:
+        check_owner(client, run_id, owner_ids)
         message = messages[0]
         match message["kind"]:
             case "metrics":
                 points = [point for batch in messages for point in _points(batch)]
                 for first in range(0, len(points), METRICS_CHUNK):
-                    client.log_batch(run_id, metrics=points[first : first + METRICS_CHUNK])
+                    client.log_batch(run_id, metrics=points[first : first + METRICS_CHUNK], synchronous=True)
             case "params":
-                client.log_batch(run_id, params=[Param(*item) for item in message["values"].items()])
+                client.log_batch(run_id, params=[Param(*each) for each in message["values"].items()], synchronous=True)
             case "tags":
-                client.log_batch(run_id, tags=[RunTag(*item) for item in message["values"].items()])
+                client.log_batch(run_id, tags=[RunTag(*each) for each in message["values"].items()], synchronous=True)
             case "no_tag":
                 _delete_tag(client, run_id, message["name"])
             case "file":

@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from freqfilter.tracking import aliases
 from freqfilter.tracking.client import experiment_id, retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
-from freqfilter.tracking.owner import RunOwner
+from freqfilter.tracking.owner import RunLock, RunOwner, owner_ids
 
 OFFLINE_ID = "offline_id"  # tag with the former id of a run that was offline
 
@@ -163,20 +164,19 @@ def end_run(run_id: str, status: str) -> None:
         MlflowClient().set_terminated(run_id, status)
 
 
-def upload_run(kept: RunRecord) -> RunRecord:
+def upload_run(kept: RunRecord, lock: RunLock) -> RunRecord:
     """Create a run in the store for a run that was offline, and rename its folder to the new id.
 
     Args:
         kept: The run, read from its folder.
+        lock: Lock of its folder.
 
     Raises:
         UserError: If the store or the folder refuses it.
     """
-    if kept.folder is None or kept.target_experiment is None:
-        raise ValueError(f"run {kept.run_id} is in a store already")
     client = MlflowClient()
     with wrap_store_errors(f"run {kept.run_id}"):
-        target_id = experiment_id(client, kept.target_experiment)
+        target_id = experiment_id(client, str(kept.target_experiment))
         # A former upload may have been interrupted before it renamed the folder.
         uploaded = client.search_runs([target_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
         run = (
@@ -189,9 +189,9 @@ def upload_run(kept: RunRecord) -> RunRecord:
                 run_name=kept.name,
             )
         )
-    folder = kept.folder.with_name(run.info.run_id)
+    folder = lock.folder.with_name(run.info.run_id)
     try:
-        kept.folder.rename(folder)
+        lock.move(folder)
     except OSError as error:
         raise write_error(folder, error) from error
     return replace(kept, run_id=run.info.run_id, folder=folder, target_experiment=None)
@@ -369,14 +369,16 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
     fails (``mlflow.projects.backend.local``, 3.17.2). Such a run has no owner. It is identified by the folder of this
     project and its user, and no `mlflow run` process is as old as the run.
 
+    While a caller handles a run that died, no other process can resume it.
+
     Args:
         on_server: Whether other machines write to the store.
     """
     launchers = launcher_start_times()
     for run in stored_runs(having="attributes.status = 'RUNNING'"):
         if run.owner is not None:
-            alive = run.owner.is_alive
-            yield run, RUNNING_ELSEWHERE if alive is None else RUNNING_HERE if alive else DIED
+            with suppress(UserError), _lock_if_died(run, run.owner) as condition:
+                yield run, condition
         elif not _launched_from_here(run):
             yield run, NOT_OWNED
         elif any(start <= run.started_ms / 1000 + 1 for start in launchers):
@@ -385,6 +387,24 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
             yield run, RUNNING_ELSEWHERE
         else:
             yield run, NEVER_STARTED
+
+
+@contextmanager
+def _lock_if_died(run: RunRecord, owner: RunOwner) -> Iterator[str]:
+    """Lock the folder of a run whose owner died; the condition of its owner."""
+    # A process that died before the run's folder had its name left it under the owner's id.
+    folders = [Path(owner.run_dir) / name for name in (run.run_id, f".{owner.id}")]
+    folder = next((each for each in folders if owner.id in owner_ids(each) and each.is_dir()), None)
+    if folder is None:
+        yield RUNNING_ELSEWHERE
+        return
+    try:
+        lock = RunLock(folder)
+    except (BlockingIOError, FileNotFoundError):
+        yield RUNNING_HERE
+        return
+    with lock:
+        yield DIED
 
 
 def _launched_from_here(run: RunRecord) -> bool:

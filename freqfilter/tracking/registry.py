@@ -68,10 +68,10 @@ class ModelPackage:
 
 
 def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> str:
-    """Log a trained network as the model of the active run, unless it was logged before an interruption.
+    """Log a trained network as the model of a run, unless it was logged before an interruption.
 
     Args:
-        run_id: The active run.
+        run_id: Id of the run.
         trained: The trained network.
         folder: For temporary files.
 
@@ -88,7 +88,7 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
             _record_digest(model_id)
             _check_logged_model(f"models:/{model_id}", trained)
             return model_id
-        return log_model(trained, program)
+        return log_model(run_id, trained, program)
 
     with temporary_dir(folder):
         return retry(find_or_log)
@@ -122,12 +122,24 @@ def _signature(n_features: int) -> ModelSignature:
     return signature
 
 
-def log_model(trained: ModelPackage, program: ExportedProgram) -> str:
-    """Log a trained network and its exported program as a model of the active run, and check the loaded model.
+def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram) -> str:
+    """Log a trained network and its exported program as a model of a run, and check the loaded model.
 
     See ``log_and_check_model``.
     """
-    with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV):
+    client = MlflowClient()
+    stored = client.get_run(run_id)
+    # Model.log() would create it in the process's active experiment.
+    logged = client.create_logged_model(
+        stored.info.experiment_id,
+        name="model",
+        source_run_id=run_id,
+        params=trained.params.canonical() | stored.data.params,
+    )
+    model_id = str(logged.model_id)
+    # Of the model's metrics, MLflow logs a batch whose delivery it does not wait for, if it may.
+    synchronous = {"MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
+    with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV, **synchronous):
         weights, facts, card = (Path(folder) / name for name in ("weights.pt", "facts.json", "model_card.md"))
         golden = Path(folder) / Path(GOLDEN).name
         write_weights(weights, trained.module.state_dict())
@@ -148,10 +160,10 @@ def log_model(trained: ModelPackage, program: ExportedProgram) -> str:
             input_example=trained.golden[:2],
             pip_requirements=[f"{name}=={_public_version(installed_version(name))}" for name in ("mlflow", "torch")],
             metadata={"schema": SCHEMA},
-            params=trained.params.canonical(),
+            run_id=run_id,
+            model_id=model_id,
             step=trained.step,
         )
-    model_id = str(info.model_id)
     _record_digest(model_id)
     _check_logged_model(info.model_uri, trained)
     return model_id
@@ -168,6 +180,16 @@ def _logged_model(run_id: str) -> str | None:
         else:
             client.delete_logged_model(model.model_id)
     return model_id
+
+
+def check_model_name(name: str) -> None:
+    """Create a registered model if it does not exist.
+
+    Raises:
+        UserError: If the registry refuses the name.
+    """
+    with wrap_store_errors(f"model_name={name}"):
+        make_registered_model(MlflowClient(), name)
 
 
 def register(model_id: str, name: str, *, tags: Mapping[str, str], description: str) -> int:

@@ -23,8 +23,9 @@ from freqfilter.atomic_io import atomic_write, writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError, install_hint
-from freqfilter.tracked_names import BEST_HOLDOUT_MSE, OUTBOX, SYSTEM, TEST_MSE
+from freqfilter.tracked_names import BEST_HOLDOUT_MSE, FILES, OUTBOX, SYSTEM, TEST_MSE
 from freqfilter.tracking.outbox import METRICS, Outbox, describe_dataset, logged_points, now_ms, sender
+from freqfilter.tracking.owner import RunLock, RunOwner
 from freqfilter.tracking.provenance import MAX_PATCH_BYTES, Source
 
 DELIVERY_TIMEOUT_S = 60.0
@@ -63,16 +64,22 @@ class Run:
         experiment: Name of its experiment.
         experiment_id: Id of its experiment; empty if the run is offline.
         online: Whether it is delivered to a store.
+        lock: Lock of the run's folder.
+        owner: This process, as the run's owner.
         folder: Scratch folder of the run, deleted when the run has finished.
         tags: Tags of the run.
     """
 
-    def __init__(self, run_id: str, opened: OpenRun, *, tracking: TrackingParams) -> None:
+    def __init__(
+        self, run_id: str, opened: OpenRun, *, tracking: TrackingParams, lock: RunLock, owner: RunOwner
+    ) -> None:
         self.run_id = run_id
         self.experiment = opened.experiment
         self.experiment_id = opened.experiment_id
         self.online = tracking.tracking == "online"
-        self.folder = writable_folder(Path(tracking.run_dir) / run_id)
+        self.lock = lock
+        self.owner = owner
+        self.folder = lock.folder
         self.tags = dict(opened.tags)
         self._params = opened.params
         self._logged_points = opened.logged_points | logged_points(self.folder / OUTBOX)
@@ -80,7 +87,10 @@ class Run:
         self._board: TensorBoard | None = None
         if tracking.tensorboard_dir:
             self._board = TensorBoard(Path(tracking.tensorboard_dir), name=opened.name, run_id=run_id)
-        self._outbox = Outbox(self.folder / OUTBOX, sender(run_id, self.folder) if self.online else None)
+        send = sender(run_id, self.folder, lock.owner_ids()) if self.online else None
+        self._outbox = Outbox(self.folder / OUTBOX, send)
+        # Files have an outbox of their own: if they cannot be delivered, everything else still is.
+        self._files = Outbox(self.folder / FILES, send)
 
     def log_params(self, params: Mapping[str, str]) -> None:
         """Log parameters, except those that ``mlflow run`` has logged already as they were typed.
@@ -142,12 +152,11 @@ class Run:
 
     def log_file(self, path: Path) -> None:
         """Log a file of the run's folder under its path in the folder."""
-        self._outbox.append("file", path=path.relative_to(self.folder).as_posix())
+        self._files.append("file", path=path.relative_to(self.folder).as_posix())
 
     def unsent_files(self) -> set[Path]:
         """Files of the run's folder that are not delivered yet."""
-        waiting = (message["path"] for message in self._outbox.waiting() if message["kind"] == "file")
-        return {self.folder / path for path in waiting}
+        return {self.folder / message["path"] for message in self._files.waiting()}
 
     def deliver(self) -> None:
         """Wait until all messages are delivered.
@@ -156,6 +165,7 @@ class Run:
             UndeliveredError: If they are not delivered in time.
         """
         self._outbox.wait(DELIVERY_TIMEOUT_S)
+        self._files.wait(DELIVERY_TIMEOUT_S)
 
     def log_bytes(self, content: bytes, artifact: str) -> None:
         """Log bytes as a file."""
@@ -204,7 +214,10 @@ class Run:
         finally:
             if status:
                 self._outbox.append("end", status=status, time_ms=now_ms())
-            self._outbox.close(timeout_s)
+            try:
+                self._outbox.close(timeout_s)
+            finally:
+                self._files.close(timeout_s)
 
 
 def diagnoses(tags: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from freqfilter.data.splits import Splits
 from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.tracking import registry
 from freqfilter.tracking.aliases import RegisteredVersion
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from tests.conftest import SMALL
 
 NAME = "frequency-filter"
@@ -27,7 +27,7 @@ def setting(**overrides: str) -> Params:
 def register(module: FrequencyFilterLSTM, params: Params, *, diagnoses: str = "") -> int:
     """Register a network as a version."""
     golden, _ = Splits.from_params(params).test.batch(torch.arange(0, 40, 5))
-    with open_run(params.tracking, name="made") as run:
+    with open_run(params.tracking, Job("test", "made")) as run:
         trained = registry.ModelPackage(module.eval(), params, golden=golden.numpy(), step=1)
         model_id = registry.log_and_check_model(run.run_id, trained, folder=run.folder)
         return registry.register(model_id, NAME, tags={"diagnoses": diagnoses}, description="made for a test")

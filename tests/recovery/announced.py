@@ -38,7 +38,8 @@ def main() -> None:
     from freqfilter.cli.main import main as run_command_line
     from freqfilter.pipelines import finalize
     from freqfilter.pipelines.train import CheckpointWriter
-    from freqfilter.tracking import lifecycle, run
+    from freqfilter.tracking import run
+    from freqfilter.tracking.owner import RunLock
     from freqfilter.training import loop
     from freqfilter.training.state import TrainingState
 
@@ -49,7 +50,7 @@ def main() -> None:
     run.sender = lambda *args: during("logging", make_sender(*args))
     finalize.evaluate_best_weights = during("evaluation", finalize.evaluate_best_weights)
     finalize.log_model = during("registration", finalize.log_model)
-    lifecycle.shutil.rmtree = during("ending", lifecycle.shutil.rmtree)  # type: ignore[assignment]
+    RunLock.remove_folder = during("ending", RunLock.remove_folder)  # type: ignore[method-assign]
     run_command_line()
 
 

@@ -95,18 +95,19 @@ def test_a_killed_training_with_augmentation_resumes_to_the_same_results(folder:
     whole.assert_same(MlflowClient().get_run(run_id))
 
 
-def test_a_running_run_is_not_resumed_and_one_of_another_machine_only_with_force(folder: Path, typed: Typed) -> None:
+def test_a_running_run_is_not_resumed_and_one_of_another_machine_only_by_take_over(folder: Path, typed: Typed) -> None:
     process = wait_for_line("epoch      2/", train("--epochs", "100000"), folder)
     run_id = all_runs()[0].info.run_id
     code, line = typed("resume", run_id)
     assert code == 2
     assert f"is running in process {process.pid}" in line
     end_by(process, signal.SIGKILL)
-    client, tag = MlflowClient(), all_runs()[0].data.tags["process"]
-    client.set_tag(run_id, "process", tag.replace('"host": "', '"host": "another-'))
+    (folder / "runs").rename(folder / "hidden")
     code, line = typed("resume", run_id)
     assert code == 2
-    assert "--force" in line
+    assert f"is RUNNING in process {process.pid}" in line
+    assert "add --take-over" in line
+    assert not (folder / "runs" / run_id).exists()
 
 
 def test_mlflow_run_with_a_run_id_resumes_it(whole: Outcome, folder: Path, mlflow_run: Program) -> None:

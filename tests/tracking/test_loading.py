@@ -17,8 +17,9 @@ import freqfilter
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
 from freqfilter.tracking import registry
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
+from freqfilter.tracking.owner import RunLock
 from tests.conftest import SMALL, network
 from tests.malicious import Malicious
 
@@ -26,7 +27,7 @@ from tests.malicious import Malicious
 @pytest.fixture
 def version(folder: Path) -> int:
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
-    with open_run(tracking, name="a name") as run:
+    with open_run(tracking, Job("test", "a name")) as run:
         golden = np.zeros((2, 20, 5), dtype=np.float32)
         trained = registry.ModelPackage(network(n_components=4).eval(), resolve(SMALL), golden=golden, step=1)
         model_id = registry.log_and_check_model(run.run_id, trained, folder=run.folder)
@@ -122,7 +123,7 @@ def test_logging_and_registering_again_returns_the_same_model_and_version(versio
     golden = np.zeros((2, 20, 5), dtype=np.float32)
     module = freqfilter.load("frequency-filter", version=version).module
     tracking = resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking
-    with open_run(tracking, name="a name", resumed=run_id) as run:
+    with open_run(tracking, Job("test", "a name"), lock=RunLock(Path(tracking.run_dir) / run_id)) as run:
         trained = registry.ModelPackage(module, resolve(SMALL), golden=golden, step=1)
         assert registry.log_and_check_model(run.run_id, trained, folder=run.folder) == model_id
         assert registry.register(model_id, "frequency-filter", tags={}, description="words") == version

@@ -22,7 +22,7 @@ def new_run() -> str:
 
 
 def opened(folder: Path, run_id: str) -> Outbox:
-    return Outbox(folder / "outbox.jsonl", sender(run_id, folder))
+    return Outbox(folder / "outbox.jsonl", sender(run_id, folder, {""}))
 
 
 def measured(outbox: Outbox, step: int, **values: float) -> None:

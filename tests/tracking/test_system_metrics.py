@@ -15,7 +15,7 @@ import freqfilter
 from freqfilter.config import resolve
 from freqfilter.tracked_names import OUTBOX, SYSTEM
 from freqfilter.tracking import system_metrics as module
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.system_metrics import system_metrics
 from tests.conftest import SMALL, all_runs, interrupt_after_an_epoch, start
@@ -42,7 +42,7 @@ def steps(run: Run) -> dict[str, list[int]]:
 def sampled(folder: Path, *, interval_s: float, seconds: float) -> tuple[Run, list[str]]:
     """Log system metrics for some seconds; return the run and the warnings."""
     warnings: list[str] = []
-    with open_run(TRACKING, name="a name") as run:
+    with open_run(TRACKING, Job("test", "a name")) as run:
         with system_metrics(run, interval_s=interval_s, warn=warnings.append):
             time.sleep(seconds)
         assert "system_metrics" not in {thread.name for thread in threading.enumerate()}
@@ -88,9 +88,7 @@ def test_a_resumed_run_continues_the_steps_without_duplicates(folder: Path) -> N
     with interrupt_after_an_epoch(signal.SIGTERM):
         assert start("train", *words) == 143
     before = steps(all_runs()[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("freqfilter.tracking.owner.RunOwner.is_alive", False)  # the owner is this process
-        assert start("resume", all_runs()[0].info.run_id) == 0
+    assert start("resume", all_runs()[0].info.run_id) == 0
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
     for name, found in steps(run).items():
@@ -115,7 +113,7 @@ def test_failed_sampling_prints_a_warning_and_the_run_continues(folder: Path, mo
 
 def test_messages_of_two_threads_are_complete_lines(folder: Path) -> None:
     tracking = TRACKING.model_copy(update={"tracking": "offline", "run_dir": str(folder / "runs")})
-    with open_run(tracking, name="a name") as run:
+    with open_run(tracking, Job("test", "a name")) as run:
 
         def log_system(count: int) -> None:
             for _ in range(count):

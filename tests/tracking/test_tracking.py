@@ -28,7 +28,7 @@ from freqfilter.plots.style import label_axes, new_figure
 from freqfilter.process import Interrupted
 from freqfilter.tracking import loading, provenance, registry
 from freqfilter.tracking.client import open_store
-from freqfilter.tracking.lifecycle import open_run
+from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import TensorBoard
 from tests.conftest import SMALL, all_runs, fresh_state, network
@@ -47,7 +47,7 @@ def tracking_params(folder: Path, **overrides: str) -> TrackingParams:
 def test_a_run_ends_with_the_status_of_its_block(error: BaseException | None, status: str, folder: Path) -> None:
     ended = None
     try:
-        with open_run(tracking_params(folder), name="a name") as run:
+        with open_run(tracking_params(folder), Job("test", "a name")) as run:
             run.log_metrics({"m": 1}, step=1)
             if error:
                 raise error
@@ -59,28 +59,26 @@ def test_a_run_ends_with_the_status_of_its_block(error: BaseException | None, st
     assert stored.data.metrics == {"m": 1}
     assert run.folder.exists() == (status != "FINISHED")
     assert ("ended_because" in stored.data.tags) == (status != "FINISHED")
-    assert MlflowClient().list_artifacts(run.run_id) == []
+    assert {file.path for file in MlflowClient().list_artifacts(run.run_id)} <= {"source"}
 
 
 def test_a_run_that_cannot_be_opened_leaves_no_run(folder: Path) -> None:
     client = MlflowClient()
     client.delete_experiment(client.create_experiment("e"))
     with (
-        pytest.raises(UserError, match="deleted experiment"),
-        open_run(tracking_params(folder), name="a name"),
+        pytest.raises(UserError, match="experiment=e: it is deleted; restore it"),
+        open_run(tracking_params(folder), Job("test", "a name")),
     ):
         pass
-    assert mlflow.active_run() is None
     assert client.search_runs(["0"]) == []
 
 
-def test_an_undelivered_run_is_failed_and_not_active(folder: Path) -> None:
+def test_an_undelivered_run_is_failed(folder: Path) -> None:
     with (
         pytest.raises(UndeliveredError),
-        open_run(tracking_params(folder), name="a name"),
+        open_run(tracking_params(folder), Job("test", "a name")),
     ):
         raise UndeliveredError("the store is unreachable")
-    assert mlflow.active_run() is None, "MLflow sets FINISHED for an active run at exit"
     assert all_runs()[0].info.status == "FAILED"
 
 
@@ -90,15 +88,15 @@ def test_a_child_that_cannot_be_opened_does_not_affect_its_parent(
     def refused(*_: object, **__: object) -> None:
         raise MlflowException("the database is locked")
 
-    with open_run(tracking_params(folder), name="parent") as parent:
+    with open_run(tracking_params(folder), Job("test", "parent")) as parent:
         with monkeypatch.context() as patch:
-            patch.setattr(mlflow, "start_run", refused)
+            patch.setattr(MlflowClient, "create_run", refused)
             with (
                 pytest.raises(UserError, match="locked"),
-                open_run(tracking_params(folder), name="child", parent=parent),
+                open_run(tracking_params(folder), Job("test", "child"), parent=parent),
             ):
                 pass
-        with open_run(tracking_params(folder), name="second child", parent=parent) as child:
+        with open_run(tracking_params(folder), Job("test", "second child"), parent=parent) as child:
             pass
         parent.log_metrics({"m": 1}, step=1)
     client = MlflowClient()
@@ -115,7 +113,7 @@ def test_a_failure_to_close_tensorboard_loses_no_metric(folder: Path, monkeypatc
     monkeypatch.setattr(TensorBoard, "close", full)
     with (
         pytest.raises(OSError, match="no space left"),
-        open_run(tracking_params(folder, tensorboard_dir=str(folder / "board")), name="n") as run,
+        open_run(tracking_params(folder, tensorboard_dir=str(folder / "board")), Job("test", "n")) as run,
     ):
         run.log_metrics({"m": 1}, step=1)
     assert MlflowClient().get_run(run.run_id).data.metrics == {"m": 1}
@@ -127,13 +125,13 @@ def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(
     launched = MlflowClient().create_run(mlflow.set_experiment("e").experiment_id)
     MlflowClient().log_param(launched.info.run_id, "learning_rate", "1e-3")
     monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
-    with open_run(tracking_params(folder), name="a name") as run:
+    with open_run(tracking_params(folder), Job("test", "a name")) as run:
         run.log_params({"learning_rate": "0.001", "epochs": "3"})
     assert MlflowClient().get_run(run.run_id).data.params == {"learning_rate": "1e-3", "epochs": "3"}
 
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
-    with open_run(tracking_params(folder), name="a name") as run:
+    with open_run(tracking_params(folder), Job("test", "a name")) as run:
         figure = Figure(figsize=(2, 1))
         figure.subplots()
         run.log_figure(figure, "visualizations/a.png")
@@ -163,7 +161,7 @@ def test_applying_the_layout_once_draws_what_matplotlib_draws(folder: Path, monk
         rows, columns = np.nonzero(inked)
         return np.array([rows.min(), rows.max(), columns.min(), columns.max()])
 
-    with open_run(tracking_params(folder), name="a name") as run:
+    with open_run(tracking_params(folder), Job("test", "a name")) as run:
         once = figure()
         run.log_figure(once, "a.png")
         run.log_picture(once, "a")
@@ -184,11 +182,10 @@ def trained(seed: int = 0) -> FrequencyFilterLSTM:
 
 def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
     params = resolve(SMALL | overrides)
-    with open_run(tracking_params(folder), name="a name"):
+    with open_run(tracking_params(folder), Job("test", "a name")) as run:
         example = np.zeros((2, 20, 5), dtype=np.float32)
-        model_id = registry.log_model(
-            registry.ModelPackage(module, params, golden=example, step=1), exported_program(module)
-        )
+        trained = registry.ModelPackage(module, params, golden=example, step=1)
+        model_id = registry.log_model(run.run_id, trained, exported_program(module))
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
 
 
@@ -257,11 +254,10 @@ def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        with mlflow.start_run(experiment_id=mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")):
-            example = np.zeros((2, 20, 5), dtype=np.float32)
-            model_id = registry.log_model(
-                registry.ModelPackage(module, resolve(SMALL), golden=example, step=1), exported_program(module)
-            )
+        client = MlflowClient()
+        run_id = client.create_run(client.create_experiment("e", f"{folder}/artifacts")).info.run_id
+        package = registry.ModelPackage(module, resolve(SMALL), golden=np.zeros((2, 20, 5), dtype=np.float32), step=1)
+        model_id = registry.log_model(run_id, package, exported_program(module))
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
     return files, module
 
