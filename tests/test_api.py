@@ -104,9 +104,13 @@ def test_loading_an_offline_training_names_the_command_that_delivers_it(folder: 
 def test_ctrl_c_is_a_keyboard_interrupt_with_the_command_that_resumes(folder: Path) -> None:
     import signal
 
-    before = signal.getsignal(signal.SIGINT)
-    with interrupt_after_an_epoch(signal.SIGINT), pytest.raises(KeyboardInterrupt, match="freqfilter resume") as caught:
-        freqfilter.train(**SETTING | {"epochs": 3, "progress": True})
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    with interrupt_after_an_epoch(signal.SIGINT):
+        with pytest.raises(KeyboardInterrupt, match="freqfilter resume") as caught:
+            freqfilter.train(**SETTING | {"epochs": 3, "progress": True})
+        # Before the context manager, which restores them too, has ended.
+        assert [signal.getsignal(number) for number in numbers] == before
     (run,) = all_runs()
     assert run.info.run_id in str(caught.value)
     assert run.info.status == "KILLED"
