@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from tests import zygote
-from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, options, wait_for_line
+from tests.conftest import SMALL, Program, Typed, all_runs, artifacts, interrupt_after_an_epoch, options, wait_for_line
 from tests.malicious import Malicious
 from tests.recovery.comparing import RICH, Outcome, end_by
 
@@ -106,7 +106,10 @@ def test_a_running_run_is_not_resumed_and_one_of_another_machine_only_with_force
     client.set_tag(run_id, "process", tag.replace('"host": "', '"host": "another-'))
     code, line = typed("resume", run_id)
     assert code == 2
-    assert "--force" in line
+    assert "if its process is gone, add --force" in line
+    with interrupt_after_an_epoch(signal.SIGTERM):
+        assert typed("resume", run_id, "--force")[0] == 143
+    assert [run.info.status for run in all_runs()] == ["KILLED"]
 
 
 def test_mlflow_run_with_a_run_id_resumes_it(whole: Outcome, folder: Path, mlflow_run: Program) -> None:
