@@ -86,10 +86,12 @@ def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     np.savez(path, **good())
     valid = path.read_bytes()
     np.save(tmp_path / "single.npy", np.zeros(3))
-    contents = [b"", b"hello", valid[: len(valid) // 2], (tmp_path / "single.npy").read_bytes()]
-    for content in contents:
+    unreadable = r"data\.npz: not a readable \.npz file"
+    contents = dict.fromkeys([b"", b"hello", valid[: len(valid) // 2]], unreadable)
+    contents[(tmp_path / "single.npy").read_bytes()] = r"data\.npz: a single array"
+    for content, message in contents.items():
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"data.npz"):
+        with pytest.raises(UserError, match=message):
             npz.read(str(path), n_components=2)
     np.savez_compressed(path, **good())
     corrupt = bytearray(path.read_bytes())

@@ -224,7 +224,9 @@ def test_posteriors_do_not_depend_on_the_number_of_windows() -> None:
 
 
 @pytest.mark.parametrize("in_blocks", [False, True])
-def test_with_all_starts_as_candidates_the_mean_is_the_mmse_estimate(in_blocks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_all_starts_as_candidates_the_mean_is_the_mmse_estimate(
+    in_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     signal_model = model()
     _, mixtures = random_windows(signal_model, 8)
     limit = MMSEEstimator.from_model(signal_model, n_samples=8)
@@ -241,9 +243,7 @@ def test_with_all_starts_as_candidates_the_mean_is_the_mmse_estimate(in_blocks: 
 
 @pytest.mark.parametrize("bidirectional", ["false", "true"])
 @pytest.mark.parametrize("batch_size", [400, 1300])
-def test_posterior_means_are_unbiased_targets_with_less_variance(
-    bidirectional: str, batch_size: int
-) -> None:
+def test_posterior_means_are_unbiased_targets_with_less_variance(bidirectional: str, batch_size: int) -> None:
     """Their difference to the clean component is uncorrelated with the window, and their variance is smaller."""
     small = {"n_samples": "900", "duration_s": "3", "window_length": "12", "noise_std": "0.2", "seed": "5"}
     chosen = {"windows_per_epoch": "40000", "targets": "posterior_mean", "bidirectional": bidirectional}

@@ -10,7 +10,14 @@ import torch
 
 from freqfilter.config import resolve
 from freqfilter.data import signal_model, splits
-from freqfilter.data.signal_model import SignalModel, first_windows, noise_realization, noise_realization_at, realization_windows, evenly_spaced_windows
+from freqfilter.data.signal_model import (
+    SignalModel,
+    evenly_spaced_windows,
+    first_windows,
+    noise_realization,
+    noise_realization_at,
+    realization_windows,
+)
 from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError

@@ -135,8 +135,9 @@ def test_current_values_are_not_suggested() -> None:
 
 
 def test_overfitting_is_reported_on_validation() -> None:
-    line = findings(small(**OVERFITTING))["overfitting"]
-    assert "far below " in line
+    params = small(**OVERFITTING)
+    line = findings(params, replace(Splits.from_params(params), holdout=None))["overfitting"]
+    assert "far below validation loss" in line
     assert line.endswith("try noise=fresh")
 
 

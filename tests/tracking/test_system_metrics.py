@@ -91,6 +91,7 @@ def test_a_resumed_run_continues_the_steps_without_duplicates(folder: Path) -> N
     assert start("resume", all_runs()[0].info.run_id) == 0
     (run,) = all_runs()
     assert run.info.status == "FINISHED"
+    assert set(steps(run)) >= EXPECTED
     for name, found in steps(run).items():
         assert found == list(range(1, len(found) + 1))
         assert len(found) > len(before[name])

@@ -310,15 +310,15 @@ def test_missing_corrupt_and_foreign_models_are_refused(folder: Path) -> None:
     (files / "artifacts" / "weights.pt").write_bytes(b"PK")
     newer = shutil.copytree(files, folder / "newer")
     (newer / "MLmodel").write_text((newer / "MLmodel").read_text().replace("schema: 2", "schema: 3"))
-    for path, message in [(files, "corrupt"), (newer, "schema 3 is newer than 2")]:
+    for path, message in [(files, "its files are corrupt"), (newer, "schema 3 is newer than 2")]:
         with pytest.raises(UserError, match=message):
             loading.load_uri(str(path))
     for name, version, message in [
-        ("frequency-filter", 99, "99"),
-        ("absent", 1, "absent"),
+        ("frequency-filter", 99, r"version=99\) not found"),
+        ("absent", 1, r"name=absent, version=1\) not found"),
         ("foreign", 1, "not a filter"),
         ("pickled", 1, "not a filter"),
-        ("../up", 1, "up"),
+        ("../up", 1, "Not a proper models:/ URI"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             freqfilter.load(name, version=version)
