@@ -228,7 +228,7 @@ def history(**tracking: Any) -> pd.DataFrame:
         UserError: If there is no such model.
     """
     configure_environment()
-    from freqfilter.pipelines.history import history as run_history
+    from freqfilter.tracking.queries import history as run_history
 
     return run_history(_tracking(tracking))
 

@@ -124,7 +124,7 @@ def history(request: Request, form: str | None) -> None:
     tracking = request.tracking
     from tabulate import tabulate
 
-    from freqfilter.pipelines.history import history as run_history
+    from freqfilter.tracking.queries import history as run_history
 
     table = run_history(tracking)
     if form == "csv":

@@ -117,8 +117,10 @@ def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **g
     training = Training(
         run_id="0" * 32,
         name=name,
+        experiment_id="1",
         status=status,
         params=resolve(SMALL | given),
+        started_ms=0,
         metrics={},
         tags={},
         curves={},
