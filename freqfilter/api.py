@@ -260,8 +260,8 @@ def load(
     if run_id is not None:
         return loading.load_run(run_id)
     if alias is not None:
-        return loading.load_alias(str(name), alias)
-    return loading.load_version(str(name), "latest" if version is None else version)
+        return loading.load_uri(f"models:/{name}@{alias}")
+    return loading.load_uri(f"models:/{name}/{'latest' if version is None else version}")
 
 
 def _tracking(given: Mapping[str, Any]) -> TrackingParams:
