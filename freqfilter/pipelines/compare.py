@@ -225,8 +225,10 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
         run.log_source(provenance.source())
         run.log_tags({"workflow": "compare"})
         comparisons: dict[str, PairwiseComparison] = {}
-        for group in _by_task(named):
-            comparisons |= _score(group, realizations)
+        for training in selected:
+            task = {name: other for name, other in named.items() if not task_differences(other.params, training.params)}
+            if training is next(iter(task.values())):  # the first of its task
+                comparisons |= _score(task, realizations)
         compared = [ComparedTraining(name, training, comparisons.get(name)) for name, training in named.items()]
         result = ComparisonResult(RunRef.to(run, tracking_uri), compared)
         drawn = result.figure()
@@ -255,19 +257,6 @@ def distinct_names(trainings: Sequence[Training]) -> list[str]:
         name if counts[name] == 1 else f"{name} {training.run_id[:6]}"
         for name, training in zip(short, trainings, strict=True)
     ]
-
-
-def _by_task(named: Mapping[str, Training]) -> list[dict[str, Training]]:
-    """Group the trainings by task."""
-    groups: list[dict[str, Training]] = []
-    for name, training in named.items():
-        for group in groups:
-            if not task_differences(training.params, next(iter(group.values())).params):
-                group[name] = training
-                break
-        else:
-            groups.append({name: training})
-    return groups
 
 
 def _score(group: Mapping[str, Training], realizations: int) -> dict[str, PairwiseComparison]:
