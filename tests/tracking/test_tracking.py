@@ -184,11 +184,10 @@ def trained(seed: int = 0) -> FrequencyFilterLSTM:
 
 def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> int:
     params = resolve(SMALL | overrides)
-    with open_run(tracking_params(folder), name="a name"):
+    with open_run(tracking_params(folder), name="a name") as run:
         example = np.zeros((2, 20, 5), dtype=np.float32)
-        model_id = registry.log_model(
-            registry.ModelPackage(module, params, golden=example, step=1), exported_program(module)
-        )
+        package = registry.ModelPackage(module, params, golden=example, step=1)
+        model_id = registry.log_and_check_model(run.run_id, package, folder=run.folder)
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
 
 
@@ -257,11 +256,11 @@ def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        with mlflow.start_run(experiment_id=mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")):
+        experiment_id = mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")
+        with mlflow.start_run(experiment_id=experiment_id) as run:
             example = np.zeros((2, 20, 5), dtype=np.float32)
-            model_id = registry.log_model(
-                registry.ModelPackage(module, resolve(SMALL), golden=example, step=1), exported_program(module)
-            )
+            package = registry.ModelPackage(module, resolve(SMALL), golden=example, step=1)
+            model_id = registry.log_and_check_model(run.info.run_id, package, folder=folder)
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
     return files, module
 
