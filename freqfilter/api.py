@@ -228,7 +228,7 @@ def history(**tracking: Any) -> pd.DataFrame:
         UserError: If there is no such model.
     """
     configure_environment()
-    from freqfilter.pipelines.history import history as run_history
+    from freqfilter.tracking.queries import history as run_history
 
     return run_history(_tracking(tracking))
 
@@ -260,8 +260,8 @@ def load(
     if run_id is not None:
         return loading.load_run(run_id)
     if alias is not None:
-        return loading.load_alias(str(name), alias)
-    return loading.load_version(str(name), "latest" if version is None else version)
+        return loading.load_uri(f"models:/{name}@{alias}")
+    return loading.load_uri(f"models:/{name}/{'latest' if version is None else version}")
 
 
 def _tracking(given: Mapping[str, Any]) -> TrackingParams:

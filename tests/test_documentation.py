@@ -130,7 +130,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
         draw_nothing(patch)
         fork_model_workers(patch)
         patch.setattr(catalog, "evaluation_figures", lambda *arguments, **settings: iter(()))
-        patch.setattr("freqfilter.pipelines.limit.MAX_WORK_PER_LENGTH", 1e6)  # of the curve only
+        patch.setattr("freqfilter.pipelines.prepare.MAX_WORK_PER_LENGTH", 1e6)  # of the curve only
         for seed in ("1", "2", "3"):
             assert start("train", *options(SMALLEST | {"seed": seed})) == 0
         for alias, version in (("previous", "1"), ("champion", "2")):

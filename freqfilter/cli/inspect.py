@@ -55,8 +55,8 @@ def limit(request: Request, noise_seed: int | None, as_json: bool, picture: str 
         raise UserError("data_file: a file has no signal model, so its limit is unknown; omit it")
     if launched and (picture or as_json):
         raise UserError("picture and json: under `mlflow run` both are artifacts of the run; omit them")
-    from freqfilter.pipelines.limit import compute_limit as run_limit
-    from freqfilter.pipelines.limit import log_limit
+    from freqfilter.pipelines.prepare import compute_limit as run_limit
+    from freqfilter.pipelines.prepare import log_limit
 
     if launched:
         require_online(params)

@@ -9,6 +9,7 @@ import click
 
 from freqfilter.cli.command import Request, command, run_links
 from freqfilter.config.schema import Bounds
+from freqfilter.errors import without_credentials
 from freqfilter.process import launcher
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def history(request: Request, form: str | None) -> None:
     tracking = request.tracking
     from tabulate import tabulate
 
-    from freqfilter.pipelines.history import history as run_history
+    from freqfilter.tracking.queries import history as run_history
 
     table = run_history(tracking)
     if form == "csv":
@@ -147,8 +148,8 @@ def copy(request: Request, version: int | None, to: str, to_name: str | None) ->
     tracking = request.tracking
     from freqfilter.pipelines.deploy import copy_version
 
-    copied = copy_version(tracking, version=version, to=to, to_name=to_name)
-    click.echo(f"{copied.model_name} version {copied.version} at {copied.tracking_uri}")
+    number = copy_version(tracking, version=version, to=to, to_name=to_name)
+    click.echo(f"{to_name or tracking.model_name} version {number} at {without_credentials(to)}")
 
 
 @command(sections=("tracking",), paths=("output",))
@@ -159,10 +160,10 @@ def export(request: Request, version: int | None, output: str) -> None:
     tracking, path = request.tracking, request.path(output)
     from freqfilter.pipelines.deploy import export as run_export
 
-    result = run_export(tracking, version=version, output=path)
+    exported, difference = run_export(tracking, version=version, output=path)
     click.echo(
-        f"written: {path}, {result.version.model_name} version {result.version.version}; its estimates differ from the "
-        f"version's by at most {result.largest_difference:.0e}"
+        f"written: {path}, {exported.model_name} version {exported.version}; its estimates differ from the version's "
+        f"by at most {difference:.0e}"
     )
 
 

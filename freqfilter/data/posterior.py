@@ -6,13 +6,13 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from freqfilter.data.signal_model import SignalModel, segment_samples
+from freqfilter.data.signal_model import SignalModel
 
 CELL_CHUNK = 320_000  # windows × starts computed together: they fit into the processor's cache
 MIN_LOG2_WEIGHT = -115.0  # relative to the largest; 2⁻¹¹⁵ is negligible, and smaller values take 10 × as long
@@ -20,8 +20,7 @@ SAMPLE_CHUNK = 64  # on a CUDA device, where launching a kernel takes longer tha
 MIN_NOISE_STD = 1e-6  # used for zero noise; the starts that fit best then share the probability
 
 
-@dataclass(frozen=True)
-class Posterior:
+class Posterior(NamedTuple):
     """Posterior means and variances of the components.
 
     Attributes:
@@ -61,7 +60,8 @@ class MMSEEstimator:
         samples = None
         if start_step > n_samples:  # keep only the segments considered, concatenated
             starts = np.arange(first_start, model.n_samples - n_samples + 1, start_step)
-            samples, first_start, start_step = segment_samples(starts, n_samples), 0, n_samples
+            samples = (starts[:, None] + np.arange(n_samples)).flatten()
+            first_start, start_step = 0, n_samples
         components = torch.from_numpy(model.clean(samples)).float()
         return cls(components, model.noise_std, n_samples, first_start, start_step)
 
@@ -78,8 +78,7 @@ class MMSEEstimator:
         """
         chunk_size = max(1, CELL_CHUNK // self.n_starts)
         parts = [self._posterior(chunk) for chunk in torch.split(mixtures, chunk_size)]
-        names = Posterior.__dataclass_fields__
-        return Posterior(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        return Posterior(*(torch.cat(chunks) for chunks in zip(*parts, strict=True)))
 
     def _posterior(self, mixtures: Tensor) -> Posterior:
         mixture = self.components.mean(dim=0)
@@ -91,8 +90,8 @@ class MMSEEstimator:
         for weights, values in zip(_weights(mixtures, candidates, self.noise_std), sample_moments, strict=True):
             causal.append(weights @ values)
         two_sided = [weights @ values for values in sample_moments]
-        (causal_mean, causal_variance), (mean, variance) = map(self._mean_and_variance, (causal, two_sided))
-        return Posterior(causal_mean, mean, causal_variance, variance)
+        means, variances = zip(*map(self._mean_and_variance, (causal, two_sided)), strict=True)
+        return Posterior(*means, *variances)
 
     def _mean_and_variance(self, moments: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and variance (n_windows, n_components, n_samples) from each sample's weighted values, squares, ones."""
@@ -139,12 +138,7 @@ def posterior_mean(mixtures: Tensor, candidates: Tensor, *, noise_std: float, tw
 def _weights(mixtures: Tensor, candidates: Sequence[Tensor], noise_std: float) -> Iterator[Tensor]:
     """Yield the relative likelihood of each candidate after each sample, (n_windows, n_candidates), maximum 1.
 
-    All of them share one buffer.
-
-    Args:
-        mixtures: (n_windows, n_samples).
-        candidates: Noise-free mixture of each candidate, (n_candidates,) for each sample.
-        noise_std: Standard deviation of the noise.
+    All of them share one buffer. ``candidates`` are noise-free mixtures, (n_candidates,) for each sample.
     """
     precision = _precision(noise_std)
     log_weights = mixtures.new_zeros(len(mixtures), len(candidates[0]))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -14,6 +13,10 @@ from numpy.typing import NDArray
 
 from freqfilter.config import SignalParams
 from freqfilter.data.windows import SlidingWindows, evenly_spaced
+
+DRAW_CHUNK = 2**20  # samples of a realization
+MAX_SAMPLES_IN_MEMORY = 10**6  # of a longer signal only the segments of the selected windows are kept
+BLOCK_S = 1.0  # seconds of a block of neighbouring windows, at least a window
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,6 @@ class Component:
         """
         angle = 2 * np.pi * self.frequency_hz * time_s + np.deg2rad(self.phase_deg)
         return np.asarray(self.amplitude * np.sin(angle))
-
-
-def segment_samples(starts: NDArray[np.int64], n_samples: int) -> NDArray[np.int64]:
-    """Sample indices of the segments that begin at ``starts``, concatenated, (n_starts · n_samples,).
-
-    >>> segment_samples(np.array([3, 8]), 2).tolist()
-    [3, 4, 8, 9]
-    """
-    return (starts[:, None] + np.arange(n_samples)).ravel()
 
 
 @dataclass(frozen=True)
@@ -78,31 +72,19 @@ class SignalModel:
         return np.stack([component.at(time_s) for component in self.components])
 
 
-DRAW_CHUNK = 2**20  # samples of a realization
-
-
-def noise_realization(noise_seed: int, n_samples: int) -> NDArray[np.float64]:
-    """Standard normal noise of the realization ``noise_seed``, (n_samples,).
+def noise_realization(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Standard normal noise of a realization at these samples, in their shape; the rest is not kept in memory.
 
     Drawn from NumPy's legacy generator, as in the original script: scaled by the standard deviation, it equals
-    ``RandomState(noise_seed).normal(0, noise_std, n_samples)`` bit for bit.
+    ``RandomState(noise_seed).normal(0, noise_std, n_samples)[samples]`` bit for bit.
 
-    >>> bool((0.1 * noise_realization(1, 5) == np.random.RandomState(1).normal(0, 0.1, 5)).all())
+    >>> bool((0.1 * noise_realization(1, np.array([4, 0])) == np.random.RandomState(1).normal(0, 0.1, 5)[[4, 0]]).all())
     True
     """
-    return np.random.RandomState(noise_seed).standard_normal(n_samples)
-
-
-def noise_realization_at(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Noise of a realization at some of its samples, in the shape of ``samples``; the rest is not kept in memory.
-
-    >>> bool((noise_realization_at(1, np.array([4, 0])) == noise_realization(1, 5)[[4, 0]]).all())
-    True
-    """
-    random = np.random.RandomState(noise_seed)
+    random, end = np.random.RandomState(noise_seed), int(samples.max()) + 1
     noise = np.empty(samples.shape)
-    for first in range(0, int(samples.max()) + 1, DRAW_CHUNK):
-        chunk = random.standard_normal(DRAW_CHUNK)
+    for first in range(0, end, DRAW_CHUNK):
+        chunk = random.standard_normal(min(DRAW_CHUNK, end - first))
         in_chunk = (first <= samples) & (samples < first + DRAW_CHUNK)
         noise[in_chunk] = chunk[samples[in_chunk] - first]
     return noise
@@ -122,14 +104,9 @@ def torch_seed(seed: int, name: str) -> int:
     return int(random_stream(seed, name).integers(2**63))
 
 
-MAX_SAMPLES_IN_MEMORY = 10**6  # of a longer signal only the segments of the selected windows are kept
-BLOCK_S = 1.0  # seconds of a block of neighbouring windows, at least a window
-
-
 def realization_windows(model: SignalModel, window_length: int, *noise_seeds: int) -> SlidingWindows:
     """All windows of the realizations with these noise seeds; without seeds, of the clean signal."""
-    noise = [noise_realization(seed, model.n_samples) for seed in noise_seeds]
-    return _cut_windows(model.clean(), noise, model, window_length, block_starts=_block_samples(model, window_length))
+    return _cut_windows(model, window_length, np.arange(model.n_samples), *noise_seeds)
 
 
 def evenly_spaced_windows(
@@ -154,53 +131,27 @@ def evenly_spaced_windows(
 def segment_windows(
     model: SignalModel, window_length: int, starts: NDArray[np.int64], *noise_seeds: int
 ) -> SlidingWindows:
-    """Windows at the given starts, for each selector. Only their segments of the signal are kept, concatenated.
-
-    Args:
-        model: The signal model.
-        window_length: Samples of a window.
-        starts: Index in the signal of each window's first sample, (n_starts,).
-        noise_seeds: Seeds of the realizations; none: the clean signal.
-    """
-    samples = segment_samples(starts, window_length)
-    noise = [noise_realization_at(seed, samples) for seed in noise_seeds]
-    starts_in_block = _block_samples(model, window_length) * len(starts) / model.n_samples
-    block_starts = max(1, math.ceil(starts_in_block))
-    return _cut_windows(
-        model.clean(samples), noise, model, window_length, block_starts=block_starts, stride=window_length
-    )
+    """Windows at these starts, (n_starts,), for each selector; only their segments of the signal are kept."""
+    samples = (starts[:, None] + np.arange(window_length)).flatten()
+    windows = _cut_windows(model, window_length, samples, *noise_seeds)
+    starts_in_block = windows.block_starts * len(starts) / model.n_samples
+    return replace(windows, block_starts=max(1, math.ceil(starts_in_block)), stride=window_length)
 
 
 def first_windows(model: SignalModel, window_length: int, n_samples: int, noise_seed: int) -> SlidingWindows:
     """All windows of the first ``n_samples`` samples of a realization, or of all of it if it is shorter."""
-    samples = np.arange(min(n_samples, model.n_samples))
-    noise = noise_realization(noise_seed, len(samples))
-    return _cut_windows(
-        model.clean(samples), [noise], model, window_length, block_starts=_block_samples(model, window_length)
-    )
-
-
-def _block_samples(model: SignalModel, window_length: int) -> int:
-    return max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
+    return _cut_windows(model, window_length, np.arange(min(n_samples, model.n_samples)), noise_seed)
 
 
 def _cut_windows(
-    clean: NDArray[np.float64],
-    noises: Sequence[NDArray[np.float64]],
-    model: SignalModel,
-    window_length: int,
-    *,
-    block_starts: int,
-    stride: int = 1,
+    model: SignalModel, window_length: int, samples: NDArray[np.int64], *noise_seeds: int
 ) -> SlidingWindows:
-    """Windows of the mixtures of clean components and standard normal noise."""
+    """All windows of these samples of each realization."""
+    clean = model.clean(samples)
     mixtures = clean.mean(axis=0)[None]
-    if noises:
-        mixtures = mixtures + model.noise_std * np.stack(noises)
-    return SlidingWindows(
-        torch.from_numpy(mixtures.astype(np.float32)),
-        torch.from_numpy(clean.astype(np.float32)),
-        window_length,
-        block_starts=block_starts,
-        stride=stride,
-    )
+    if noise_seeds:
+        noise = np.stack([noise_realization(seed, samples) for seed in noise_seeds])
+        mixtures = mixtures + model.noise_std * noise
+    block_samples = max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
+    signals, components = (torch.from_numpy(values.astype(np.float32)) for values in (mixtures, clean))
+    return SlidingWindows(signals, components, window_length, block_starts=block_samples)

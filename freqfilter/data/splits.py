@@ -95,10 +95,8 @@ class Splits:
     def _generated(cls, params: Params) -> Self:
         data, model = params.data, SignalModel.from_params(params.signals)
         length, fresh_noise = data.window_length, data.noise == "fresh"
-        n_holdout = None
         if too_long := fresh_noise and model.n_samples > MAX_SAMPLES_IN_MEMORY:
             _refuse_all_windows(params)
-            n_holdout = params.evaluation.holdout_windows
         if fresh_noise:
             train = evenly_spaced_windows(model, length, params.training.windows_per_epoch if too_long else None)
         else:
@@ -112,12 +110,10 @@ class Splits:
                 )
             train, validation = train.subset(remaining), train.subset(held_out)
         else:
-            validation = evenly_spaced_windows(
-                model, length, data.validation_windows, *params.realizations()["validation_noise_seed"]
-            )
+            seeds = params.realizations()["validation_noise_seed"]
+            validation = evenly_spaced_windows(model, length, data.validation_windows, *seeds)
         if params.training.targets == "posterior_mean":
-            two_sided = params.model.bidirectional
-            means = partial(posterior_mean, noise_std=model.noise_std, two_sided=two_sided)
+            means = partial(posterior_mean, noise_std=model.noise_std, two_sided=params.model.bidirectional)
             train = replace(train, posterior_mean=means)
         epoch_windows, n_epoch = _epoch_windows(train, params)
         if too_long:
@@ -132,6 +128,7 @@ class Splits:
 
         holdout = None
         if params.evaluation.holdout_every:
+            n_holdout = params.evaluation.holdout_windows if too_long else None
             holdout = evenly_spaced_windows(model, length, n_holdout, data.holdout_noise_seed)
         return cls(
             train=train,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, Self
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -28,68 +29,101 @@ class TrainingBatch(NamedTuple):
     clean: Tensor
 
 
-class WindowDataset(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class WindowDataset(ABC):
     """Sequence of windows with their targets.
 
-    ``inputs`` are (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over
-    the window. ``targets`` are (n_windows, n_samples, 1): the selected clean component at the same samples.
+    Attributes:
+        noise: Noise added to each window's mixture, (n_windows, n_samples); None: none.
+        gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
+            None: none. Posterior means ignore it.
     """
+
+    noise: Tensor | None = None
+    gain: Tensor | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _sizes(self) -> tuple[int, int]: ...
 
     @property
     def n_samples(self) -> int:
         """Length of a window."""
-        ...
+        return self._sizes()[0]
 
     @property
     def n_components(self) -> int:
         """Width of the selector."""
-        ...
+        return self._sizes()[1]
 
-    def __len__(self) -> int: ...
+    @abstractmethod
+    def block_ids(self, positions: Tensor) -> Tensor | None:
+        """Block of neighbouring windows of each window at ``positions``, (n_windows,); None: unknown."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The tensors in memory: mixtures and clean components, or inputs and targets."""
+
+    @abstractmethod
+    def _cut(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixtures, selectors and clean components of windows before augmentation, (n_windows, n_samples, …)."""
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the windows at ``positions``, (n_windows,) of int64."""
-        ...
+        """Inputs and targets of the windows at ``positions``, (n_windows,) of int64.
+
+        Returns:
+            Inputs (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over the
+            window. Targets (n_windows, n_samples, 1): the selected clean component at the same samples.
+        """
+        mixture, selector, clean = self._cut(positions)
+        if self.gain is not None:
+            gain = self.gain[positions, None, None]
+            mixture, clean = gain * mixture, gain * clean
+        if self.noise is not None:
+            mixture = mixture + self.noise[positions, :, None]
+        return torch.cat([mixture, selector], dim=-1), clean
 
     def subset(self, positions: Tensor) -> Self:
         """Dataset of the windows at ``positions``, which may repeat."""
-        ...
+        noise, gain = (None if values is None else values[positions] for values in (self.noise, self.gain))
+        return replace(self, noise=noise, gain=gain)
 
     def training_batch(self, positions: Tensor) -> TrainingBatch:
-        """Inputs, training targets and clean components of the windows at ``positions``."""
-        ...
-
-    def block_ids(self, positions: Tensor) -> Tensor | None:
-        """Block of neighbouring windows of each window at ``positions``, (n_windows,); None: unknown."""
-        ...
+        """The windows at ``positions`` with their training targets, here the clean component."""
+        inputs, clean = self.batch(positions)
+        return TrainingBatch(inputs, clean, clean)
 
     def to(self, device: torch.device) -> Self:
         """Copy the windows to a device."""
-        ...
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """The tensors in memory: mixtures and clean components, or inputs and targets."""
-        ...
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
 
     def digest(self) -> str:
-        """SHA-256 of the data."""
-        ...
+        """SHA-256 of the data, of which windows of it are in the dataset, and of their augmentation."""
+        digest = hashlib.sha256()
+        for tensor in (*self.tensors(), *self._selection(), self.noise, self.gain):
+            if tensor is not None:
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _selection(self) -> tuple[Tensor | None, ...]:
+        return ()
 
 
 @dataclass(frozen=True)
-class SlidingWindows:
-    """Dataset of every segment of ``n_samples`` samples of each realization, for each selector.
+class SlidingWindows(WindowDataset):
+    """Dataset of every segment of ``window_length`` samples of each realization, for each selector.
 
     Ordered by realization, then start, then selector.
 
     Attributes:
         mixtures: (n_realizations, signal length).
         components: The clean components, (n_components, signal length).
-        n_samples: Length of a window.
+        window_length: Samples of a window.
         indices: Indices of the windows of this dataset, (n_windows,); None: all.
-        noise: Noise added to each window's mixture, (n_windows, n_samples); None: none.
-        gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
-            None: none. Posterior means ignore it.
         block_starts: Minimum number of starts in a block of neighbouring windows, whose noise overlaps or is close by.
         stride: Samples from one start to the next.
         posterior_mean: Function of mixtures (n_windows, n_samples) and candidate segments (n_components,
@@ -99,18 +133,14 @@ class SlidingWindows:
 
     mixtures: Tensor
     components: Tensor
-    n_samples: int
+    window_length: int
     indices: Tensor | None = None
-    noise: Tensor | None = None
-    gain: Tensor | None = None
     block_starts: int = 1
     stride: int = 1
     posterior_mean: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    @property
-    def n_components(self) -> int:
-        """Width of the selector."""
-        return len(self.components)
+    def _sizes(self) -> tuple[int, int]:
+        return self.window_length, len(self.components)
 
     @property
     def n_starts(self) -> int:
@@ -125,7 +155,7 @@ class SlidingWindows:
     def subset(self, positions: Tensor) -> Self:
         """Dataset of the windows at ``positions``, which may repeat."""
         indices = positions if self.indices is None else self.indices[positions]
-        return replace(self, indices=indices, noise=_at(self.noise, positions), gain=_at(self.gain, positions))
+        return replace(super().subset(positions), indices=indices)
 
     def block_ids(self, positions: Tensor) -> Tensor:
         """Block of at least ``block_starts`` neighbouring starts of each window, (n_windows,).
@@ -142,15 +172,9 @@ class SlidingWindows:
         start = indices // self.n_components % self.n_starts
         return indices % self.n_components, start, indices // (self.n_components * self.n_starts)
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the windows at ``positions``."""
-        selector, start, realization = self.decode(positions)
-        samples = self._samples(start)
-        mixture, clean = self.mixtures[realization[:, None], samples], self.components[selector[:, None], samples]
-        mixture, clean = _augment(mixture, clean, _at(self.gain, positions), _at(self.noise, positions))
-        choice = one_hot(selector, self.n_components).to(mixture.dtype)
-        inputs = torch.cat([mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1)], dim=-1)
-        return inputs, clean[..., None]
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The mixtures and the clean components."""
+        return self.mixtures, self.components
 
     def training_batch(self, positions: Tensor) -> TrainingBatch:
         """The windows at ``positions`` with the clean component or its posterior mean as target.
@@ -165,105 +189,61 @@ class SlidingWindows:
         if self.posterior_mean is None:
             return TrainingBatch(inputs, clean, clean)
         selector, start, _ = self.decode(positions)
-        means = [
-            self._means(*chunk)
-            for chunk in zip(
-                *(torch.split(values, N_HYPOTHESES // 2) for values in (inputs[..., 0], selector, start)),
-                strict=True,
-            )
-        ]
-        return TrainingBatch(inputs, torch.cat(means), clean)
+        means = []
+        for rows in torch.split(torch.arange(len(start), device=start.device), N_HYPOTHESES // 2):
+            others = torch.randint(self.n_starts, (N_HYPOTHESES - len(rows),), device=start.device)
+            candidates = self.components[:, self._samples(torch.cat([start[rows], others]))]
+            all_means = self.posterior_mean(inputs[rows, :, 0], candidates)
+            means.append(all_means[rows - rows[0], selector[rows]])
+        return TrainingBatch(inputs, torch.cat(means)[..., None], clean)
 
-    def _means(self, mixtures: Tensor, selector: Tensor, start: Tensor) -> Tensor:
-        """Posterior means of the selected components, (n_windows, n_samples, 1)."""
-        if self.posterior_mean is None:
-            raise ValueError("posterior_mean is None")
-        others = torch.randint(self.n_starts, (N_HYPOTHESES - len(start),), device=start.device)
-        candidates = self.components[:, self._samples(torch.cat([start, others]))]
-        means = self.posterior_mean(mixtures, candidates)
-        return means[torch.arange(len(start), device=start.device), selector][..., None]
+    def _cut(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        selector, start, realization = self.decode(positions)
+        samples = self._samples(start)
+        mixture, clean = self.mixtures[realization[:, None], samples], self.components[selector[:, None], samples]
+        choice = one_hot(selector, self.n_components).to(mixture.dtype)
+        return mixture[..., None], choice[:, None].expand(-1, self.n_samples, -1), clean[..., None]
 
     def _samples(self, start: Tensor) -> Tensor:
         """Indices of the windows' samples in a realization, (n_windows, n_samples)."""
         return self.stride * start[:, None] + torch.arange(self.n_samples, device=start.device)
 
-    def to(self, device: torch.device) -> Self:
-        """Copy the windows to a device."""
-        tensors = {name: getattr(self, name) for name in ("mixtures", "components", "indices", "noise", "gain")}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
-
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """The mixtures and the clean components."""
-        return self.mixtures, self.components
-
-    def digest(self) -> str:
-        """SHA-256 of mixtures, components, window length, indices, noise and gain."""
-        n_samples = torch.tensor(self.n_samples)
-        return _digest(self.mixtures, self.components, n_samples, self.indices, self.noise, self.gain)
+    def _selection(self) -> tuple[Tensor | None, ...]:
+        return torch.tensor(self.n_samples), self.indices
 
 
 @dataclass(frozen=True)
-class TensorWindows:
+class TensorWindows(WindowDataset):
     """Dataset of windows that are stored as tensors.
 
     Attributes:
         inputs: (n_windows, n_samples, 1 + n_components).
         targets: (n_windows, n_samples, 1).
-        noise: Noise added to each mixture of a batch, (n_windows, n_samples); None: none.
-        gain: Factor of each mixture and target of a batch, (n_windows,), applied before ``noise`` is added;
-            None: none.
     """
 
     inputs: Tensor
     targets: Tensor
-    noise: Tensor | None = None
-    gain: Tensor | None = None
 
-    @property
-    def n_samples(self) -> int:
-        """Length of a window."""
-        return self.inputs.shape[1]
-
-    @property
-    def n_components(self) -> int:
-        """Width of the selector."""
-        return self.inputs.shape[2] - 1
+    def _sizes(self) -> tuple[int, int]:
+        return self.inputs.shape[1], self.inputs.shape[2] - 1
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of the windows at ``positions``."""
-        inputs, targets = self.inputs[positions], self.targets[positions]
-        gain, noise = _at(self.gain, positions), _at(self.noise, positions)
-        mixture, clean = _augment(inputs[..., 0], targets[..., 0], gain, noise)
-        return torch.cat([mixture[..., None], inputs[..., 1:]], dim=-1), clean[..., None]
-
-    def training_batch(self, positions: Tensor) -> TrainingBatch:
-        """The windows at ``positions``; targets and clean component are the same."""
-        inputs, targets = self.batch(positions)
-        return TrainingBatch(inputs, targets, targets)
-
     def subset(self, positions: Tensor) -> Self:
         """Dataset of the windows at ``positions``, which may repeat; a copy."""
-        noise, gain = _at(self.noise, positions), _at(self.gain, positions)
-        return replace(self, inputs=self.inputs[positions], targets=self.targets[positions], noise=noise, gain=gain)
+        return replace(super().subset(positions), inputs=self.inputs[positions], targets=self.targets[positions])
 
     def block_ids(self, positions: Tensor) -> None:
         """None: a file does not state which windows are neighbours."""
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the windows to a device."""
-        tensors = {name: getattr(self, name) for name in ("inputs", "targets", "noise", "gain")}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None})
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Inputs and targets."""
         return self.inputs, self.targets
 
-    def digest(self) -> str:
-        """SHA-256 of inputs, targets, noise and gain."""
-        return _digest(self.inputs, self.targets, self.noise, self.gain)
+    def _cut(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = self.inputs[positions]
+        return inputs[..., :1], inputs[..., 1:], self.targets[positions]
 
 
 def batches(windows: WindowDataset, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -292,27 +272,8 @@ def evenly_spaced(windows: SlidingWindows, n_windows: int) -> SlidingWindows:
 
     The number of starts is at least one.
     """
-    n_starts = max(1, min(n_windows // windows.n_components, len(windows) // windows.n_components))
-    starts = torch.linspace(0, len(windows) // windows.n_components - 1, n_starts, dtype=torch.float64).round()
+    all_starts = len(windows) // windows.n_components
+    n_starts = max(1, min(n_windows // windows.n_components, all_starts))
+    starts = torch.linspace(0, all_starts - 1, n_starts, dtype=torch.float64).round()
     indices = starts.long()[:, None] * windows.n_components + torch.arange(windows.n_components)
     return windows.subset(indices.flatten())
-
-
-def _at(values: Tensor | None, positions: Tensor) -> Tensor | None:
-    return None if values is None else values[positions]
-
-
-def _augment(mixture: Tensor, clean: Tensor, gain: Tensor | None, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Apply the gain to mixtures and clean components (n_windows, n_samples), then add the noise to the mixtures."""
-    if gain is not None:
-        mixture, clean = gain[:, None] * mixture, gain[:, None] * clean
-    return (mixture if noise is None else mixture + noise), clean
-
-
-def _digest(*tensors: Tensor | None) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        if tensor is not None:
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().data)
-    return digest.hexdigest()

@@ -12,11 +12,18 @@ from scipy import linalg, signal
 from torch import Tensor
 
 from freqfilter.config import Params
+from freqfilter.data.posterior import MIN_NOISE_STD
 from freqfilter.data.signal_model import SignalModel
 from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset, batches
 from freqfilter.evaluation.limits import limit_estimators, other_view
 from freqfilter.evaluation.metrics import Estimator
+
+ORDER = 2  # of the Butterworth filters; a band-pass has twice this order
+MAX_NUMBERS = 2**22  # in the windows that the covariance is averaged over; fewer windows, evenly spaced, beyond that
+CHUNK_SIZE = 4096  # windows in memory together
+
+Array = NDArray[np.float64]
 
 
 def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
@@ -25,10 +32,6 @@ def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
     The limit is included if the signal model is known and the realization is not too long for it. ``limit``,
     ``linear_mmse`` and ``band_pass`` have the view of the filter, causal or bidirectional; the suffix ``_causal`` or
     ``_two_sided`` marks those with the other view.
-
-    Args:
-        params: Parameters of the filter that is evaluated.
-        splits: Its data.
     """
     moments = TargetMoments.from_windows(splits.train)
     blind: dict[str, Estimator] = {
@@ -50,13 +53,6 @@ def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
     return limit_estimators(params) | classical | blind
 
 
-ORDER = 2  # of the Butterworth filters; a band-pass has twice this order
-MIN_NOISE_STD = 1e-6  # replaces smaller values, so that the covariance is invertible
-MAX_NUMBERS = 2**22  # in the windows that the covariance is averaged over; fewer windows, evenly spaced, beyond that
-
-Array = NDArray[np.float64]
-
-
 class LinearEstimator:
     """Linear estimator: ``weights[component] @ window + offsets[component]``.
 
@@ -69,11 +65,6 @@ class LinearEstimator:
         self._weights = torch.from_numpy(np.ascontiguousarray(weights)).double()
         self._offsets = torch.zeros(weights.shape[:2]) if offsets is None else torch.from_numpy(offsets)
 
-    @classmethod
-    def from_filter(cls, response: Array) -> Self:
-        """Create the estimator from impulse responses, (n_components, impulse, n_samples)."""
-        return cls(response.transpose(0, 2, 1))
-
     def __call__(self, inputs: Tensor) -> Tensor:
         """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components)."""
         selector = inputs[:, 0, 1:].double().cpu()
@@ -84,13 +75,8 @@ class LinearEstimator:
 def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> LinearEstimator:
     """Butterworth band-pass around each component, extending halfway to its nearest neighbour.
 
-    Run forwards, it is causal and has a delay; run forwards and backwards, it has zero phase and uses the whole
-    window. The mixture is the mean of the components, hence the gain ``n_components``.
-
-    Args:
-        model: The signal model.
-        n_samples: Length of a window.
-        zero_phase: Whether to run it backwards too.
+    Run forwards, it is causal and has a delay; run forwards and backwards (``zero_phase``), it uses the whole window.
+    The mixture is the mean of the components, hence the gain ``n_components``.
 
     Source: SciPy, ``butter``, ``sosfilt`` and ``sosfiltfilt``.
     """
@@ -110,7 +96,7 @@ def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> Linear
         else:
             response = signal.sosfilt(sections, impulses, axis=1)
         responses.append(len(frequencies_hz) * response)
-    return LinearEstimator.from_filter(np.stack(responses))
+    return LinearEstimator(np.stack(responses).transpose(0, 2, 1))
 
 
 def least_squares(model: SignalModel, *, n_samples: int) -> LinearEstimator:
@@ -130,13 +116,8 @@ def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEs
     """Linear MMSE (Wiener) estimator, with the expectation over all window starts and the noise.
 
     With the Cholesky factor of the mixture's covariance, C = L Lᵀ, and B = L⁻¹, the weights are (R Bᵀ) B for the
-    covariance R of component and mixture. From the samples so far they are tril(R Bᵀ) B, since B of the first samples
-    is the corner of B of all of them.
-
-    Args:
-        model: The signal model.
-        n_samples: Length of a window.
-        causal: Whether to use the samples so far, instead of the whole window.
+    covariance R of component and mixture. From the samples so far (``causal``) they are tril(R Bᵀ) B, since B of the
+    first samples is the corner of B of all of them.
 
     Source: S. M. Kay, "Fundamentals of Statistical Signal Processing: Estimation Theory", 1993, chapter 12.
     """
@@ -156,29 +137,14 @@ def linear_mmse(model: SignalModel, *, n_samples: int, causal: bool) -> LinearEs
     return LinearEstimator(weights, mean - weights @ mixture_mean)
 
 
-CHUNK_SIZE = 4096  # windows
-
-
 def zero(inputs: Tensor) -> Tensor:
-    """Estimate zero at every sample: the mean squared error is the power of the component.
-
-    Args:
-        inputs: (n_windows, n_samples, 1 + n_components).
-
-    Returns:
-        (n_windows, n_samples, 1).
-    """
+    """Estimate zero at every sample: the mean squared error is the power of the component."""
     return torch.zeros_like(inputs[..., :1])
 
 
 @dataclass(frozen=True)
 class TargetMoments:
-    """Moments of the targets of each component.
-
-    Attributes:
-        mean: Mean, (n_components,).
-        std: Standard deviation, (n_components,).
-    """
+    """Mean and standard deviation of the targets of each component, (n_components,)."""
 
     mean: Tensor
     std: Tensor
@@ -197,28 +163,28 @@ class TargetMoments:
         return cls(mean.float(), variance.sqrt().float())
 
 
+@dataclass(frozen=True)
 class Mean:
     """Estimator that returns the mean of the selected component and ignores the mixture."""
 
-    def __init__(self, moments: TargetMoments) -> None:
-        self._moments = moments
+    moments: TargetMoments
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return the mean at every sample, (n_windows, n_samples, 1)."""
-        return _select(self._moments.mean, inputs)
+        return _select(self.moments.mean, inputs)
 
 
+@dataclass(frozen=True)
 class Random:
     """Normal draws with the mean and variance of the selected component: their MSE is twice that variance."""
 
-    def __init__(self, moments: TargetMoments, generator: torch.Generator) -> None:
-        self._moments = moments
-        self._generator = generator
+    moments: TargetMoments
+    generator: torch.Generator
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return a normal draw at every sample, (n_windows, n_samples, 1)."""
-        noise = torch.randn((*inputs.shape[:2], 1), generator=self._generator).to(inputs.device)
-        return _select(self._moments.mean, inputs) + _select(self._moments.std, inputs) * noise
+        noise = torch.randn((*inputs.shape[:2], 1), generator=self.generator).to(inputs.device)
+        return _select(self.moments.mean, inputs) + _select(self.moments.std, inputs) * noise
 
 
 def _select(values: Tensor, inputs: Tensor) -> Tensor:

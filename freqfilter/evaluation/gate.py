@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from freqfilter.config.schema import Bounds
-from freqfilter.evaluation.limits import CONFIDENCE
-from freqfilter.evaluation.metrics import OVERALL
+from freqfilter.evaluation.metrics import OVERALL, half_width
 from freqfilter.evaluation.significance import PairedTest, Verdict
 
 BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # trivial baselines, and the best linear filter
@@ -50,13 +48,7 @@ def check_baselines(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -
 
 
 def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Check]:
-    """Check that the ratio of MSE to limit is within its bounds, overall and for each component.
-
-    Args:
-        errors: As in ``check_baselines``.
-        limit: Mean squared errors of the limit on the same windows; None if it is unknown.
-        bounds: Largest accepted ratios.
-    """
+    """Check that the ratio of MSE to limit, None if unknown, is within its bounds, overall and for each component."""
     if limit is None:
         return [Check("near the limit", None, "no limit: the signal model of a data file is unknown")]
     checks = []
@@ -76,8 +68,7 @@ def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, fl
     if limit_mse == 0:
         return (1.0, 0.0) if errors.max() == 0 else (float("inf"), 0.0)
     ratio = float(errors.mean()) / limit_mse
-    residuals = (errors - ratio * limit) / limit_mse
-    return ratio, float(stats.t.ppf((1 + CONFIDENCE) / 2, len(errors) - 1) * stats.sem(residuals))
+    return ratio, half_width(((errors - ratio * limit) / limit_mse).to_numpy())
 
 
 def check_improvement(test: PairedTest | None, *, same_weights: bool = False) -> Check:
@@ -97,22 +88,16 @@ def check_improvement(test: PairedTest | None, *, same_weights: bool = False) ->
 
 def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Check]:
     """Check that latency and size are within their bounds."""
+    latency = f"{milliseconds:.1f} ms for a window, at most {bounds.max_latency_ms:g}"
+    size = f"{megabytes:.1f} MB, at most {bounds.max_size_mb:g}"
     return [
-        Check(
-            "fast",
-            milliseconds <= bounds.max_latency_ms,
-            f"{milliseconds:.1f} ms for a window, at most {bounds.max_latency_ms:g}",
-        ),
-        Check("small", megabytes <= bounds.max_size_mb, f"{megabytes:.1f} MB, at most {bounds.max_size_mb:g}"),
+        Check("fast", milliseconds <= bounds.max_latency_ms, latency),
+        Check("small", megabytes <= bounds.max_size_mb, size),
     ]
 
 
 def check_leak(diagnoses: str) -> Check:
-    """Check that the training run raised no leak alarm.
-
-    Args:
-        diagnoses: Names of the problems found in that run, separated by spaces.
-    """
+    """Check that the training run raised no leak alarm; ``diagnoses`` are its problems, separated by spaces."""
     leaks = "leak" in diagnoses.split()
     summary = "its training run raised a leak alarm" if leaks else "no leak alarm in its training run"
     return Check("no leak", not leaks, summary)

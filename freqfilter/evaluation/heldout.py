@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from scipy import stats
 from torch import nn
 
 from freqfilter.config import Params
@@ -21,8 +17,8 @@ from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
 from freqfilter.evaluation.baselines import baseline_estimators
-from freqfilter.evaluation.limits import CONFIDENCE, LIMIT, limit_estimators, ratio_interval
-from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison, Estimator, compare
+from freqfilter.evaluation.limits import LIMIT, limit_estimators, ratio_interval
+from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison, Estimator, compare, half_width
 from freqfilter.models.network import estimate
 
 FIRST_NOISE_SEED = 10_000
@@ -61,11 +57,7 @@ class FreshScores:
 
 
 def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
-    """Return noise seeds, 10,000 or larger, that no training of the filters has used.
-
-    Args:
-        trained: Training parameters of each filter.
-        n_realizations: Number of seeds, at least 1.
+    """Return ``n_realizations`` noise seeds, 10,000 or larger, that no training with these parameters has used.
 
     Raises:
         UserError: If a filter was trained on a data file, which has no signal model.
@@ -77,14 +69,11 @@ def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
 
 
 def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, WindowDataset]]:
-    """Yield evaluation windows: those of each realization in turn, or parts of a data file's test windows.
+    """Yield a noise seed and the windows of its realization or, without seeds, parts of a data file's test windows.
 
     Args:
         params: Training parameters of the filter.
         noise_seeds: Noise seeds of the realizations; None for a data file, which has no signal model.
-
-    Yields:
-        A noise seed, or the number of a part, and its windows.
     """
     if noise_seeds is None:
         test = Splits.from_params(params).test
@@ -99,13 +88,7 @@ def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Ite
 def score_realizations(
     estimators: Mapping[str, Estimator], params: Params, noise_seeds: Iterable[int] | None, *, device: torch.device
 ) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Score estimators on each realization in turn, all of them on the same windows.
-
-    Args:
-        estimators: Estimators by name.
-        params: Training parameters of a filter among them.
-        noise_seeds: Noise seeds of the realizations; see ``evaluation_windows``.
-        device: Device of the estimators.
+    """Score estimators on each realization of ``evaluation_windows`` in turn, all of them on the same windows.
 
     Yields:
         A noise seed, and mean squared errors: a row for each estimator, a column for all components together and one
@@ -126,12 +109,7 @@ def score_with_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[
 
 
 def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
-    """Average the scores over realizations of equal weight, with intervals.
-
-    Args:
-        errors: Mean squared errors of ``model`` and, if it is known, ``limit``, by noise seed; see
-            ``score_realizations``.
-    """
+    """Average the scores of ``model`` and, if known, ``limit`` over realizations, as ``score_realizations`` yields."""
     tables = pd.concat(errors)
     overall = tables[OVERALL].unstack()
     columns = {"mse": overall[MODEL]}
@@ -139,29 +117,13 @@ def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
     if LIMIT in overall:
         columns |= {"limit_mse": overall[LIMIT], "mse_over_limit": overall[MODEL] / overall[LIMIT]}
         ratio = ratio_interval(overall.T, MODEL, LIMIT)
-    return FreshScores(
-        pd.DataFrame(columns).rename_axis("noise_seed"),
-        tables.groupby(level=1, sort=False).mean(),
-        _interval_of_mean(overall[MODEL].to_numpy()),
-        ratio,
-    )
-
-
-def _interval_of_mean(values: NDArray[np.float64]) -> tuple[float, float]:
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    mse = overall[MODEL].to_numpy()
+    mean, half = float(mse.mean()), half_width(mse)
+    per_realization = pd.DataFrame(columns).rename_axis("noise_seed")
+    return FreshScores(per_realization, tables.groupby(level=1, sort=False).mean(), (mean - half, mean + half), ratio)
 
 
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
-    """Score a network, in evaluation mode and on ``device``, and its baselines on the test set.
-
-    Args:
-        network: The network.
-        splits: The data.
-        params: Training parameters of the network.
-        device: Device of the network.
-    """
+    """Score a network, in evaluation mode and on ``device``, and its baselines on the test set."""
     estimators = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
     return compare(estimators, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)

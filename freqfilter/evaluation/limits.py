@@ -6,15 +6,17 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import platformdirs
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from freqfilter.atomic_io import atomic_write
@@ -23,7 +25,7 @@ from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, random_stream
 from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.errors import UserError
-from freqfilter.evaluation.metrics import OVERALL, Estimator, compare
+from freqfilter.evaluation.metrics import CONFIDENCE, OVERALL, Estimator, compare
 
 LIMIT = "limit"  # for the view of the filter that is evaluated, causal or bidirectional
 
@@ -31,9 +33,9 @@ MAX_STARTS = 20_000  # considered for one window; thinned in longer signals
 MAX_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
 MIN_WINDOWS, MAX_WINDOWS = 64, 20_000  # of an expectation, at any work
 N_RESAMPLES = 10_000
-CONFIDENCE = 0.95  # of every interval
 N_RESIDUES = 8  # of the thinned starts, to bound the effect of thinning
 CHUNK_SIZE = 2**23  # estimates in memory at a time
+VERSION = 3  # of the computation; increase it with every change of the results
 
 Array = NDArray[np.float64]
 
@@ -78,6 +80,13 @@ class LimitEstimates:
     two_sided_excess: float = 0.0
 
 
+class ValidationLimit(NamedTuple):
+    """Limit on the validation windows: the mean over all of them, and that over each block of neighbouring windows."""
+
+    mse: float
+    blocks: tuple[float, ...]
+
+
 def compute_expected_limit(
     model: SignalModel, *, window_length: int, seed: int = 0, work: float = MAX_WORK
 ) -> LimitEstimates:
@@ -88,29 +97,20 @@ def compute_expected_limit(
 
     In a signal with more than ``MAX_STARTS`` starts only every ``start_step``-th is considered. The error of this
     estimator is above the limit; that of an estimator that knows the residue of the true start is below it, since
-    more information cannot increase the error. The difference bounds the effect of thinning.
-
-    Args:
-        model: The signal model.
-        window_length: Samples of a window.
-        seed: Seed of the noise.
-        work: Bound on windows × starts × samples.
+    more information cannot increase the error. The difference bounds the effect of thinning. ``work`` is the maximum
+    of windows × starts × samples.
     """
-    signal_starts = model.n_samples - window_length + 1
     step = _start_step(model, window_length)
-    all_starts = MMSEEstimator.from_model(model, n_samples=window_length, start_step=step)
-    n_windows = min(_n_affordable(all_starts, work), MAX_WINDOWS)
+    limit = MMSEEstimator.from_model(model, n_samples=window_length, start_step=step)
+    n_windows = min(_n_affordable(limit, work), MAX_WINDOWS)
     random = random_stream(seed, "limit", window_length)
-    if step == 1:
-        starts = np.linspace(0, signal_starts - 1, n_windows).round().astype(np.int64)
-        causal, two_sided = _Scores(), _Scores()
-        for chunk in _chunks(starts, all_starts):
-            clean = _clean(model, window_length, chunk)
-            posterior = all_starts.posterior(_noisy(clean, model, random))
-            causal.add(posterior.causal_variance)
-            two_sided.add(posterior.two_sided_variance)
-        return LimitEstimates(causal.mse(), two_sided.mse(), n_windows)
-    return _thinned(model, all_starts, step, n_windows // 2, random)
+    if step > 1:
+        return _thinned(model, limit, step, n_windows // 2, random)
+    scores = _Scores()
+    for _, mixtures in _fresh_windows(model, limit, _evenly(model.n_samples - window_length + 1, n_windows), random):
+        posterior = limit.posterior(mixtures)
+        scores.add(posterior.causal_variance, posterior.two_sided_variance)
+    return LimitEstimates(*scores.mse(), n_windows)
 
 
 def compute_window_limit(model: SignalModel, windows: SlidingWindows, *, work: float = MAX_WORK) -> LimitEstimates:
@@ -123,31 +123,29 @@ def compute_window_limit(model: SignalModel, windows: SlidingWindows, *, work: f
         model: The signal model of the windows.
         windows: All windows or an evenly spaced subset, each start with all of its selectors, without noise added to
             single windows.
-        work: Bound on windows × starts × samples.
+        work: As in ``compute_expected_limit``.
     """
     step = _start_step(model, windows.n_samples)
     limit = MMSEEstimator.from_model(model, n_samples=windows.n_samples, start_step=step)
     n_starts = len(windows) // windows.n_components
-    scored = np.linspace(0, n_starts - 1, min(n_starts, _n_affordable(limit, work))).round().astype(np.int64)
+    scored = _evenly(n_starts, min(n_starts, _n_affordable(limit, work)))
     positions = torch.from_numpy(scored) * windows.n_components
     block_ids = windows.block_ids(positions).numpy()
     _, start, realization = (index.numpy() for index in windows.decode(positions))
-    causal, two_sided = _Scores(), _Scores()
+    scores = _Scores()
     for block_id in np.unique(block_ids):
         in_block = block_ids == block_id
         mixture = windows.mixtures[realization[in_block][0]].cpu()
         for chunk in _chunks(start[in_block], limit):
             posterior = limit.posterior(mixture.unfold(0, windows.n_samples, windows.stride)[chunk])
             targets = windows.components.unfold(1, windows.n_samples, windows.stride)[:, chunk].transpose(0, 1).cpu()
-            causal.add((posterior.causal - targets).square())
-            two_sided.add((posterior.two_sided - targets).square())
-        causal.end_block()
-        two_sided.end_block()
+            scores.add((posterior.causal - targets).square(), (posterior.two_sided - targets).square())
+        scores.end_block()
     excess = (0.0, 0.0)
     if step > 1:
         expected = compute_expected_limit(model, window_length=windows.n_samples, work=work)
         excess = (expected.causal_excess, expected.two_sided_excess)
-    return LimitEstimates(causal.mse(), two_sided.mse(), causal.n_windows, step, *excess)
+    return LimitEstimates(*scores.mse(), len(scored), step, *excess)
 
 
 def _start_step(model: SignalModel, window_length: int) -> int:
@@ -159,81 +157,84 @@ def _n_affordable(limit: MMSEEstimator, work: float) -> int:
     return max(MIN_WINDOWS, int(work / (limit.n_starts * limit.n_samples)))
 
 
+def _evenly(n_starts: int, n_windows: int) -> NDArray[np.int64]:
+    """Return ``n_windows`` indices, spread evenly over those below ``n_starts``."""
+    return np.linspace(0, n_starts - 1, n_windows).round().astype(np.int64)
+
+
 def _thinned(
     model: SignalModel, limit: MMSEEstimator, step: int, n_windows: int, random: np.random.Generator
 ) -> LimitEstimates:
-    upper, lower = (_Scores(), _Scores()), (_Scores(), _Scores())
-    for residue in np.linspace(0, step - 1, min(step, N_RESIDUES)).round().astype(np.int64):
+    upper, lower = _Scores(), _Scores()
+    for residue in _evenly(step, min(step, N_RESIDUES)):
         oracle = MMSEEstimator.from_model(model, n_samples=limit.n_samples, first_start=int(residue), start_step=step)
-        indices = np.linspace(0, oracle.n_starts - 1, max(1, n_windows // N_RESIDUES)).round().astype(np.int64)
-        for chunk in _chunks(residue + step * indices, limit):
-            targets = _clean(model, limit.n_samples, chunk)
-            mixtures = _noisy(targets, model, random)
-            posterior = limit.posterior(mixtures)
-            upper[0].add((posterior.causal - targets).square())
-            upper[1].add((posterior.two_sided - targets).square())
-            oracle_posterior = oracle.posterior(mixtures)
-            lower[0].add(oracle_posterior.causal_variance)
-            lower[1].add(oracle_posterior.two_sided_variance)
-    causal, two_sided = (scores.mse() for scores in upper)
-    excess = [max(0.0, high.mse - low.mse().mse) for high, low in zip((causal, two_sided), lower, strict=True)]
-    return LimitEstimates(causal, two_sided, upper[0].n_windows, step, *excess)
+        starts = residue + step * _evenly(oracle.n_starts, max(1, n_windows // N_RESIDUES))
+        for targets, mixtures in _fresh_windows(model, limit, starts, random):
+            posterior, known_residue = limit.posterior(mixtures), oracle.posterior(mixtures)
+            upper.add((posterior.causal - targets).square(), (posterior.two_sided - targets).square())
+            lower.add(known_residue.causal_variance, known_residue.two_sided_variance)
+    excess = [max(0.0, high.mse - low.mse) for high, low in zip(upper.mse(), lower.mse(), strict=True)]
+    return LimitEstimates(*upper.mse(), upper.n_windows, step, *excess)
 
 
 class _Scores:
-    """Sums over windows, and means over blocks of windows; without ``end_block`` each window is a block."""
+    """Sums over windows, and means over blocks of windows, of the causal and the two-sided limit.
+
+    Without ``end_block`` each window is a block.
+    """
 
     def __init__(self) -> None:
-        self._sum: Array | float = 0.0
         self.n_windows = 0
-        self._windows: list[float] = []
-        self._blocks: list[float] = []
+        self._sums: list[Array | float] = [0.0, 0.0]
+        self._windows: list[list[float]] = [[], []]
+        self._blocks: list[list[float]] = [[], []]
 
-    def add(self, errors: Tensor) -> None:
-        """Add squared errors, (n_windows, n_components, n_samples)."""
-        self._sum = self._sum + errors.double().sum(dim=0).numpy()
-        self.n_windows += len(errors)
-        self._windows += errors.double().mean(dim=(1, 2)).tolist()
+    def add(self, *errors: Tensor) -> None:
+        """Add squared errors or variances of both limits, (n_windows, n_components, n_samples)."""
+        self.n_windows += len(errors[0])
+        for side, values in enumerate(errors):
+            self._sums[side] += values.double().sum(dim=0).numpy()
+            self._windows[side] += values.double().mean(dim=(1, 2)).tolist()
 
     def end_block(self) -> None:
-        self._blocks.append(float(np.mean(self._windows)))
-        self._windows = []
+        for windows, blocks in zip(self._windows, self._blocks, strict=True):
+            blocks.append(float(np.mean(windows)))
+            windows.clear()
 
-    def mse(self) -> LimitEstimate:
-        mean = np.asarray(self._sum) / self.n_windows
-        values = self._blocks or self._windows
-        error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return LimitEstimate(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error, np.array(self._blocks))
+    def mse(self) -> tuple[LimitEstimate, LimitEstimate]:
+        return self._mse(0), self._mse(1)
+
+    def _mse(self, side: int) -> LimitEstimate:
+        mean, blocks = np.asarray(self._sums[side]) / self.n_windows, self._blocks[side]
+        values = blocks or self._windows[side]
+        error = float(stats.sem(values)) if len(values) > 1 else math.nan
+        return LimitEstimate(float(mean.mean()), mean.mean(axis=1), mean.mean(axis=0), error, np.array(blocks))
 
 
-def _chunks(starts: NDArray[np.int64], limit: MMSEEstimator) -> Iterator[NDArray[np.int64]]:
+def _fresh_windows(
+    model: SignalModel, limit: MMSEEstimator, starts: NDArray[np.int64], random: np.random.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield clean components and mixtures with fresh noise of the windows at ``starts``, chunk by chunk."""
+    for chunk in _chunks(starts, limit):
+        samples = model.clean(chunk[:, None] + np.arange(limit.n_samples))
+        clean = torch.from_numpy(samples).float().transpose(0, 1)
+        noise = torch.from_numpy(random.standard_normal((len(clean), limit.n_samples), dtype=np.float32))
+        yield clean, clean.mean(dim=1) + model.noise_std * noise
+
+
+def _chunks(starts: NDArray[np.int64], limit: MMSEEstimator) -> list[NDArray[np.int64]]:
     """Split the starts into chunks of at most ``CHUNK_SIZE`` estimates."""
     n_starts = max(1, CHUNK_SIZE // (len(limit.components) * limit.n_samples))
-    yield from np.array_split(starts, math.ceil(len(starts) / n_starts))
+    return np.array_split(starts, math.ceil(len(starts) / n_starts))
 
 
-def _clean(model: SignalModel, window_length: int, starts: NDArray[np.int64]) -> Tensor:
-    """Return the clean components of windows, (n_windows, n_components, n_samples)."""
-    clean = model.clean(starts[:, None] + np.arange(window_length))
-    return torch.from_numpy(clean).float().transpose(0, 1)
-
-
-def _noisy(clean: Tensor, model: SignalModel, random: np.random.Generator) -> Tensor:
-    """Return mixtures of clean components with fresh noise, (n_windows, n_samples)."""
-    noise = torch.from_numpy(random.standard_normal((len(clean), clean.shape[2]), dtype=np.float32))
-    return clean.mean(dim=1) + model.noise_std * noise
-
-
-def ratio_interval(
-    per_block: pd.DataFrame, name: str, reference: str, *, confidence: float = CONFIDENCE, seed: int = 0
-) -> tuple[float, float]:
+def ratio_interval(per_block: pd.DataFrame, name: str, reference: str, *, seed: int = 0) -> tuple[float, float]:
     """Compute the bootstrap interval of the ratio of two mean squared errors, resampling blocks of windows.
 
     Args:
-        per_block: Mean squared error of each block of neighbouring windows, a row for each estimator.
+        per_block: Mean squared errors: a row for each estimator, a column for each block of neighbouring windows.
         name: Row of the numerator.
         reference: Row of the denominator.
-        confidence: Confidence level.
         seed: Seed of the resampling.
 
     Returns:
@@ -242,16 +243,18 @@ def ratio_interval(
     Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
     """
     pair = per_block.loc[[name, reference]].to_numpy()
-    n_blocks = pair.shape[1]
-    if n_blocks < 2 or not (pair[1] > 0).all():
+    if pair.shape[1] < 2 or not (pair[1] > 0).all():
         return math.nan, math.nan
-    drawn = random_stream(seed, "bootstrap").integers(n_blocks, size=(N_RESAMPLES, n_blocks))
-    numerator, denominator = (row[drawn].mean(axis=1) for row in pair)
-    low, high = np.quantile(numerator / denominator, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-VERSION = 3  # of the computation; increase it with every change of the results
+    interval = stats.bootstrap(
+        tuple(pair),
+        lambda numerator, denominator, axis: numerator.mean(axis=axis) / denominator.mean(axis=axis),
+        paired=True,
+        n_resamples=N_RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        random_state=random_stream(seed, "bootstrap"),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def expected_limit(model: SignalModel, *, window_length: int, work: float = MAX_WORK) -> LimitEstimates:
@@ -298,29 +301,17 @@ def expected_limit_mse(params: Params) -> float | None:
 def _cached(key: dict[str, Any], compute: Callable[[], LimitEstimates]) -> LimitEstimates:
     digest = hashlib.sha256(json.dumps({"version": VERSION, **key}, sort_keys=True).encode()).hexdigest()
     path = Path(platformdirs.user_cache_dir("freqfilter")) / "limits" / f"{digest}.json"
-    if (cached := _read(path)) is not None:
-        return cached
-    scores = compute()
-    try:
-        with atomic_write(path) as file:
-            file.write(json.dumps(asdict(scores), default=np.ndarray.tolist).encode())
-    except UserError:
-        pass  # without a cache the next run computes it again
-    return scores
-
-
-def _read(path: Path) -> LimitEstimates | None:
-    """Read a cached limit; None if the file is missing or corrupt."""
-    try:
+    with suppress(OSError, ValueError, KeyError, TypeError):  # the file is missing or corrupt
         stored = json.loads(path.read_text(encoding="utf-8"))
         for side in ("causal", "two_sided"):
-            values = {field.name: stored[side][field.name] for field in fields(LimitEstimate)}
             for name in ("per_frequency", "per_step", "per_block"):
-                values[name] = np.array(values[name], dtype=np.float64)
-            stored[side] = LimitEstimate(**values)
+                stored[side][name] = np.array(stored[side][name], dtype=np.float64)
+            stored[side] = LimitEstimate(**stored[side])
         return LimitEstimates(**stored)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    scores = compute()
+    with suppress(UserError), atomic_write(path) as file:  # without a cache the next run computes it again
+        file.write(json.dumps(asdict(scores), default=np.ndarray.tolist).encode())
+    return scores
 
 
 def limit_estimators(params: Params) -> dict[str, Estimator]:
@@ -335,16 +326,3 @@ def limit_estimators(params: Params) -> dict[str, Estimator]:
 def other_view(params: Params) -> str:
     """Return the other view of the window than the filter's: ``causal`` or ``two_sided``."""
     return "causal" if params.model.bidirectional else "two_sided"
-
-
-@dataclass(frozen=True)
-class ValidationLimit:
-    """Limit on the validation windows.
-
-    Attributes:
-        mse: Mean over all windows.
-        blocks: For each block of neighbouring windows.
-    """
-
-    mse: float
-    blocks: tuple[float, ...]

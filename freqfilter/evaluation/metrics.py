@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from freqfilter.data.windows import WindowDataset, block_means
@@ -20,6 +22,7 @@ MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r", "sdr_db")
 OVERALL = "all"  # the row of all components together
 MODEL = "model"  # the estimator that is evaluated
 CHUNK_SIZE = 2048  # windows
+CONFIDENCE = 0.95  # of every interval
 
 
 def frequency_name(frequency_hz: float) -> str:
@@ -29,6 +32,12 @@ def frequency_name(frequency_hz: float) -> str:
     ('5hz', '2.5hz', '1000000000000hz')
     """
     return f"{np.format_float_positional(frequency_hz, trim='-')}hz"
+
+
+def half_width(values: NDArray[np.floating]) -> float:
+    """Half the width of the interval (Student's t) of the mean of independent values; NaN for a single value."""
+    n = len(values)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values)) if n > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,9 @@ def compare(
     frequencies_hz: Sequence[float],
     device: torch.device,
 ) -> Comparison:
-    """Score estimators on windows in batches, with sums in double precision.
+    """Score estimators on windows in batches on their device, with sums in double precision.
 
-    Args:
-        estimators: Estimators by name.
-        windows: Inputs and targets.
-        frequencies_hz: Frequency of each component, (n_components,).
-        device: Device of the estimators.
+    ``frequencies_hz`` has the frequency of each component, (n_components,).
     """
     sums = {name: _Sums(windows) for name in estimators}
     windows = windows.to(device)
@@ -91,7 +96,7 @@ def compare(
     steps = {name: total.per_step() for name, total in sums.items()}
     per_block = None
     if blocks is not None:
-        means = {name: block_means(total.per_window(), blocks.cpu()) for name, total in sums.items()}
+        means = {name: block_means(torch.cat(total.window_mse), blocks.cpu()) for name, total in sums.items()}
         per_block = pd.DataFrame.from_dict(means, orient="index")
     return Comparison(
         pd.concat(tables, names=["estimator", "component"]),
@@ -106,7 +111,7 @@ class _Sums:
     def __init__(self, windows: WindowDataset) -> None:
         self._component_sums = torch.zeros(windows.n_components, 8, dtype=torch.float64)
         self._step_sums = torch.zeros(windows.n_samples, dtype=torch.float64)
-        self._window_mse: list[Tensor] = []
+        self.window_mse: list[Tensor] = []
 
     def add(self, inputs: Tensor, targets: Tensor, predictions: Tensor) -> None:
         """Add a batch of windows, (n_windows, n_samples, …)."""
@@ -118,7 +123,7 @@ class _Sums:
         window_sums = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
         self._component_sums += (inputs[:, 0, 1:].double().T @ window_sums).cpu()
         self._step_sums += (error**2).sum(dim=(0, 2)).cpu()
-        self._window_mse.append((window_sums[:, 1] / window_sums[:, 0]).cpu())
+        self.window_mse.append((window_sums[:, 1] / window_sums[:, 0]).cpu())
 
     def table(self, frequencies_hz: Sequence[float]) -> pd.DataFrame:
         """Return a row for all components together and one for each that occurs."""
@@ -131,11 +136,8 @@ class _Sums:
     def per_step(self) -> list[float]:
         """Return the mean squared error at each position."""
         n_windows = self._component_sums[:, 0].sum() / len(self._step_sums)
-        return [float(value) for value in self._step_sums / n_windows]
-
-    def per_window(self) -> Tensor:
-        """Return the mean squared error of each window, (n_windows,)."""
-        return torch.cat(self._window_mse)
+        values: list[float] = (self._step_sums / n_windows).tolist()
+        return values
 
 
 def _measures(sums: Tensor) -> list[float]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
 from freqfilter.config import Params
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import SlidingWindows, TensorWindows, WindowDataset
+from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.evaluation.baselines import Mean, TargetMoments
 from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import OVERALL, score
@@ -30,15 +30,29 @@ MIN_VALIDATIONS, MIN_EPOCH_SHARE = 3, 0.1  # before no learning is reported duri
 MIN_OVERFITTING_RATIO = 1.25  # without overfitting, training, validation and holdout differ by a few hundredths
 N_CONSECUTIVE = 2  # measurements above that ratio
 MIN_SLOWDOWN, MIN_SLOWDOWN_S = 1.75, 5.0  # relative to the fastest epoch of the run, as a factor and in seconds
+FALSE_ALARM_RATE = 1e-3  # of runs without a leak, over all their validations
+MIN_BLOCKS = 4  # for a standard error
+CHUNK_SIZE = 65_536  # windows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Problem of a training run.
+
+    Attributes:
+        name: Suffix of the tag ``diagnosis.<name>``.
+        line: The problem and the parameter to change, in one line.
+    """
+
+    name: str
+    line: str
 
 
 def check_settings(params: Params) -> Iterator[Finding]:
     """Yield the findings that follow from the parameters alone."""
     if not params.training.deterministic:
-        yield Finding(
-            "not_deterministic",
-            "deterministic=false: runs with the same parameters may differ; set deterministic=true",
-        )
+        line = "deterministic=false: runs with the same parameters may differ; set deterministic=true"
+        yield Finding("not_deterministic", line)
 
 
 class Monitor:
@@ -46,36 +60,23 @@ class Monitor:
 
     Args:
         state: Training state, read only.
+        splits: The data; the mean baseline is computed on its validation windows.
         params: Parameters of the training.
-        baseline_mse: Mean squared error of the mean baseline on the validation windows.
         val_limit: The limit on the validation windows; None if it is unknown.
     """
 
     def __init__(
-        self,
-        state: TrainingState,
-        params: Params,
-        *,
-        baseline_mse: float,
-        val_limit: ValidationLimit | None,
+        self, state: TrainingState, splits: Splits, params: Params, *, val_limit: ValidationLimit | None = None
     ) -> None:
         self._state = state
         self._params = params
-        self._baseline_mse = baseline_mse
         self._val_limit = val_limit
         self._weights = _flat(state)
         self._reported: set[str] = set()
-
-    @classmethod
-    def of(
-        cls, state: TrainingState, splits: Splits, params: Params, *, val_limit: ValidationLimit | None = None
-    ) -> Self:
-        """Create the monitor and compute the baseline on the validation windows."""
         device, validation = state.accelerator.device, splits.validation
         baseline = Mean(TargetMoments.from_windows(validation))
         scores = score(baseline, validation, frequencies_hz=params.signals.frequencies_hz, device=device)
-        baseline_mse = float(scores["mse"][OVERALL])
-        return cls(state, params, baseline_mse=baseline_mse, val_limit=val_limit)
+        self._baseline_mse = float(scores["mse"][OVERALL])
 
     def check(self, report: EpochReport) -> list[Finding]:
         """Return the findings that are new in this epoch."""
@@ -99,10 +100,7 @@ class Monitor:
 def frozen_weights(report: EpochReport, change: float, params: Params) -> Finding | None:
     """Detect weights that do not change although the learning rate is not close to zero.
 
-    Args:
-        report: Report of the epoch.
-        change: Norm of the change of all weights in the epoch, relative to their norm.
-        params: Parameters of the run.
+    ``change`` is the norm of the change of all weights in the epoch, relative to their norm.
     """
     training = params.training
     share = report.learning_rate / training.learning_rate
@@ -114,22 +112,15 @@ def frozen_weights(report: EpochReport, change: float, params: Params) -> Findin
         remedy = f"gradient_clip_norm=1 (now {training.gradient_clip_norm:.3g})"
     else:
         remedy = f"learning_rate=0.01 (now {training.learning_rate:.3g})"
-    return Finding(
-        "frozen_weights", f"relative change of the weights is {change:.1e} in epoch {report.epoch}; try {remedy}"
-    )
+    line = f"relative change of the weights is {change:.1e} in epoch {report.epoch}; try {remedy}"
+    return Finding("frozen_weights", line)
 
 
 def no_learning(history: Sequence[EpochReport], baseline_mse: float, params: Params, *, ended: bool) -> Finding | None:
-    """Detect a filter that is no better than the mean baseline.
+    """Detect a filter that is no better than the mean baseline on the validation windows.
 
-    Many filters start with a plateau: before the end of training this is reported only after ``MIN_VALIDATIONS``
+    Many filters start with a plateau: before training has ended this is reported only after ``MIN_VALIDATIONS``
     validations and ``MIN_EPOCH_SHARE`` of the epochs.
-
-    Args:
-        history: Report of each epoch.
-        baseline_mse: Mean squared error of the mean baseline on the validation windows.
-        params: Parameters of the run.
-        ended: Whether training has ended.
     """
     val_mse = [report.val_mse for report in history if report.val_mse is not None]
     training, model = params.training, params.model
@@ -149,51 +140,28 @@ def no_learning(history: Sequence[EpochReport], baseline_mse: float, params: Par
 
 def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | None:
     """Detect a training loss far below validation, or a training or validation error far below the holdout."""
-    on_validation = _Gap("training loss", "validation loss")
-    on_holdout = _Gap("training loss" if params.training.loss == "mse" else "validation MSE", "holdout MSE")
-    for report in history:
-        if report.val_loss is not None:
-            on_validation.add(report.epoch, report.train_loss, report.val_loss)
-        low = report.train_loss if params.training.loss == "mse" else report.val_mse
-        if report.holdout_mse is not None and low is not None:
-            on_holdout.add(report.epoch, low, report.holdout_mse)
-    in_decibels = params.training.loss == "snr"
-    if on_holdout.is_wide():
-        gap = on_holdout
-    elif on_validation.is_wide(in_decibels=in_decibels):
-        gap = on_validation
-    else:
-        return None
-    return Finding(
-        "overfitting", f"{gap.summary()}: the filter memorizes its training data; try {_overfitting_remedy(params)}"
-    )
+    loss, training = params.training.loss, ("training loss", "train_loss")
+    for (low_name, low), (high_name, high), in_decibels in (
+        (training if loss == "mse" else ("validation MSE", "val_mse"), ("holdout MSE", "holdout_mse"), False),
+        (training, ("validation loss", "val_loss"), loss == "snr"),
+    ):
+        points = [(report.epoch, getattr(report, low), getattr(report, high)) for report in history]
+        recent = [point for point in points if None not in point][-N_CONSECUTIVE:]
+        ratios = [_ratio(high_value, low_value, in_decibels=in_decibels) for _, low_value, high_value in recent]
+        if len(recent) == N_CONSECUTIVE and min(ratios) > MIN_OVERFITTING_RATIO:
+            epoch, low_value, high_value = recent[-1]
+            return Finding(
+                "overfitting",
+                f"{low_name} {low_value:.4g} is far below {high_name} {high_value:.4g} in epoch {epoch}: the filter "
+                f"memorizes its training data; try {_overfitting_remedy(params)}",
+            )
+    return None
 
 
-@dataclass
-class _Gap:
-    """Two measures of each epoch that are about equal without overfitting."""
-
-    low_name: str
-    high_name: str
-
-    def __post_init__(self) -> None:
-        self.points: list[tuple[int, float, float]] = []
-
-    def add(self, epoch: int, low: float, high: float) -> None:
-        self.points.append((epoch, low, high))
-
-    def is_wide(self, *, in_decibels: bool = False) -> bool:
-        """Whether the second measure was far above the first in the last ``N_CONSECUTIVE`` epochs."""
-        recent = self.points[-N_CONSECUTIVE:]
-        if in_decibels:  # a difference is a ratio
-            ratios = [10 ** ((high - low) / 10) for _, low, high in recent]
-        else:
-            ratios = [high / low if low > 0 else math.inf for _, low, high in recent]
-        return len(recent) == N_CONSECUTIVE and min(ratios) > MIN_OVERFITTING_RATIO
-
-    def summary(self) -> str:
-        epoch, low, high = self.points[-1]
-        return f"{self.low_name} {low:.4g} is far below {self.high_name} {high:.4g} in epoch {epoch}"
+def _ratio(high: float, low: float, *, in_decibels: bool) -> float:
+    if in_decibels:  # a difference is a ratio
+        return 10 ** ((high - low) / 10)
+    return high / low if low > 0 else math.inf
 
 
 def _overfitting_remedy(params: Params) -> str:
@@ -208,13 +176,7 @@ def _overfitting_remedy(params: Params) -> str:
 
 
 def slow_epoch(history: Sequence[EpochReport], params: Params, *, threads: int) -> Finding | None:
-    """Detect an epoch that took much longer than the fastest epoch of the same run.
-
-    Args:
-        history: Report of each epoch.
-        params: Parameters of the run.
-        threads: Number of processor threads in use.
-    """
+    """Detect an epoch that took much longer than the fastest epoch of the run, with ``threads`` processor threads."""
     report, fastest_s = history[-1], min(report.seconds for report in history)
     if report.seconds < max(MIN_SLOWDOWN * fastest_s, fastest_s + MIN_SLOWDOWN_S):
         return None
@@ -233,11 +195,6 @@ def slow_epoch(history: Sequence[EpochReport], params: Params, *, threads: int) 
 
 def _flat(state: TrainingState) -> Tensor:
     return torch.nn.utils.parameters_to_vector(state.network.parameters()).detach().clone()
-
-
-FALSE_ALARM_RATE = 1e-3  # of runs without a leak, over all their validations
-MIN_BLOCKS = 4  # for a standard error
-CHUNK_SIZE = 65_536  # windows
 
 
 @dataclass(frozen=True)
@@ -262,21 +219,13 @@ class SampleOverlap:
 
 
 def measure_overlap(train: WindowDataset, validation: WindowDataset, *, fresh_noise: bool) -> SampleOverlap:
-    """Count the samples that two sets of windows share.
+    """Count the samples that two sets of windows share; none if each training window has noise of its own.
 
     A sample is identified by its value and that of its predecessor in the same window: with noise, no two samples of a
     realization have the same pair. In windows of one sample it is identified by its value alone.
-
-    Args:
-        train: All training windows.
-        validation: Validation windows.
-        fresh_noise: Whether the noise of training windows is drawn for each window, so that equal samples would be
-            coincidences.
     """
     samples = np.unique(_samples(validation))
-    if fresh_noise:
-        return SampleOverlap(len(samples), 0)
-    return SampleOverlap(len(samples), int(np.isin(samples, _samples(train)).sum()))
+    return SampleOverlap(len(samples), 0 if fresh_noise else int(np.isin(samples, _samples(train)).sum()))
 
 
 def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: int) -> Finding | None:
@@ -284,19 +233,13 @@ def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: i
 
     Model and limit are compared on the same windows, block by block, since neighbouring windows share their noise, by a
     one-sided paired t-test. Without a leak the expected error is at least the limit, so that the rate of false alarms
-    is at most ``FALSE_ALARM_RATE`` over all validations of a run (Bonferroni).
-
-    Args:
-        report: Report of the epoch.
-        limit: The limit on the validation windows; None if it is unknown.
-        n_validations: Number of validations in the whole run.
+    is at most ``FALSE_ALARM_RATE`` over all ``n_validations`` of a run (Bonferroni).
     """
     if limit is None or report.val_mse is None or len(report.val_blocks) < MIN_BLOCKS:
         return None
     differences = np.subtract(report.val_blocks, limit.blocks)
-    n_blocks = len(differences)
-    standard_error = float(differences.std(ddof=1)) / math.sqrt(n_blocks)
-    t = float(differences.mean()) / standard_error if standard_error > 0 else 0.0
+    n_blocks, standard_error = len(differences), stats.sem(differences)
+    t = differences.mean() / standard_error if standard_error > 0 else 0.0
     if t > stats.t.ppf(FALSE_ALARM_RATE / n_validations, n_blocks - 1):
         return None
     return Finding(
@@ -306,53 +249,22 @@ def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: i
     )
 
 
-def _samples(windows: WindowDataset) -> NDArray[np.int64]:
+def _samples(windows: WindowDataset) -> NDArray[np.uint64]:
     """Return a key for each sample in the windows; keys are equal if value and predecessor are."""
-    if isinstance(windows, SlidingWindows):
-        return _sliding_samples(windows)
-    if not isinstance(windows, TensorWindows):
-        raise TypeError(f"{type(windows).__name__}: expected SlidingWindows or TensorWindows")
-    parts = [np.unique(_keys(part[..., 0].numpy())) for part in torch.split(windows.inputs.cpu(), CHUNK_SIZE)]
-    return np.concatenate(parts)
+    skipped = min(1, windows.n_samples - 1)  # the first sample of a window has no predecessor
+    if not isinstance(windows, SlidingWindows):
+        parts = torch.split(windows.tensors()[0][..., 0].cpu(), CHUNK_SIZE)
+        return np.concatenate([np.unique(_keys(part, n_before=skipped)[:, skipped:]) for part in parts])
+    used = np.zeros(windows.mixtures.shape, dtype=bool)
+    in_windows = sliding_window_view(used, windows.n_samples, axis=1, writeable=True)[:, :: windows.stride]
+    _, start, realization = windows.to(torch.device("cpu")).decode(torch.arange(len(windows)))
+    in_windows[realization.numpy(), start.numpy(), skipped:] = True
+    return _keys(windows.mixtures.cpu(), n_before=skipped)[used]
 
 
-def _sliding_samples(windows: SlidingWindows) -> NDArray[np.int64]:
-    """Return the keys of the samples of realizations that are in a window, each sample once."""
-    n_realizations, length = windows.mixtures.shape
-    covered = np.zeros((n_realizations, length + 1), dtype=np.int64)
-    indices = torch.arange(len(windows)) if windows.indices is None else windows.indices.cpu()
-    positions = torch.unique(indices // windows.n_components).numpy()
-    realization, start = positions // windows.n_starts, positions % windows.n_starts
-    first = windows.stride * start
-    inner = first + (1 if windows.n_samples > 1 else 0)  # the first sample has no predecessor in the window
-    np.add.at(covered, (realization, inner), 1)
-    np.add.at(covered, (realization, first + windows.n_samples), -1)
-    inside = covered.cumsum(axis=1)[:, :-1] > 0
-    mixtures = windows.mixtures.cpu().numpy()
-    keys = np.zeros(mixtures.shape, dtype=np.int64)
-    if windows.n_samples > 1:
-        keys[:, 1:] = _keys(mixtures)
-    else:
-        keys = _keys(mixtures[..., None])[..., 0]
-    return np.asarray(keys[inside])
-
-
-def _keys(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the bits of each value and its predecessor, (…, n_samples - 1), or of a single value alone."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.int32).astype(np.int64)
-    if bits.shape[-1] == 1:
-        return np.asarray(bits)
-    return np.asarray((bits[..., :-1] << 32) ^ (bits[..., 1:] & 0xFFFFFFFF))
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Problem of a training run.
-
-    Attributes:
-        name: Suffix of the tag ``diagnosis.<name>``.
-        line: The problem and the parameter to change, in one line.
-    """
-
-    name: str
-    line: str
+def _keys(mixtures: Tensor, *, n_before: int) -> NDArray[np.uint64]:
+    """Return the bits of each value, (…, n_samples), and of its predecessor if ``n_before`` is 1."""
+    keys = mixtures.contiguous().numpy().view(np.uint32).astype(np.uint64)
+    if n_before:
+        keys[..., 1:] |= keys[..., :-1] << np.uint64(32)
+    return keys

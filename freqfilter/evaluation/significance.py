@@ -15,8 +15,8 @@ from scipy import stats
 
 from freqfilter.data.signal_model import random_stream
 from freqfilter.evaluation.heldout import FreshScores, summarize
-from freqfilter.evaluation.limits import CONFIDENCE, LIMIT
-from freqfilter.evaluation.metrics import MODEL, OVERALL
+from freqfilter.evaluation.limits import LIMIT
+from freqfilter.evaluation.metrics import MODEL, OVERALL, half_width
 
 INTERIM_ANALYSES = (6, 12, 24)  # numbers of realizations after which the test is run
 FALSE_PROMOTION_RATE = 0.05  # of candidates equal to the champion, over all interim analyses
@@ -24,6 +24,7 @@ INDIFFERENCE = 0.0005  # share of the champion's error; smaller differences coun
 
 MAX_EXACT = 12  # realizations; up to here all sign patterns are enumerated
 N_SIGN_FLIPS = 20_000  # random sign patterns for more realizations
+SIGNIFICANCE_LEVEL = 0.05
 
 Array = NDArray[np.float64]
 
@@ -92,11 +93,10 @@ def paired_test(
     n = len(candidate)
     if n < 2 or champion.shape != candidate.shape:
         raise ValueError(f"{n} and {len(champion)} realizations: expected the same number of both, at least two")
-    scale = float(champion.mean())
-    differences = (candidate - champion) / scale
-    mean = float(differences.mean())
-    half = float(stats.t.isf(FALSE_PROMOTION_RATE / len(looks), n - 1) * differences.std(ddof=1) / math.sqrt(n))
-    low, high, allowed = mean - half, mean + half, FALSE_PROMOTION_RATE / len(looks)
+    differences = (candidate - champion) / float(champion.mean())
+    mean, allowed = float(differences.mean()), FALSE_PROMOTION_RATE / len(looks)
+    half = float(stats.t.isf(allowed, n - 1) * differences.std(ddof=1) / math.sqrt(n))
+    low, high = mean - half, mean + half
     p_value = _p_value_below(differences - margin)
     if p_value <= allowed:
         verdict = Verdict.BETTER
@@ -128,15 +128,9 @@ class Difference:
 
 
 def paired_difference(one: Array, other: Array) -> Difference:
-    """Compute the relative difference of two filters' errors, with the two-sided p-value of ``paired_test``.
-
-    Args:
-        one: Mean squared error of the first filter on each realization, (n_realizations,).
-        other: Mean squared error of the second filter, (n_realizations,).
-    """
+    """Compare two filters' mean squared errors on each realization, (n_realizations,), as in ``paired_test``."""
     shares = (one - other) / float(other.mean())
-    mean, n = float(shares.mean()), len(shares)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(shares)) if n > 1 else math.nan
+    mean, half = float(shares.mean()), half_width(shares)
     p_value = min(1.0, 2 * min(_p_value_below(shares), _p_value_below(-shares)))
     return Difference(mean, mean - half, mean + half, p_value)
 
@@ -167,9 +161,6 @@ def _p_value_below(values: Array) -> float:
         signs[0] = 1  # the observed pattern
     sums = signs @ values
     return float((sums <= values.sum() + 1e-12 * np.abs(values).sum()).mean())
-
-
-SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -30,6 +30,12 @@ OPERATORS = {
     torch.ops.freqfilter.lstm.default: torch.ops.aten.lstm.input,
     torch.ops.freqfilter.gru.default: torch.ops.aten.gru.input,
 }
+INPUTS, ESTIMATES = "inputs", "estimates"
+OPSET, IR_VERSION = 17, 8  # of 2022, for compatibility with old runtimes
+# Positions of PyTorch's gates (LSTM: input, forget, cell, output; GRU: reset, update, new) in ONNX's order.
+GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+
+Array = NDArray[np.float32]
 
 
 @torch.library.register_fake("freqfilter::lstm")  # type: ignore[untyped-decorator]
@@ -65,15 +71,12 @@ class _Traceable(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         layers = self._layers[0]
         features = inputs.transpose(0, 1)
-        zeros = features.new_zeros(
-            layers.num_layers * (1 + layers.bidirectional), features.shape[1], layers.hidden_size
-        )
+        n_states = layers.num_layers * (1 + layers.bidirectional)
+        zeros = features.new_zeros(n_states, features.shape[1], layers.hidden_size)
         state = [zeros, zeros] if isinstance(layers, nn.LSTM) else zeros
         weights = [weight for direction in layers.all_weights for weight in direction]
-        # has_biases=True, dropout=0, train=False, batch_first=False.
-        output, *_ = self._placeholder(
-            features, state, weights, True, layers.num_layers, 0.0, False, layers.bidirectional, False
-        )
+        settings = (True, layers.num_layers, 0.0, False, layers.bidirectional, False)  # from has_biases on
+        output, *_ = self._placeholder(features, state, weights, *settings)
         estimates: Tensor = self.fc(output).transpose(0, 1)
         return estimates
 
@@ -99,14 +102,6 @@ def exported_program(network: FrequencyFilterLSTM) -> ExportedProgram:
     return program
 
 
-INPUTS, ESTIMATES = "inputs", "estimates"
-OPSET, IR_VERSION = 17, 8  # of 2022, for compatibility with old runtimes
-# Positions of PyTorch's gates (LSTM: input, forget, cell, output; GRU: reset, update, new) in ONNX's order.
-GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-
-Array = NDArray[np.float32]
-
-
 def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.ModelProto:
     """Convert the network to an ONNX model, for any number of windows and samples.
 
@@ -122,59 +117,42 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
         UserError: If ONNX has no operator for the cell.
     """
     import onnx  # an extra: training imports this module and must not need it
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper, parser
 
     recurrent = network.recurrent
     if not isinstance(recurrent, nn.RNNBase) or recurrent.mode not in GATES:
         raise UserError(f"cell={network.cell}: not supported by the ONNX export; use {' or '.join(GATES)}")
-    weights: dict[str, Array] = {}
-    nodes = [helper.make_node("Transpose", [INPUTS], ["features"], perm=[1, 0, 2])]
-    features = "features"
-    for layer in range(recurrent.num_layers):
-        weights |= _layer_weights(recurrent, layer)
-        nodes += _layer_nodes(recurrent, layer, features)
-        features = f"features_{layer}"
     # In model schema 1 the layer is named output.
     fc = cast(nn.Linear, network.fc if hasattr(network, "fc") else network.output)
-    weights |= {"output_weight": _array(fc.weight.T), "output_bias": _array(fc.bias)}
-    nodes += [
-        helper.make_node("MatMul", [features, "output_weight"], ["product"]),
-        helper.make_node("Add", ["product", "output_bias"], ["by_time"]),
-        helper.make_node("Transpose", ["by_time"], [ESTIMATES], perm=[1, 0, 2]),
-    ]
-    n_features = recurrent.input_size
-    graph = helper.make_graph(
-        nodes,
-        "frequency_filter",
-        [helper.make_tensor_value_info(INPUTS, TensorProto.FLOAT, ["n_windows", "n_samples", n_features])],
-        [helper.make_tensor_value_info(ESTIMATES, TensorProto.FLOAT, ["n_windows", "n_samples", 1])],
-        [numpy_helper.from_array(np.array([0, 0, -1]), "time_windows_features")]
-        + [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
+    weights = {"output_weight": _array(fc.weight.T), "output_bias": _array(fc.bias)}
+    direction = "bidirectional" if recurrent.bidirectional else "forward"
+    settings = f'hidden_size = {recurrent.hidden_size}, direction = "{direction}"'
+    if recurrent.mode == "GRU":  # in PyTorch the reset gate is applied after the matrix product
+        settings += ", linear_before_reset = 1"
+    layers = ""
+    for layer in range(recurrent.num_layers):
+        weights |= _layer_weights(recurrent, layer)
+        operands = f"features_{layer}, input_{layer}, recurrence_{layer}, bias_{layer}"
+        layers += f"""
+            by_direction_{layer} = {recurrent.mode} <{settings}> ({operands})
+            in_turn_{layer} = Transpose <perm = [0, 2, 1, 3]> (by_direction_{layer})
+            features_{layer + 1} = Reshape (in_turn_{layer}, time_windows_features)"""
+    graph = parser.parse_graph(f"""
+        frequency_filter (float[n_windows, n_samples, {recurrent.input_size}] {INPUTS})
+            => (float[n_windows, n_samples, 1] {ESTIMATES}) {{
+            features_0 = Transpose <perm = [1, 0, 2]> ({INPUTS}){layers}
+            product = MatMul (features_{recurrent.num_layers}, output_weight)
+            by_time = Add (product, output_bias)
+            {ESTIMATES} = Transpose <perm = [1, 0, 2]> (by_time)
+        }}""")
+    graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), "time_windows_features"))
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     model = helper.make_model(
         graph, producer_name="freqfilter", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
     )
     helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def _layer_nodes(recurrent: nn.RNNBase, layer: int, features: str) -> Iterator[onnx.NodeProto]:
-    """Nodes of a recurrent layer; its output concatenates the directions' features."""
-    from onnx import helper
-
-    # In PyTorch a GRU's reset gate is applied after the matrix product.
-    attributes: dict[str, Any] = {"linear_before_reset": 1} if recurrent.mode == "GRU" else {}
-    yield helper.make_node(
-        recurrent.mode,
-        [features, f"input_{layer}", f"recurrence_{layer}", f"bias_{layer}"],
-        [f"by_direction_{layer}"],
-        hidden_size=recurrent.hidden_size,
-        direction="bidirectional" if recurrent.bidirectional else "forward",
-        **attributes,
-    )
-    yield helper.make_node("Transpose", [f"by_direction_{layer}"], [f"in_turn_{layer}"], perm=[0, 2, 1, 3])
-    yield helper.make_node("Reshape", [f"in_turn_{layer}", "time_windows_features"], [f"features_{layer}"])
 
 
 def _layer_weights(recurrent: nn.RNNBase, layer: int) -> dict[str, Array]:

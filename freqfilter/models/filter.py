@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ RATE_TOLERANCE = 1e-3  # relative difference up to which two sample rates count 
 Array = NDArray[np.float32]
 
 
+@dataclass(eq=False, repr=False)
 class Filter:
     """A trained filter, loaded from a model version or from files.
 
@@ -28,25 +30,17 @@ class Filter:
         module: The network, in evaluation mode.
         facts: Metadata: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``limit_mse`` (the least expected
             error of any filter with the same view of the window; None if unknown), ``params``.
-        golden: Inputs (n_windows, n_samples, 1 + n_components) and estimates at registration; None in old versions.
+        estimate: Function from inputs (n_windows, n_samples, 1 + n_components) to estimates (n_windows, n_samples, 1).
+        golden: Inputs and estimates at registration; None in old versions.
     """
 
-    def __init__(
-        self,
-        uri: str,
-        model_id: str | None,
-        module: FrequencyFilterLSTM,
-        facts: dict[str, Any],
-        *,
-        estimate: Callable[[Array], Array],
-        golden: tuple[Array, Array] | None,
-    ) -> None:
-        self.uri = uri
-        self.model_id = model_id
-        self.module = module
-        self.facts = facts
-        self.golden = golden
-        self._estimate = estimate
+    uri: str
+    model_id: str | None
+    module: FrequencyFilterLSTM
+    facts: dict[str, Any]
+    _: KW_ONLY
+    estimate: Callable[[Array], Array]
+    golden: tuple[Array, Array] | None
 
     @property
     def params(self) -> Params:
@@ -80,7 +74,7 @@ class Filter:
             )
         if not np.isfinite(inputs).all():
             raise UserError("x has NaN or Inf; remove or correct those samples")
-        return self._estimate(inputs)
+        return self.estimate(inputs)
 
     def extract(self, signal: ArrayLike, frequency_hz: float, *, sample_rate_hz: float | None = None) -> Array:
         """Estimate a component of a signal of any length.
@@ -142,9 +136,8 @@ class Filter:
     def _check_rate(self, sample_rate_hz: float | None) -> None:
         own = self.facts["sample_rate_hz"]
         if sample_rate_hz is not None and own is not None and abs(sample_rate_hz / own - 1) > RATE_TOLERANCE:
-            raise UserError(
-                f"sample_rate_hz={sample_rate_hz:g}: this filter was trained at {own:g} Hz; resample the signal"
-            )
+            trained = f"this filter was trained at {own:g} Hz"
+            raise UserError(f"sample_rate_hz={sample_rate_hz:g}: {trained}; resample the signal")
 
 
 class Stream:

@@ -19,7 +19,6 @@ from freqfilter.pipelines.train import TrainingResult, train
 from freqfilter.plots.training import comparison
 from freqfilter.process import shutdown
 from freqfilter.tracked_names import BEST_HOLDOUT_MSE, TEST_MSE, TEST_MSE_OVER_LIMIT
-from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import Run
@@ -63,22 +62,26 @@ def train_variants(
         UserError: If a variant states ``tracking=offline``, or a run failed.
         Interrupted: If a signal was received; the parent and the current run are then KILLED.
     """
-    for params in variants.values():
+    for params in variants.values():  # errors are raised before a run is created
         require_online(params)
-    tracking_uri = open_store()
-    for params in variants.values():
-        setup(params)  # raise errors before a run is created
-    first, shared = next(iter(variants.values())), _shared(variants)
-    job = Job(workflow, name, {"recipe": recipe, **options, **shared}, repeatable=False)  # it would train all again
-    with open_run(first.tracking, job) as run:
+        tracking_uri = setup(params).tracking_uri
+    canonical = [params.canonical() for params in variants.values()]
+    shared = {name: value for name, value in canonical[0].items() if all(each[name] == value for each in canonical)}
+    # Not repeatable: it would train the finished children again.
+    job = Job(workflow, name, {"recipe": recipe, **options, **shared}, repeatable=False)
+    with open_run(next(iter(variants.values())).tracking, job) as run:
         run.log_tags({"recipe": recipe})
         trained, failed = _train_all(variants, run, recipe=recipe)
-        only_seed_differs = set(first.canonical()) - set(shared) <= {"seed"}
+        only_seed_differs = set(canonical[0]) - set(shared) <= {"seed"}
         table = comparison_table(trained, with_test=only_seed_differs)
         if trained:
-            logger.info(f"\n{runs_table(table, 'simple', with_spread=only_seed_differs and not failed)}\n")
-            text = runs_table(table, "github", with_spread=only_seed_differs and not failed)
-            _log_comparison(run, table, text, failed)
+            with_spread = only_seed_differs and not failed
+            logger.info(f"\n{runs_table(table, 'simple', with_spread=with_spread)}\n")
+            text = runs_table(table, "github", with_spread=with_spread)
+            run.log_bytes(table.to_csv().encode(), "comparison/runs.csv")
+            run.log_bytes(text.encode(), "comparison/runs.md")
+            run.log_figure(comparison(table), "comparison/runs.png")
+            run.describe("\n\n".join([text, *(f"{name} failed: {reason}" for name, reason in failed.items())]))
         if failed:
             first_name, reason = next(iter(failed.items()))
             raise UserError(f"{len(failed)} of {len(variants)} runs failed; first: {first_name}: {reason}")
@@ -88,12 +91,7 @@ def train_variants(
 
 
 def comparison_table(trained: Mapping[str, TrainingResult], *, with_test: bool) -> pd.DataFrame:
-    """Return size, cost and errors: a row for each run.
-
-    Args:
-        trained: Results by name of the variant.
-        with_test: Whether to include the test scores.
-    """
+    """Return size, cost and errors, with or without test scores: a row for each run."""
     rows = {}
     for name, result in trained.items():
         history, metrics = result.progress.history, result.metrics
@@ -110,12 +108,6 @@ def comparison_table(trained: Mapping[str, TrainingResult], *, with_test: bool) 
         if with_test:
             rows[name] |= {"test_mse": metrics[TEST_MSE], "test_mse_over_limit": metrics.get(TEST_MSE_OVER_LIMIT)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("run")
-
-
-def _shared(variants: Mapping[str, Params]) -> dict[str, str]:
-    """Return the parameters that are equal in all variants."""
-    first, *others = (params.canonical() for params in variants.values())
-    return {name: value for name, value in first.items() if all(other[name] == value for other in others)}
 
 
 def _train_all(
@@ -135,10 +127,3 @@ def _train_all(
             failed[name] = str(error)
             logger.info(f"{name} failed: {error}")
     return trained, failed
-
-
-def _log_comparison(run: Run, table: pd.DataFrame, text: str, failed: Mapping[str, str]) -> None:
-    run.log_bytes(table.to_csv().encode(), "comparison/runs.csv")
-    run.log_bytes(text.encode(), "comparison/runs.md")
-    run.log_figure(comparison(table), "comparison/runs.png")
-    run.describe("\n\n".join([text, *(f"{name} failed: {reason}" for name, reason in failed.items())]))

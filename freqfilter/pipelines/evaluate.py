@@ -83,7 +83,7 @@ def evaluate(
         raise UserError("version and run_id: both select a model; give one")
     tracking_uri = open_store()
     chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
-    model = loading.load_run(run_id) if run_id else loading.load_version(**chosen)
+    model = loading.load_run(run_id) if run_id else loading.load_uri("models:/{model_name}/{version}".format(**chosen))
     params = model.params
     noise_seeds = fresh_seeds([params], realizations) if realizations else []
     # Models are used in float32, on the available device.

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from freqfilter.config import Params
-from freqfilter.pipelines.run_metrics import range_test_metrics
 from freqfilter.pipelines.setup import log_training_data, setup
 from freqfilter.plots.training import learning_rate_range
 from freqfilter.process import shutdown
@@ -59,9 +58,9 @@ def find_learning_rate(
         rates = np.array([point.learning_rate for point in points])
         losses = np.array([point.loss for point in points])
         means = smooth(losses)
-        for step, values in enumerate(zip(rates, losses, means, strict=True), start=1):
-            run.log_metrics(range_test_metrics(*map(float, values)), step=step)
         curve = pd.DataFrame({"learning_rate": rates, "loss": losses, "smoothed_loss": means})
+        for step, values in enumerate(curve.to_dict("records"), start=1):
+            run.log_metrics({f"range_test/{name}": value for name, value in values.items()}, step=step)
         run.log_bytes(curve.to_csv(index=False).encode(), "range_test/curve.csv")
         suggested, now = suggest_learning_rate(points), params.training.learning_rate
         if len(points):

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
-from tabulate import tabulate
 
 from freqfilter.config import Params
 from freqfilter.evaluation.metrics import MODEL, OVERALL
 from freqfilter.tracking.run import diagnoses
 from freqfilter.training.state import Progress
+
+UNKNOWN = "–"  # a figure that was not measured
 
 
 def run_description(
@@ -31,9 +32,9 @@ def run_description(
         progress: Progress of the training.
         scores: ``Comparison.table`` of the test set.
         metrics: Metrics of the test set.
-        run_id: ID of the run, in the description of a version.
-        model_name: Name of the registered model, in the description of a run.
-        version: Number of the registered version, in the description of a run; None if not registered.
+        run_id: ID of the run, for the description of a version.
+        model_name: Name of the registered model, for the description of a run.
+        version: Number of its registered version, if any.
         picture: URL of the loss figure, if any.
         diagnoses: Problems of the training, a line each.
     """
@@ -45,9 +46,9 @@ def run_description(
         f"Best epoch {best.epoch} of {len(progress.history)}: "
         f"training loss {best.train_loss:.4g}, validation MSE {best.val_mse:.4g}."
     )
-    if version is not None:
+    if version:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
-    if run_id is not None:
+    if run_id:
         lines.append(f"Trained by {run_link(run_id)}.")
     lines.append(scores_table(scores, "github"))
     if picture:
@@ -60,14 +61,19 @@ def run_link(run_id: str) -> str:
     return f"run [`{run_id}`](#/runs/{run_id})"
 
 
-def format_interval(value: float, low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format a figure with its 95 % interval, if known.
+def format_interval(metrics: Mapping[str, float], name: str, spec: str, prefix: str = "") -> str:
+    """Format the 95 % interval of a metric in parentheses, after a space; empty if it is unknown."""
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f" ({prefix}{low:{spec}} to {high:{spec}})"
 
-    >>> format_interval(1.0184, 1.011, 1.03), format_interval(0.2, None, None), format_interval(0.2, math.nan, math.nan)
-    ('1.018 (1.011 to 1.030)', '0.200', '0.200')
+
+def format_metric(metrics: Mapping[str, float], name: str, spec: str) -> str:
+    """Format a metric with its 95 % interval, if known.
+
+    >>> format_metric({"mse": 1.0184, "mse_low": 1.011, "mse_high": 1.03}, "mse", ".3f")
+    '1.018 (1.011 to 1.030)'
     """
-    known = low is not None and high is not None and math.isfinite(low) and math.isfinite(high)
-    return f"{value:.{digits}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if known else "")
+    return f"{metrics[name]:{spec}}{format_interval(metrics, name, spec)}" if name in metrics else UNKNOWN
 
 
 def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
@@ -77,12 +83,10 @@ def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
     >>> limit_summary({"test/mse_over_limit": 1.0184} | interval)
     '1.018 × the limit (95 % interval 1.010 to 1.030)'
     """
-    ratio = metrics.get(f"{data}/mse_over_limit")
-    if ratio is None:
+    name = f"{data}/mse_over_limit"
+    if name not in metrics:
         return "limit unknown"
-    low, high = metrics.get(f"{data}/mse_over_limit_low"), metrics.get(f"{data}/mse_over_limit_high")
-    span = f" (95 % interval {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
-    return f"{ratio:.3f} × the limit{span}"
+    return f"{metrics[name]:.3f} × the limit{format_interval(metrics, name, '.3f', '95 % interval ')}"
 
 
 def heldout_summary(metrics: Mapping[str, float]) -> str:
@@ -91,10 +95,9 @@ def heldout_summary(metrics: Mapping[str, float]) -> str:
     >>> heldout_summary({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
     'On 20 fresh realizations: MSE 0.2120, 1.020 × the limit'
     """
-    realizations = f"{metrics['fresh/realizations']:.0f} fresh realizations"
-    low, high = metrics.get("fresh/mse_low"), metrics.get("fresh/mse_high")
-    span = f" (95 % interval {low:.4f} to {high:.4f})" if low is not None and high is not None else ""
-    return f"On {realizations}: MSE {metrics['fresh/mse']:.4f}{span}, {limit_summary(metrics, data='fresh')}"
+    mse = f"MSE {metrics['fresh/mse']:.4f}{format_interval(metrics, 'fresh/mse', '.4f', '95 % interval ')}"
+    n_realizations = f"{metrics['fresh/realizations']:.0f} fresh realizations"
+    return f"On {n_realizations}: {mse}, {limit_summary(metrics, data='fresh')}"
 
 
 def scores_table(scores: pd.DataFrame, table_format: str) -> str:
@@ -106,13 +109,8 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     """
     components = scores.index.get_level_values("component").unique()
     estimators = scores.index.get_level_values("estimator").unique()
-    table = scores["mse"].unstack("component").loc[estimators, components]
-    return tabulate(
-        [[name, *row] for name, row in zip(table.index, table.to_numpy().tolist(), strict=True)],
-        headers=["test MSE", *components],
-        tablefmt=table_format,
-        floatfmt=".4g",
-    )
+    table = scores["mse"].unstack("component").loc[estimators, components].rename_axis("test MSE")
+    return table.to_markdown(tablefmt=table_format, floatfmt=".4g")
 
 
 def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = False) -> str:
@@ -125,19 +123,14 @@ def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = Fa
     """
     if with_spread:
         table = pd.concat([table, table.agg(["mean", "std"])])
-    rows = zip(table.index, table.to_numpy().tolist(), strict=True)
-    return tabulate(
-        [[name, *map(_format_value, row)] for name, row in rows],
-        headers=["run", *table.columns],
-        tablefmt=table_format,
-        disable_numparse=True,
-        colalign=["left", *["right"] * table.shape[1]],
-    )
+    alignment = ["left", *["right"] * table.shape[1]]
+    text = table.map(_format_value).rename_axis("run")
+    return text.to_markdown(tablefmt=table_format, disable_numparse=True, colalign=alignment)
 
 
 def _format_value(value: float | None) -> str:
     if value is None or math.isnan(value):
-        return "–"
+        return UNKNOWN
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"
 
 

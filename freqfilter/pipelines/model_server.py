@@ -17,7 +17,6 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ import torch
 
 from freqfilter.errors import UserError
 from freqfilter.evaluation.heldout import score_realizations
-from freqfilter.evaluation.metrics import MODEL
+from freqfilter.evaluation.metrics import MODEL, Estimator
 from freqfilter.models.filter import Filter
 from freqfilter.tracking.loading import import_loader, load_files
 from freqfilter.training.device import use_deterministic_algorithms
@@ -88,13 +87,17 @@ def _receive_bytes(connection: socket.socket, length: int) -> bytes:
 
 
 def describe(found: Filter, files: Path) -> dict[str, Any]:
-    """Parameters, size, latency, digest and golden difference of a model."""
+    """Parameters, size, latency, digest and golden difference of a model; no difference for versions without it."""
     window = np.zeros((1, found.facts["window_length"], 1 + len(found.facts["frequencies_hz"])), dtype=np.float32)
     times = []
     for _ in range(N_TIMED_CALLS):
         started = time.perf_counter()
         found.predict(window)
         times.append(time.perf_counter() - started)
+    difference = None
+    if found.golden is not None:
+        inputs, estimates = found.golden
+        difference = float(np.abs(found.predict(inputs) - estimates).max())
     weights = hashlib.sha256()
     for name, weight in found.module.state_dict().items():
         weights.update(name.encode() + weight.numpy().tobytes())
@@ -103,23 +106,8 @@ def describe(found: Filter, files: Path) -> dict[str, Any]:
         "megabytes": sum(path.stat().st_size for path in files.rglob("*") if path.is_file()) / 1e6,
         "milliseconds": 1000 * float(np.median(times)),
         "weights_sha256": weights.hexdigest(),
-        "golden_difference": golden_difference(found),
+        "golden_difference": difference,
     }
-
-
-def golden_difference(found: Filter) -> float | None:
-    """Largest difference from the estimates of the registration; None of an old version, which stores none."""
-    if found.golden is None:
-        return None
-    inputs, estimates = found.golden
-    return float(np.abs(found.predict(inputs) - estimates).max())
-
-
-def score(found: Filter, noise_seeds: list[int] | None) -> Iterator[dict[str, Any]]:
-    """Mean squared error on each realization, or, of a user's data, on each part of its test windows."""
-    estimator = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
-    for name, errors in score_realizations(estimator, found.params, noise_seeds, device=torch.device("cpu")):
-        yield {"name": name, "mse": errors.loc[MODEL].to_dict()}
 
 
 def _work(connection: socket.socket) -> None:
@@ -132,9 +120,11 @@ def _work(connection: socket.socket) -> None:
         files = Path(request["files"])
         found = load_files(request["uri"], files, suppress_warnings=True)
         send(connection, describe(found, files))
+        estimators: dict[str, Estimator] = {MODEL: lambda inputs: torch.from_numpy(found.predict(inputs.numpy()))}
+        cpu = torch.device("cpu")
         while (request := receive(connection)) is not None:
-            for scored in score(found, request["noise_seeds"]):
-                send(connection, scored)
+            for name, errors in score_realizations(estimators, found.params, request["noise_seeds"], device=cpu):
+                send(connection, {"name": name, "mse": errors.loc[MODEL].to_dict()})
     except UserError as error:
         send(connection, {"refused": str(error)})
 
@@ -158,24 +148,20 @@ class _Server:
     def serve(self) -> socket.socket | None:
         """Serve until the end: None. In a forked worker: its connection."""
         while True:
-            by_descriptor = {report.fileno(): pid for pid, report in self._workers.items()}
-            poll = select.poll()
-            for descriptor in (self._control.fileno(), self._signals.fileno(), *by_descriptor):
-                poll.register(descriptor, select.POLLIN)
-            for ready, _ in poll.poll():
-                if ready == self._control.fileno():
-                    message, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
-                    if not message:
-                        self._end()
-                        return None
-                    if connection := self._start_worker(*descriptors):
-                        return connection
-                elif ready == self._signals.fileno():
-                    if signal.SIGTERM in self._signals.recv(1024):
-                        self._end()
-                        return None
-                else:
-                    _kill_group(by_descriptor[ready])
+            ready, _, _ = select.select([self._control, self._signals, *self._workers.values()], [], [])
+            for pid, report in self._workers.items():
+                if report in ready:  # closed by the client
+                    _kill_group(pid)
+            if self._signals in ready and signal.SIGTERM in self._signals.recv(1024):
+                self._end()
+                return None
+            if self._control in ready:
+                message, descriptors, _, _ = socket.recv_fds(self._control, 1, 3)
+                if not message:
+                    self._end()
+                    return None
+                if connection := self._start_worker(*descriptors):
+                    return connection
             self._reap()
 
     def _start_worker(self, connection: int, report: int, log: int) -> socket.socket | None:
@@ -187,8 +173,10 @@ class _Server:
                 self._leave()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if pid == 0:
-                os.close(report)
-                _redirect(log)
+                for standard in (1, 2):
+                    os.dup2(log, standard)
+                for descriptor in (report, log):
+                    os.close(descriptor)
                 return socket.socket(fileno=connection)
             with suppress(OSError):  # the worker has done so itself, or has ended
                 os.setpgid(pid, pid)
@@ -237,13 +225,6 @@ def _n_threads() -> int | None:
     """Number of threads of this process; None where the system does not list them."""
     tasks = Path("/proc/self/task")
     return len(list(tasks.iterdir())) if tasks.is_dir() else None
-
-
-def _redirect(log: int) -> None:
-    """Redirect standard output and standard error to the log."""
-    for number in (1, 2):
-        os.dup2(log, number)
-    os.close(log)
 
 
 def _main(arguments: list[str]) -> None:

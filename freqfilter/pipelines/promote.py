@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -23,23 +24,14 @@ from freqfilter.evaluation.baselines import baseline_estimators
 from freqfilter.evaluation.gate import Check
 from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
 from freqfilter.evaluation.limits import LIMIT
-from freqfilter.evaluation.metrics import OVERALL, Estimator
+from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import INTERIM_ANALYSES, PairedTest, Verdict, paired_test
 from freqfilter.pipelines.model_card import run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases
-from freqfilter.tracking.aliases import (
-    CHAMPION,
-    DECISION,
-    PREVIOUS,
-    ChampionChangedError,
-    RegisteredVersion,
-    move_champion,
-    tag_version,
-    version_at_alias,
-)
+from freqfilter.tracking.aliases import CHAMPION, DECISION, PREVIOUS, RegisteredVersion
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
@@ -51,8 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 FIRST_SEED, END_OF_SEEDS = 10_000_000, 2**32  # noise seeds of the gate, not used elsewhere
+MAX_ATTEMPTS = 3  # if other processes move the champion during a decision
+LABELS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,9 @@ class GateReport:
     """
 
     checks: list[Check]
-    errors: dict[str, pd.DataFrame]
-    test: PairedTest | None
-    seeds: str
+    errors: dict[str, pd.DataFrame] = field(default_factory=dict)
+    test: PairedTest | None = None
+    seeds: str = ""
 
 
 def run_checks(
@@ -88,20 +81,20 @@ def run_checks(
         champion: The version to compare it with; None if there is no champion.
         bounds: Bounds on the candidate.
         noise_seed: Noise seed of the first realization; None to derive it from both models.
-        server: Starts the processes of the models.
+        server: Server that starts the models' processes.
 
     Raises:
         UserError: If the champion fails, or one of the two processes is killed; the candidate is not rejected then.
     """
     if champion and champion.version == candidate.version:
-        return GateReport([Check("better than the champion", False, "it is the champion already")], {}, None, "")
+        return GateReport([Check("better than the champion", False, "it is the champion already")])
     with ExitStack() as opened:
         worker = opened.enter_context(ModelWorker(server, candidate.uri))
         champion_worker = opened.enter_context(ModelWorker(server, champion.uri)) if champion else None
         try:
             description, params = worker.description, worker.params
         except ModelWorkerError as error:
-            return GateReport([Check("loads", False, str(error))], {}, None, "")
+            return GateReport([Check("loads", False, str(error))])
         checks = [Check("loads", True, "in a separate process, without unpickling"), _check_golden(description)]
         if champion_worker and (differences := task_differences(params, champion_worker.params)):
             summary = f"its task differs from the champion's: {differences[0]}; use another model_name"
@@ -114,7 +107,7 @@ def run_checks(
         except ModelWorkerError as error:
             if error.uri != candidate.uri:
                 raise UserError(f"the champion failed, no decision was made: {error}") from error
-            return GateReport([*checks, Check("predicts", False, str(error))], {}, None, seeds_summary)
+            return GateReport([*checks, Check("predicts", False, str(error))], seeds=seeds_summary)
     candidate_errors = errors["candidate"]
     baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
     checks += [gate.check_finite(candidate_errors), *gate.check_baselines(candidate_errors, baselines)]
@@ -141,22 +134,22 @@ def _noise_seeds(
     if params.data.data_file is not None:
         return None, f"the test windows of {params.data.data_file}, in {N_FILE_PARTS} parts"
     if noise_seed is not None:
-        seeds = [noise_seed + n for n in range(INTERIM_ANALYSES[-1])]
+        seeds = list(range(noise_seed, noise_seed + INTERIM_ANALYSES[-1]))
         return seeds, f"noise seeds from {noise_seed} on (user-specified)"
     digests = [version.tags.get(MODEL_DIGEST, version.uri) for version in (candidate, champion) if version]
     key = int.from_bytes(hashlib.sha256(" ".join(digests).encode()).digest()[:8], "big")
     drawn = random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, INTERIM_ANALYSES[-1], replace=False)
-    return [
-        int(FIRST_SEED + offset) for offset in drawn
-    ], "noise seeds derived from the digests of both models, not used in training"
+    seeds = (FIRST_SEED + drawn).tolist()
+    return seeds, "noise seeds derived from the digests of both models, not used in training"
 
 
 def _measure(
     candidate: ModelWorker, champion: ModelWorker | None, params: Params, seeds: list[int] | None, bounds: Bounds
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
     """Measure errors until the paired test decides; return a table of each estimator, and the test."""
-    rows: dict[str, dict[int, dict[str, float]]] = {}
-    estimators, test = _reference_estimators(params), None
+    rows: defaultdict[str, dict[int, dict[Any, float]]] = defaultdict(dict)
+    baselines, test = baseline_estimators(params, Splits.from_params(params)), None
+    estimators = {name: each for name, each in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
     workers = {"candidate": candidate} | ({"champion": champion} if champion else {})
     for first, last in zip((0, *INTERIM_ANALYSES), INTERIM_ANALYSES, strict=False):
         shutdown.check()
@@ -164,13 +157,10 @@ def _measure(
         for worker in workers.values():
             worker.request_scores(part)
         tables = dict(score_realizations(estimators, params, part, device=torch.device("cpu")))
-        scores = {
-            name: {n: {str(column): float(table[column][name]) for column in table} for n, table in tables.items()}
-            for name in estimators
-        }
-        scores |= {name: worker.read_scores(len(tables)) for name, worker in workers.items()}
-        for name, errors in scores.items():
-            rows.setdefault(name, {}).update(errors)
+        for name in estimators:
+            rows[name] |= {n: table.loc[name].to_dict() for n, table in tables.items()}
+        for name, worker in workers.items():
+            rows[name] |= worker.read_scores(len(tables))
         if champion:
             candidate_mse, champion_mse = (pd.DataFrame(rows[name]).T[OVERALL].to_numpy() for name in workers)
             looks = INTERIM_ANALYSES if seeds is not None else (len(tables),)
@@ -179,16 +169,6 @@ def _measure(
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
             break
     return {name: pd.DataFrame(errors).T for name, errors in rows.items()}, test
-
-
-def _reference_estimators(params: Params) -> dict[str, Estimator]:
-    """Create the baselines that the candidate has to beat, and the limit if it is known."""
-    baselines = baseline_estimators(params, Splits.from_params(params))
-    return {name: estimator for name, estimator in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
-
-
-MAX_ATTEMPTS = 3  # if other processes move the champion during a decision
-LABELS = {True: "passed", False: "**failed**", None: "does not apply"}  # of a check in the report
 
 
 class Outcome(StrEnum):
@@ -260,7 +240,7 @@ def promote(
     with ModelServer() as server, open_run(tracking, job) as run:
         for _ in range(MAX_ATTEMPTS):
             shutdown.check()
-            champion = version_at_alias(name, CHAMPION)
+            champion = aliases.version_at_alias(name, CHAMPION)
             report = run_checks(candidate, champion, bounds, noise_seed=noise_seed, server=server)
             outcome, reason = _decide(report, champion, force=force)
             decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, report)
@@ -268,11 +248,11 @@ def promote(
                 tags, description = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.version != candidate.version:  # a champion keeps its own evidence
-                        tag_version(candidate, tags, description=description)
+                        aliases.tag_version(candidate, tags, description=description)
                     return decision
                 try:
-                    move_champion(candidate, found=champion, evidence=tags, description=description)
-                except ChampionChangedError as error:
+                    aliases.move_champion(candidate, found=champion, evidence=tags, description=description)
+                except aliases.ChampionChangedError as error:
                     logger.info(str(error))
                     continue
             run.log_tags({"carried_out": "true"})
@@ -283,13 +263,12 @@ def promote(
 def _decide(report: GateReport, champion: RegisteredVersion | None, *, force: str | None) -> tuple[Outcome, str]:
     """Return the outcome and its reason."""
     failed = [check for check in report.checks if check.passed is False]
-    broken = [check for check in failed if check.name in ("loads", "golden predictions", "predicts")]
+    broken = any(check.name in ("loads", "golden predictions", "predicts") for check in failed)
     if force and not broken:
         overruled = f"; failed checks: {', '.join(check.name for check in failed)}" if failed else ""
         return Outcome.PROMOTED, f"forced: {force}{overruled}"
     comparison = next((check for check in report.checks if check.name.endswith("than the champion")), None)
-    rejections = [check for check in failed if check is not comparison]
-    if rejections:
+    if rejections := [check for check in failed if check is not comparison]:
         return Outcome.REJECTED, "; ".join(f"{check.name}: {check.summary}" for check in rejections)
     if comparison and comparison.passed is False:
         return Outcome.NOT_BETTER, f"not shown to be {comparison.name}: {comparison.summary}"
@@ -308,33 +287,25 @@ def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
         table = pd.concat(errors, names=["side", "noise_seed"])
         run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
     run.describe(text)
-    against = str(champion.version) if champion else "none"
-    tags = {"decision": str(decision.outcome), "reason": decision.reason[:4000], "champion_before": against}
+    outcome, against = str(decision.outcome), str(champion.version) if champion else "none"
+    tags = {"decision": outcome, "reason": decision.reason[:4000], "champion_before": against}
     run.log_tags({"model_name": candidate.model_name, "version": str(candidate.version)} | tags)
     run.deliver()
-    return {
-        "decision": str(decision.outcome),
-        "decision_run": run.run_id,
-        "decided_against": against,
-        "decided_in": decision.run.tracking_uri,
-    }
+    registry = decision.run.tracking_uri
+    return {"decision": outcome, "decision_run": run.run_id, "decided_against": against, "decided_in": registry}
 
 
 def decision_report(decision: PromotionResult) -> str:
     """Return a decision as Markdown: outcome, checks with their figures, and errors."""
     candidate, champion, report = decision.candidate, decision.champion, decision.report
-    title = f"# {decision.outcome}: {candidate.model_name} version {candidate.version}"
     against = f"the champion, version {champion.version}" if champion else "no champion, since there is none yet"
+    origin = f", candidate trained by run `{candidate.run_id}`" if candidate.run_id else ""
+    checks = [[check.name, LABELS[check.passed], check.summary] for check in report.checks]
     lines = [
-        title,
+        f"# {decision.outcome}: {candidate.model_name} version {candidate.version}",
         f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
-        f"Compared with {against}. Evidence: run `{decision.run.run_id}`"
-        f"{f', candidate trained by run `{candidate.run_id}`' if candidate.run_id else ''}.",
-        tabulate(
-            [[check.name, LABELS[check.passed], check.summary] for check in report.checks],
-            headers=["check", "", "figures"],
-            tablefmt="github",
-        ),
+        f"Compared with {against}. Evidence: run `{decision.run.run_id}`{origin}.",
+        tabulate(checks, headers=["check", "", "figures"], tablefmt="github"),
     ]
     if report.errors:
         means = pd.DataFrame({name: table.mean() for name, table in report.errors.items()}).T
@@ -370,10 +341,10 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         UserError: If there is no champion or no such version, its model fails, or another process moves the champion.
     """
     tracking_uri, name = open_store(), tracking.model_name
-    before = version_at_alias(name, CHAMPION)
+    before = aliases.version_at_alias(name, CHAMPION)
     if before is None:
         raise UserError(f"model_name={name}: no champion to roll back; promote a version first")
-    after = aliases.candidate_version(name, version) if version is not None else version_at_alias(name, PREVIOUS)
+    after = aliases.version_at_alias(name, PREVIOUS) if version is None else aliases.candidate_version(name, version)
     if after is None:
         raise UserError(f"model_name={name}: no champion before version {before.version}; choose one with version=N")
     if after.version == before.version:
@@ -392,6 +363,6 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         run.describe(description)
         run.deliver()
         description = f"{description} ({run_link(run.run_id)})"
-        move_champion(after, found=before, evidence={"rollback_run": run.run_id}, description=description)
+        aliases.move_champion(after, found=before, evidence={"rollback_run": run.run_id}, description=description)
         run.log_tags({"carried_out": "true"})
     return RollbackResult(RunRef.to(run, tracking_uri), before, after)

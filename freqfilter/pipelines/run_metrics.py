@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from freqfilter.evaluation.heldout import FreshScores
-from freqfilter.evaluation.limits import LIMIT, LimitEstimates, ratio_interval
+from freqfilter.evaluation.limits import LIMIT, ratio_interval
 from freqfilter.evaluation.metrics import MEASURES, MODEL, OVERALL, Comparison
 from freqfilter.tracked_names import (
     BEST_HOLDOUT_MSE,
@@ -44,11 +44,6 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         HOLDOUT_MSE: report.holdout_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
-
-
-def range_test_metrics(learning_rate: float, loss: float, smoothed: float) -> dict[str, float]:
-    """Return the metrics of a step of a learning-rate range test."""
-    return {"range_test/learning_rate": learning_rate, "range_test/loss": loss, "range_test/smoothed_loss": smoothed}
 
 
 def best_metrics(state: TrainingState, *, holdout_mse: float | None, val_limit_mse: float | None) -> dict[str, float]:
@@ -91,29 +86,21 @@ def limit_metrics(expected_mse: float) -> dict[str, float]:
     return {"limit/expected_mse": expected_mse}
 
 
-def limit_table_metrics(scores: LimitEstimates) -> dict[str, float]:
-    """Return both limits: for causal filters, and for filters that use the whole window."""
-    return {"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}
-
-
 def score_metrics(compared: Comparison) -> dict[str, float]:
     """Return the scores on the test set.
 
     These are ``test/mse``, ``test/mse_5hz``, ``test/zero_mse`` for the baseline ``zero``, and, if the limit is known,
     ``test/mse_over_limit`` with its 95 % interval, in decibels, and for each component.
     """
-    table, metrics = compared.table, {}
-    for estimator, component in table.index:
+    table, metrics = compared.table, dict[str, float]()
+    for (estimator, component), scores in zip(table.index, table.to_dict("records"), strict=True):
         suffix = "" if component == OVERALL else f"_{component}"
-        for measure in MEASURES:
-            value = float(table.loc[(estimator, component), measure])
-            if estimator == MODEL:
-                metrics[f"test/{measure}{suffix}"] = value
-            elif component == OVERALL and measure == "mse":
-                metrics[f"test/{estimator}_mse"] = value
+        if estimator == MODEL:
+            metrics |= {f"test/{measure}{suffix}": scores[measure] for measure in MEASURES}
+        elif component == OVERALL:
+            metrics[f"test/{estimator}_mse"] = scores["mse"]
         if estimator == LIMIT:
-            mse, limit_mse = (float(table["mse"][name, component]) for name in (MODEL, LIMIT))
-            metrics |= _ratio_metrics("test", suffix, mse, limit_mse)
+            metrics |= _ratio_metrics("test", suffix, float(table["mse"][MODEL, component]), scores["mse"])
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
         metrics |= {f"{TEST_MSE_OVER_LIMIT}_low": low, f"{TEST_MSE_OVER_LIMIT}_high": high}

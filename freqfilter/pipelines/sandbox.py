@@ -9,6 +9,7 @@ import subprocess
 import sysconfig
 import tempfile
 from contextlib import ExitStack, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -19,12 +20,8 @@ from freqfilter.pipelines.model_server import COMMAND, receive, send
 from freqfilter.tracking.loading import checked_files
 
 RESPONSE_TIMEOUT_S = 300.0
-KILL_SIGNALS = {
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGKILL,
-    signal.SIGTERM,
-}  # sent by a user or the system, not by a model
+# Sent by a user or the system, not by a model.
+KILL_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM}
 GOLDEN_TOLERANCE = 1e-5  # processors differ in the order of summation
 
 # The environment of a model: where its interpreter, libraries and temporary files are, and the libraries' settings.
@@ -79,10 +76,7 @@ class ModelServer:
         self._log.close()
 
     def start_worker(self, log: IO[bytes]) -> tuple[socket.socket, socket.socket]:
-        """Start a worker.
-
-        Args:
-            log: Where its standard output and standard error go.
+        """Start a worker whose standard output and standard error go to ``log``.
 
         Returns:
             Its connection, and a socket that has a message with its process id and, when it has ended, one with its
@@ -97,9 +91,9 @@ class ModelServer:
 
     def exit_reason(self) -> Exception:
         """The error to raise after the server has ended by itself."""
-        if (exit_code := self._process.wait()) in {-number for number in KILL_SIGNALS}:
-            return _killed("the model server", exit_code)
-        return RuntimeError(f"the model server ended with exit code {exit_code}: {_last_line(self._log)}")
+        exit_code = self._process.wait()
+        error = RuntimeError(f"the model server ended with exit code {exit_code}: {_last_line(self._log)}")
+        return _kill_error("the model server", exit_code) or error
 
 
 class ModelWorker:
@@ -113,7 +107,6 @@ class ModelWorker:
     def __init__(self, server: ModelServer, uri: str) -> None:
         self._server = server
         self._uri = uri
-        self._description: dict[str, Any] | None = None
         self._refusal: ModelWorkerError | None = None
         with ExitStack() as opened:
             self._log = opened.enter_context(tempfile.TemporaryFile())
@@ -140,7 +133,7 @@ class ModelWorker:
             raise self._server.exit_reason()
         return int(report["pid"])
 
-    @property
+    @cached_property
     def description(self) -> dict[str, Any]:
         """Parameters, size, latency, digest and golden difference; see ``model_server.describe``.
 
@@ -148,9 +141,7 @@ class ModelWorker:
             ModelWorkerError: If the model cannot be loaded.
             UserError: If its process was killed from outside.
         """
-        if self._description is None:
-            self._description = self._read_response()
-        return self._description
+        return self._read_response()
 
     @property
     def params(self) -> Params:
@@ -196,16 +187,17 @@ class ModelWorker:
             reports |= report
         if "exit_code" not in reports:
             return self._server.exit_reason()
-        if reports["exit_code"] in {-number for number in KILL_SIGNALS}:
-            return _killed(self._uri, reports["exit_code"])
-        return ModelWorkerError(self._uri, f"{self._uri}: its process ended: {_last_line(self._log)}")
+        error = ModelWorkerError(self._uri, f"{self._uri}: its process ended: {_last_line(self._log)}")
+        return _kill_error(self._uri, reports["exit_code"]) or error
 
 
-def _killed(subject: str, exit_code: int) -> UserError:
-    name = signal.Signals(-exit_code).name
+def _kill_error(subject: str, exit_code: int) -> UserError | None:
+    """The error of a process that was killed from outside; None if it ended by itself."""
+    if -exit_code not in KILL_SIGNALS:
+        return None
     return UserError(
-        f"{subject}: its process was ended by {name} from outside, possibly for lack of memory; no decision was made, "
-        "run the command again"
+        f"{subject}: its process was ended by {signal.Signals(-exit_code).name} from outside, possibly for lack of "
+        "memory; no decision was made, run the command again"
     )
 
 

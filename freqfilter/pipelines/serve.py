@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from freqfilter.config import TrackingParams
@@ -16,7 +17,7 @@ from freqfilter.errors import UserError
 from freqfilter.process import shutdown
 from freqfilter.tracking.aliases import CHAMPION
 from freqfilter.tracking.client import is_reachable, open_store
-from freqfilter.tracking.queries import newest_training
+from freqfilter.tracking.queries import TRAININGS, stored_runs
 from freqfilter.tracking.ui_views import RunRef
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,6 @@ SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 def ui(*, port: int) -> int:
     """Serve MLflow's UI on the loopback address until interrupted, or print the address of a remote store's UI.
 
-    Args:
-        port: Port of the server.
-
     Returns:
         The exit code of the server.
 
@@ -44,7 +42,7 @@ def ui(*, port: int) -> int:
 
     def print_addresses() -> None:
         logger.info(f"MLflow: {server}")
-        if training := newest_training():
+        if training := next(stored_runs(TRAININGS), None):
             run = RunRef(training.run_id, "", training.experiment_id, tracking_uri)
             logger.info(f"  newest training, {training.name}: {run.page(server)}")
             logger.info(f"  all trainings: {run.view(server, 'trainings')}")
@@ -63,9 +61,7 @@ def ui(*, port: int) -> int:
             ) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
-    return run_server(
-        command, os.environ | SERVER_ENVIRONMENT, ready=lambda: is_reachable(server), on_ready=print_addresses
-    )
+    return run_server(command, SERVER_ENVIRONMENT, ready=lambda: is_reachable(server), on_ready=print_addresses)
 
 
 def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
@@ -93,7 +89,7 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
         arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
             [sys.executable, "-m", "mlflow", *arguments, "--port", str(port)],
-            os.environ | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
+            {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
         )
 
 
@@ -108,11 +104,11 @@ def run_server(
 
     Args:
         command: Command of the server.
-        environment: Environment variables of the server.
+        environment: Its environment variables, in addition to those of this process.
         ready: Returns whether the server accepts requests.
         on_ready: Called once, when the server is ready.
     """
-    server, waiting = subprocess.Popen(command, env=environment), True
+    server, waiting = subprocess.Popen(command, env=os.environ | environment), True
     try:
         with shutdown.deferred():
             while server.poll() is None:
@@ -120,10 +116,8 @@ def run_server(
                 if waiting and ready():
                     waiting = False
                     on_ready()
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     server.wait(timeout=POLL_S)
-                except subprocess.TimeoutExpired:
-                    continue
         return server.returncode
     finally:
         server.terminate()

@@ -186,7 +186,7 @@ def fit(run: Run, prepared: TrainingSetup, checkpoints: CheckpointWriter, *, val
         holdout_every=evaluation.holdout_every,
         params=training,
     )
-    monitor = Monitor.of(state, splits, params, val_limit=val_limit)
+    monitor = Monitor(state, splits, params, val_limit=val_limit)
     val_limit_mse = val_limit.mse if val_limit else None
     for finding in check_settings(params):
         _log_finding(run, finding)

@@ -19,15 +19,7 @@ N_STARTS_SHOWN = 4
 
 
 def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tuple[str, Figure]]:
-    """Draw signals in time and frequency, and windows of them.
-
-    Args:
-        signals: The signal model.
-        windows: All windows of a realization, or its first windows.
-
-    Yields:
-        Artifact path and figure.
-    """
+    """Yield artifact path and figure of a realization in time and frequency, and of its windows, all or the first."""
     frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
     mixture = windows.mixtures[0].double().numpy()
     components = windows.components.double().numpy()
@@ -35,8 +27,7 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
     clean = components.mean(axis=0)
     yield "visualizations/01_time.png", data.time(time_s, mixture, clean, slowest_hz=min(frequencies_hz))
     for file, draw in (("02_spectrum", data.spectrum), ("03_spectrogram", data.spectrogram)):
-        figure = draw(mixture, sample_rate_hz=rate_hz, frequencies_hz=frequencies_hz)
-        yield f"visualizations/{file}.png", figure
+        yield f"visualizations/{file}.png", draw(mixture, sample_rate_hz=rate_hz, frequencies_hz=frequencies_hz)
     overlay = data.overlay(time_s, components, mixture, frequencies_hz=frequencies_hz)
     yield "visualizations/04_components.png", overlay
 
@@ -66,20 +57,10 @@ def evaluation_figures(
     sample_rate_hz: float,
     device: torch.device,
 ) -> Iterator[tuple[str, Figure]]:
-    """Draw estimates, errors and scores on a test set.
+    """Yield artifact path and figure of estimates, errors and scores of an estimator and the baselines on a test set.
 
-    Args:
-        estimator: The estimator that is evaluated.
-        windows: The test set.
-        first_windows: The first windows of its realization; None for a data file, whose windows have no known order
-            and hence no spectrum and no long segment.
-        compared: Scores of the estimator and the baselines.
-        frequencies_hz: Frequency of each component.
-        sample_rate_hz: Sample rate of the realization.
-        device: Device of the estimator.
-
-    Yields:
-        Artifact path and figure.
+    ``first_windows`` are the first windows of its realization; None for a data file, whose windows have no known order
+    and hence no spectrum and no long segment.
     """
     estimates = window_estimates(estimator, windows, frequencies_hz=frequencies_hz, device=device)
     yield PREDICTION, evaluation.prediction(estimates)

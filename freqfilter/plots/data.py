@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,10 +14,9 @@ from freqfilter.plots.style import (
     GREY,
     MAX_PANELS,
     ORANGE,
-    colour,
-    format_hz,
+    add_legend,
     label_axes,
-    line,
+    line_style,
     new_figure,
     panels,
 )
@@ -49,11 +47,11 @@ def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float
     figure = new_figure(12, 7)
     whole, beginning = figure.subplots(2, 1)
     whole.plot(time_s, mixture, color=GREY, linewidth=0.5)
-    label_axes(whole, xlabel="time (s)", ylabel="amplitude", title=f"Mixture: {len(mixture):,} samples")
+    label_axes(whole, "time (s)", "amplitude", f"Mixture: {len(mixture):,} samples")
     shown = time_s <= PERIODS_SHOWN / slowest_hz
     beginning.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8, label="mixture, with noise")
     beginning.plot(time_s[shown], clean[shown], color=BLUE, linewidth=2, label="without noise")
-    label_axes(beginning, xlabel="time (s)", ylabel="amplitude", title="Its beginning", legend=True)
+    label_axes(beginning, "time (s)", "amplitude", "Its beginning", legend=True)
     return figure
 
 
@@ -67,7 +65,7 @@ def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequenc
     for frequency_hz in frequencies_hz:
         axes.axvline(frequency_hz, color=ORANGE, linestyle=":", linewidth=1.5)
     axes.plot([], [], color=ORANGE, linestyle=":", label="components")
-    label_axes(axes, xlabel="frequency (Hz)", ylabel="amplitude", title="Spectrum of the mixture", legend=True)
+    label_axes(axes, "frequency (Hz)", "amplitude", "Spectrum of the mixture", legend=True)
     return figure
 
 
@@ -78,8 +76,7 @@ def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequ
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
-    ordered = [0.0, *sorted(frequencies_hz)]
-    nearest_hz = min(higher - lower for lower, higher in pairwise(ordered))
+    nearest_hz = np.diff(sorted([0.0, *frequencies_hz])).min()
     length = max(8, min(round(4 * sample_rate_hz / nearest_hz), len(mixture) // 5))
     length = min(length, len(mixture))
     grid_hz, time_s, power = signal.spectrogram(
@@ -87,16 +84,8 @@ def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequ
     )
     shown = grid_hz <= BAND * max(frequencies_hz)
     level_db = 10 * np.log10(np.maximum(power[shown], 1e-12))
-    highest_db = float(level_db.max())
-    mesh = axes.pcolormesh(
-        time_s,
-        grid_hz[shown],
-        level_db,
-        cmap="cividis",
-        shading="nearest",
-        vmin=highest_db - LEVELS_DB,
-        vmax=highest_db,
-    )
+    lowest_db = level_db.max() - LEVELS_DB
+    mesh = axes.pcolormesh(time_s, grid_hz[shown], level_db, cmap="cividis", shading="nearest", vmin=lowest_db)
     figure.colorbar(mesh, ax=axes, label="power (dB)")
     title = f"Spectrogram of the mixture, segments of {length / sample_rate_hz:.2g} s"
     axes.set(xlabel="time (s)", ylabel="frequency (Hz)", title=title)
@@ -109,21 +98,19 @@ def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequenci
     above, below = figure.subplots(2, 1, sharex=True)
     shown = time_s <= PERIODS_SHOWN / min(frequencies_hz)
     for number, (component, frequency_hz) in enumerate(zip(components, frequencies_hz, strict=True)):
-        above.plot(
-            time_s[shown], component[shown], color=colour(number), linestyle=line(number), label=format_hz(frequency_hz)
-        )
-    label_axes(above, xlabel="", ylabel="amplitude", title="Components without noise")
+        above.plot(time_s[shown], component[shown], label=f"{frequency_hz:g} Hz", **line_style(number))
+    label_axes(above, "", "amplitude", "Components without noise")
     if len(frequencies_hz) <= 2 * MAX_PANELS:
-        figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+        add_legend(figure, above, 8)
     below.plot(time_s[shown], mixture[shown], color=GREY, linewidth=0.8)
-    label_axes(below, xlabel="time (s)", ylabel="amplitude", title="Mixture: their mean with noise")
+    label_axes(below, "time (s)", "amplitude", "Mixture: their mean with noise")
     return figure
 
 
 def windows(
     time_s: Samples, mixtures: Samples, targets: Samples, *, starts_s: Sequence[float], frequencies_hz: Sequence[float]
 ) -> Figure:
-    """Draw windows: the mixture, and the target of each selector.
+    """Draw windows, each a panel: the mixture, and the target of each selector.
 
     Args:
         time_s: Time since the window's start, (n_samples,).
@@ -132,37 +119,26 @@ def windows(
         starts_s: Start time of each window.
         frequencies_hz: Frequency of each component.
     """
-    figure = new_figure(12, 3.2 * -(-len(mixtures) // 2) + 0.6)
-    all_axes = panels(figure, len(mixtures))
+    figure, all_axes = panels(len(mixtures))
     for axes, mixture, window_targets, start_s in zip(all_axes, mixtures, targets, starts_s, strict=True):
         axes.plot(time_s * 1e3, mixture, color=GREY, linewidth=1, label="mixture")
-        for number, (target, frequency_hz) in enumerate(zip(window_targets, frequencies_hz, strict=True)):
-            if number < MAX_PANELS:
-                label = f"target, {format_hz(frequency_hz)}"
-                axes.plot(time_s * 1e3, target, color=colour(number), linestyle=line(number), label=label)
-        label_axes(
-            axes, xlabel="time in the window (ms)", ylabel="amplitude", title=f"window starting at {start_s:.3f} s"
-        )
-    handles, labels = all_axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5)
+        for number, target in enumerate(window_targets[:MAX_PANELS]):
+            label = f"target, {frequencies_hz[number]:g} Hz"
+            axes.plot(time_s * 1e3, target, label=label, **line_style(number))
+        label_axes(axes, "time in the window (ms)", "amplitude", f"window starting at {start_s:.3f} s")
+    add_legend(figure, all_axes[0], 5)
     return figure
 
 
 def structure(inputs: Samples, target: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
-    """Draw the values of one window: its features in rows, its target below.
-
-    Args:
-        inputs: (n_samples, 1 + n_components).
-        target: (n_samples, 1).
-        frequencies_hz: Frequency of each component.
-    """
+    """Draw one window: its inputs (n_samples, 1 + n_components) in rows, its target (n_samples, 1) below."""
     n_samples, n_features = inputs.shape
     figure = new_figure(12, 5)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[n_features, 1.5])
     limit = float(max(1.0, np.abs(inputs).max(), np.abs(target).max()))
     style = {"aspect": "auto", "cmap": "PuOr", "vmin": -limit, "vmax": limit, "interpolation": "nearest"}
     image = above.imshow(inputs.T, **style)
-    above.set_yticks(range(n_features), ["mixture", *(f"selector {format_hz(f)}" for f in frequencies_hz)])
+    above.set_yticks(range(n_features), ["mixture", *(f"selector {f:g} Hz" for f in frequencies_hz)])
     above.set_title(f"Input of one window: {n_samples} samples × {n_features} features")
     below.imshow(target.T, **style)
     below.set_yticks([0], ["target"])

@@ -8,72 +8,44 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
-from numpy.typing import NDArray
 
 from freqfilter.evaluation.limits import LimitEstimate, LimitEstimates
-from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import PairedTest
-from freqfilter.plots.style import BLUE, GREY, MAX_PANELS, ORANGE, format_hz, label_axes, new_figure, panels
+from freqfilter.plots.data import Samples
+from freqfilter.plots.style import BLUE, GREY, MAX_PANELS, ORANGE, add_legend, label_axes, new_figure, panels
 
 SIDES = {"causal": (BLUE, "-", "samples so far"), "two_sided": (ORANGE, "--", "whole window")}
+COLOURS = {"candidate": BLUE, "champion": ORANGE, "limit": GREY}
 
 
 def limit_curves(scores: LimitEstimates, by_length: Mapping[int, LimitEstimates]) -> Figure:
-    """Draw the limit over positions in the window and over window lengths.
-
-    Args:
-        scores: Limits for the current window length, which is marked.
-        by_length: Limits by window length, ascending.
-    """
+    """Draw the limit over positions in the window, and over ascending window lengths with that of ``scores`` marked."""
     figure = new_figure(12, 5)
     positions, lengths = figure.subplots(1, 2)
     window_length = len(scores.causal.per_step)
-    for side, (colour, style, label) in SIDES.items():
+    for side, (colour, linestyle, label) in SIDES.items():
+        style = {"color": colour, "linestyle": linestyle, "label": label}
         limit: LimitEstimate = getattr(scores, side)
-        sample = np.arange(1, window_length + 1)
         marker = "o" if window_length == 1 else None
-        positions.plot(sample, limit.per_step, color=colour, linestyle=style, marker=marker, label=label)
+        positions.plot(np.arange(1, window_length + 1), limit.per_step, marker=marker, **style)
         limits: list[LimitEstimate] = [getattr(estimates, side) for estimates in by_length.values()]
-        lengths.errorbar(
-            list(by_length),
-            [limit.mse for limit in limits],
-            yerr=[2 * limit.standard_error for limit in limits],
-            color=colour,
-            linestyle=style,
-            marker="o",
-            markersize=4,
-            capsize=3,
-            label=label,
-        )
-    label_axes(
-        positions,
-        xlabel="sample in the window",
-        ylabel="least mean squared error",
-        title=f"Over the window of {window_length} samples",
-        legend=True,
-    )
+        errors = [2 * limit.standard_error for limit in limits]
+        mse = [limit.mse for limit in limits]
+        lengths.errorbar(list(by_length), mse, yerr=errors, marker="o", markersize=4, capsize=3, **style)
+    title = f"Over the window of {window_length} samples"
+    label_axes(positions, "sample in the window", "least mean squared error", title, legend=True)
     positions.set_ylim(bottom=0)
     lengths.axvline(window_length, color=GREY, linestyle=":", label=f"{window_length} samples")
     lengths.set_xscale("log")
     lengths.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     lengths.set_ylim(bottom=0)
-    label_axes(
-        lengths,
-        xlabel="window length (samples)",
-        ylabel="least mean squared error, mean over the window",
-        title="Over window lengths, ± 2 standard errors",
-        legend=True,
-    )
+    ylabel, title = "least mean squared error, mean over the window", "Over window lengths, ± 2 standard errors"
+    label_axes(lengths, "window length (samples)", ylabel, title, legend=True)
     return figure
 
 
 def posterior(
-    mixture: NDArray[np.floating],
-    targets: NDArray[np.floating],
-    means: NDArray[np.floating],
-    variances: NDArray[np.floating],
-    *,
-    frequencies_hz: Sequence[float],
+    mixture: Samples, targets: Samples, means: Samples, variances: Samples, *, frequencies_hz: Sequence[float]
 ) -> Figure:
     """Draw the posterior mean and standard deviation of each component in one window.
 
@@ -84,23 +56,18 @@ def posterior(
         variances: Posterior variances.
         frequencies_hz: Frequency of each component.
     """
-    n_panels = min(len(targets), MAX_PANELS)
-    figure = new_figure(12, 3.2 * -(-n_panels // 2) + 0.6)
-    all_axes = panels(figure, n_panels)
+    figure, all_axes = panels(min(len(targets), MAX_PANELS))
     sample = np.arange(1, len(mixture) + 1)
+    marker = "o" if len(mixture) == 1 else None
     for number, axes in enumerate(all_axes):
         mean, spread = means[number], np.sqrt(variances[number])
-        marker = "o" if len(mixture) == 1 else None
         axes.plot(sample, mixture, color=GREY, linewidth=1, marker=marker, label="mixture")
         axes.fill_between(sample, mean - spread, mean + spread, color=ORANGE, alpha=0.2, label="± 1 standard deviation")
         axes.plot(sample, targets[number], color=BLUE, linewidth=2, marker=marker, label="target")
         axes.plot(sample, mean, color=ORANGE, linewidth=2, linestyle="--", marker=marker, label="posterior mean")
-        label_axes(axes, xlabel="sample in the window", ylabel="amplitude", title=format_hz(frequencies_hz[number]))
-    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        label_axes(axes, "sample in the window", "amplitude", f"{frequencies_hz[number]:g} Hz")
+    add_legend(figure, all_axes[0], 4)
     return figure
-
-
-COLOURS = {"candidate": BLUE, "champion": ORANGE, "limit": GREY}
 
 
 def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure:
@@ -119,9 +86,8 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
     for number, side in enumerate(sides):
         positions = np.arange(len(components)) + (number - (len(sides) - 1) / 2) * width
         bars.bar(positions, errors[side].mean(), width, label=side, color=COLOURS[side])
-    names = ["all" if name == OVERALL else name.replace("hz", " Hz") for name in components]
-    bars.set_xticks(range(len(components)), names)
-    label_axes(bars, xlabel="component", ylabel="mean squared error", title="on the same fresh realizations")
+    bars.set_xticks(range(len(components)), [name.replace("hz", " Hz") for name in components])
+    label_axes(bars, "component", "mean squared error", "on the same fresh realizations")
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=len(sides))
     interval.axvline(0, color=GREY, linewidth=1)
     if test is None:
@@ -134,5 +100,5 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
             interval.legend()
         interval.margins(x=0.3)
     interval.set_yticks([])
-    label_axes(interval, xlabel="candidate − champion (% of champion MSE)", ylabel="", title="left of zero: better")
+    label_axes(interval, "candidate − champion (% of champion MSE)", "", "left of zero: better")
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
@@ -24,17 +26,12 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def line(number: int) -> str:
-    """Return the line style of an index; it distinguishes indices with the same colour."""
-    return LINES[number // len(COLOURS) % len(LINES)]
+def line_style(number: int) -> dict[str, Any]:
+    """Return colour and line style of an index; the line style distinguishes indices with the same colour."""
+    return {"color": colour(number), "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
 
 
-def format_hz(frequency_hz: float) -> str:
-    """Format a frequency."""
-    return f"{frequency_hz:g} Hz"
-
-
-def label_axes(axes: Axes, *, xlabel: str, ylabel: str, title: str = "", legend: bool = False) -> None:
+def label_axes(axes: Axes, xlabel: str, ylabel: str, title: str = "", *, legend: bool = False) -> None:
     """Set labels, title, grid and, if ``legend``, a legend."""
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(visible=True, which="both", alpha=0.3)
@@ -54,12 +51,19 @@ def log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(plain if top < 30 * bottom else NullFormatter())
 
 
-def panels(figure: Figure, n_panels: int, *, share_y: bool = True) -> list[Axes]:
-    """Create a grid of panels in up to two columns, in reading order."""
+def add_legend(figure: Figure, axes: Axes, n_columns: int) -> None:
+    """Draw one legend for the figure, with the entries of ``axes``."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=n_columns)
+
+
+def panels(
+    n_panels: int, *, width: float = 12, row_height: float = 3.2, legend_height: float = 0.6
+) -> tuple[Figure, list[Axes]]:
+    """Create a figure with a grid of panels in up to two columns, in reading order; sizes in inches."""
     n_columns = min(2, n_panels)
-    n_rows = -(-n_panels // n_columns)
-    grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=share_y)
-    all_axes: list[Axes] = list(grid.flatten())
+    n_rows = -(-n_panels // 2)
+    figure = new_figure(width, row_height * n_rows + legend_height)
+    all_axes = list(figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).flatten())
     for unused in all_axes[n_panels:]:
         unused.remove()
-    return all_axes[:n_panels]
+    return figure, all_axes[:n_panels]

@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, label_axes, line, log_scale, new_figure
+from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, label_axes, line_style, log_scale, new_figure
 from freqfilter.training.reports import EpochReport
+
+HOLDOUT = "holdout: new noise, not used for selection"
 
 
 def training_loss(
@@ -24,34 +26,22 @@ def training_loss(
     best_epoch: int | None = None,
     val_limit_mse: float | None = None,
 ) -> Figure:
-    """Draw the losses over epochs, 12 × 6 inches.
+    """Draw training and validation loss over epochs, 12 × 6 inches, with lines at best epoch and limit, if given.
 
     The axis is logarithmic, but linear if the loss can be negative (``snr``, dB). The holdout and the limit are mean
     squared errors, drawn if ``loss`` is ``mse``.
-
-    Args:
-        history: Report of each epoch.
-        loss: Name of the training and validation loss.
-        best_epoch: Marked by a line, if given.
-        val_limit_mse: The limit on the validation windows, drawn as a line if given.
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
-    curves: dict[str, tuple[str, list[tuple[int, float | None]]]] = {
-        "training": (BLUE, [(report.epoch, report.train_loss) for report in history]),
-        "validation": (ORANGE, [(report.epoch, report.val_loss) for report in history]),
-    }
-    if loss == "mse":  # a mean over samples, as the limit beside it is
-        curves["validation"] = (ORANGE, [(report.epoch, report.val_mse) for report in history])
-        holdout = [(report.epoch, report.holdout_mse) for report in history]
-        curves["holdout: new noise, not used for selection"] = (GREEN, holdout)
+    curves = {"training": (BLUE, "train_loss"), "validation": (ORANGE, "val_loss")}
+    if loss == "mse":  # val_mse is a mean over samples, as the limit beside it is
+        curves |= {"validation": (ORANGE, "val_mse"), HOLDOUT: (GREEN, "holdout_mse")}
     lowest = math.inf
-    for label, (line_colour, points) in curves.items():
-        measured = [(epoch, value) for epoch, value in points if value is not None]
-        if measured:
-            epochs, values = zip(*measured, strict=True)
-            axes.plot(epochs, values, label=label, color=line_colour, marker="o", markersize=3)
-            lowest = min(lowest, *values)
+    for label, (line_colour, measure) in curves.items():
+        points = {report.epoch: value for report in history if (value := getattr(report, measure)) is not None}
+        if points:
+            axes.plot(list(points), list(points.values()), label=label, color=line_colour, marker="o", markersize=3)
+            lowest = min(lowest, *points.values())
     if best_epoch:
         axes.axvline(best_epoch, label=f"best validation, epoch {best_epoch}", color=GREY, linestyle=":")
     if val_limit_mse and loss == "mse":
@@ -61,7 +51,7 @@ def training_loss(
     if lowest > 0:
         log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    label_axes(axes, xlabel="epoch", ylabel=_loss_label(loss), title="Training and validation loss", legend=True)
+    label_axes(axes, "epoch", _loss_label(loss), "Training and validation loss", legend=True)
     return figure
 
 
@@ -76,7 +66,7 @@ def comparison(table: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     measures = {
         "val_mse": (ORANGE, "o", "validation"),
-        "holdout_mse": (GREEN, "D", "holdout: new noise, not used for selection"),
+        "holdout_mse": (GREEN, "D", HOLDOUT),
         "test_mse": (BLUE, "s", "test"),
     }
     rows = range(len(table))
@@ -85,7 +75,7 @@ def comparison(table: pd.DataFrame) -> Figure:
             axes.plot(table[column].astype(float), rows, marker, color=marker_colour, label=label)
     axes.set_yticks(rows, [str(name) for name in table.index])
     axes.invert_yaxis()
-    label_axes(axes, xlabel="mean squared error", ylabel="", title="Each run with its best weights", legend=True)
+    label_axes(axes, "mean squared error", "", "Each run with its best weights", legend=True)
     return figure
 
 
@@ -98,15 +88,9 @@ def learning_rate_range(
     current: float,
     loss: str,
 ) -> Figure:
-    """Draw the loss over the learning rate in a range test.
+    """Draw the loss over the learning rate in a range test, with the suggested and the current rate marked.
 
-    Args:
-        learning_rates: Learning rate of each step, (n_steps,).
-        losses: Training loss of each step, (n_steps,).
-        smoothed: Smoothed loss of each step, (n_steps,).
-        suggested: Suggested learning rate, marked by a line if given.
-        current: Current learning rate, marked by a line.
-        loss: Name of the loss.
+    ``learning_rates``, ``losses`` and ``smoothed`` losses have a value for each step, (n_steps,).
     """
     figure = new_figure(12, 6)
     axes = figure.subplots()
@@ -120,7 +104,7 @@ def learning_rate_range(
     low, high = float(smoothed.min()), float(smoothed[: int(smoothed.argmin()) + 1].max())
     height = max(high - low, 0.1 * abs(high), 1e-9)
     axes.set_ylim(low - 0.5 * height, high + 0.5 * height)  # a diverging end would flatten the rest
-    label_axes(axes, xlabel="learning rate", ylabel=_loss_label(loss), title="Learning-rate range test", legend=True)
+    label_axes(axes, "learning rate", _loss_label(loss), "Learning-rate range test", legend=True)
     return figure
 
 
@@ -146,17 +130,14 @@ class Curves:
 
 
 def side_by_side(trainings: Mapping[str, Curves]) -> Figure:
-    """Draw validation and holdout over epochs with the limits and, if known, ratios of error to limit.
-
-    Args:
-        trainings: Curves of each training, by name.
-    """
-    ratios = {name: curves.over_limit for name, curves in trainings.items() if curves.over_limit}
-    figure = new_figure(14 if ratios else 9, 5 + 0.15 * max(0, len(trainings) - 6))
-    losses, *rest = figure.subplots(1, 1 + bool(ratios), width_ratios=(3, 2)[: 1 + bool(ratios)], squeeze=False)[0]
+    """Draw validation and holdout of trainings over epochs with the limits and, if known, ratios of error to limit."""
+    has_ratios = any(curves.over_limit for curves in trainings.values())
+    figure = new_figure(14 if has_ratios else 9, 5 + 0.15 * max(0, len(trainings) - 6))
+    widths = (3, 2) if has_ratios else (1,)
+    losses, *rest = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
     _draw_losses(losses, trainings)
     for axes in rest:
-        _draw_ratios(axes, ratios, list(trainings))
+        _draw_ratios(axes, trainings)
     handles, labels = losses.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize="small")
     return figure
@@ -167,35 +148,35 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
     lowest = math.inf
     for number, (name, curves) in enumerate(trainings.items()):
         if curves.validation is not None:
-            (drawn,) = axes.plot(curves.validation.index, curves.validation, marker="o", markersize=3, label=name)
-            drawn.set(color=colour(number), linestyle=line(number))
+            style = line_style(number)
+            axes.plot(curves.validation.index, curves.validation, marker="o", markersize=3, label=name, **style)
             lowest = min(lowest, curves.validation.min())
         if curves.holdout is not None:
             axes.plot(curves.holdout.index, curves.holdout, color=colour(number), linestyle=":", linewidth=1)
         if curves.limit_mse:
             limits.setdefault(f"{curves.limit_mse:.4f}", number)
     if any(curves.holdout is not None for curves in trainings.values()):
-        axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label="holdout: new noise, not used for selection")
+        axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label=HOLDOUT)
     for limit_mse, number in limits.items():
         # Each of several limits has the colour of its first training.
-        line_colour = colour(number) if len(limits) > 1 else "black"
-        axes.axhline(
-            float(limit_mse), color=line_colour, linestyle="--", linewidth=1, label=f"limit on validation: {limit_mse}"
-        )
+        line_colour, label = colour(number) if len(limits) > 1 else "black", f"limit on validation: {limit_mse}"
+        axes.axhline(float(limit_mse), color=line_colour, linestyle="--", linewidth=1, label=label)
     if lowest > 0:
         log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    label_axes(axes, xlabel="epoch", ylabel="mean squared error", title="Validation")
+    label_axes(axes, "epoch", "mean squared error", "Validation")
 
 
-def _draw_ratios(axes: Axes, ratios: Mapping[str, tuple[float, float, float]], order: list[str]) -> None:
-    for row, (name, (ratio, low, high)) in enumerate(ratios.items()):
-        errors = [[ratio - low], [high - ratio]]
-        axes.errorbar([ratio], [row], xerr=errors, fmt="o", color=colour(order.index(name)), capsize=4)
+def _draw_ratios(axes: Axes, trainings: Mapping[str, Curves]) -> None:
+    names: list[str] = []
+    for number, (name, curves) in enumerate(trainings.items()):
+        if curves.over_limit:
+            ratio, low, high = curves.over_limit
+            errors = [[ratio - low], [high - ratio]]
+            axes.errorbar([ratio], [len(names)], xerr=errors, fmt="o", color=colour(number), capsize=4)
+            names.append(name)
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(ratios)), list(ratios))
-    axes.set_ylim(len(ratios) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.15)
-    label_axes(
-        axes, xlabel="ratio of mean squared error to limit", ylabel="", title="On fresh realizations, 95 % intervals"
-    )
+    label_axes(axes, "ratio of mean squared error to limit", "", "On fresh realizations, 95 % intervals")

@@ -97,14 +97,10 @@ def all_versions(model_name: str) -> list[RegisteredVersion]:
     Raises:
         UserError: If there is no such model.
     """
-    client, versions, token = MlflowClient(), [], None
     with wrap_store_errors(f"model_name={model_name}"):
-        client.get_registered_model(model_name)
-        while True:
-            page = client.search_model_versions(f"name = '{model_name}'", page_token=token)
-            versions += [RegisteredVersion.from_mlflow(version) for version in page]
-            if not (token := page.token):
-                return sorted(versions, key=lambda version: version.version)
+        MlflowClient().get_registered_model(model_name)
+        versions = mlflow.search_model_versions(filter_string=f"name = '{model_name}'")
+    return sorted(map(RegisteredVersion.from_mlflow, versions), key=lambda version: version.version)
 
 
 def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, description: str = "") -> None:
@@ -194,4 +190,4 @@ def registered_models() -> list[str]:
         UserError: If the registry cannot be read.
     """
     with wrap_store_errors("model registry"):
-        return [str(model.name) for model in MlflowClient().search_registered_models(max_results=1000)]
+        return [str(model.name) for model in mlflow.search_registered_models()]

@@ -14,7 +14,6 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.artifact.utils.models import get_model_name_and_version
-from numpy.typing import NDArray
 
 from freqfilter.errors import UserError, one_line
 from freqfilter.tracking.client import temporary_env, wrap_store_errors
@@ -34,16 +33,6 @@ LOAD_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeEr
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
-def load_version(model_name: str, version: int | str) -> Filter:
-    """Load a registered version; see ``freqfilter.load``."""
-    return load_uri(f"models:/{model_name}/{version}")
-
-
-def load_alias(model_name: str, alias: str) -> Filter:
-    """Load the version of an alias; see ``freqfilter.load``."""
-    return load_uri(f"models:/{model_name}@{alias}")
-
-
 def load_run(run_id: str) -> Filter:
     """Load the model that a run has logged.
 
@@ -58,10 +47,7 @@ def load_run(run_id: str) -> Filter:
 
 
 def load_origin(start_from: str) -> Filter:
-    """Load the filter that training starts from.
-
-    Args:
-        start_from: Id of a run, or URI of a model.
+    """Load the filter that training starts from, by the id of a run or the URI of a model.
 
     Raises:
         UserError: If it is neither, or there is no such filter.
@@ -89,8 +75,7 @@ def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Fil
     Args:
         uri: The model's URI, for messages.
         files: Folder of the files; see ``checked_files``.
-        suppress_warnings: Do not compare the installed packages with those of the model. The first comparison of a
-            process reads the metadata of all packages, which takes longer than loading.
+        suppress_warnings: Do not compare the installed packages with the model's, which takes longer than loading.
 
     Raises:
         UserError: If they are not a filter of this package, corrupt, or of a newer schema.
@@ -110,7 +95,10 @@ def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Fil
         except LOAD_ERRORS as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{uri}: its files are corrupt or incomplete ({reason})") from error
-        golden = _golden(files / GOLDEN)
+        golden = None  # of versions registered before these were stored
+        if (path := files / GOLDEN).exists():
+            with np.load(path, allow_pickle=False) as stored:
+                golden = stored["inputs"], stored["estimates"]
     return Filter(
         uri,
         loaded.metadata.model_id,
@@ -126,20 +114,8 @@ def import_loader() -> None:
     mlflow.pyfunc.load_model  # noqa: B018 (a lazy module is imported by the first access)
 
 
-def _golden(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-    """Inputs and estimates stored at registration; None for versions registered before these were stored."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as stored:
-        return stored["inputs"], stored["estimates"]
-
-
 def checked_files(uri: str, folder: Path) -> Path:
-    """Copy a model's files and check the copy, so that the checked files cannot change; no file is executed.
-
-    Args:
-        uri: Any model URI of MLflow.
-        folder: Folder for the copy.
+    """Copy a model's files to ``folder`` and check the copy, so that the checked files cannot change.
 
     Raises:
         UserError: If there is no such model, or its checksum is not the registered one.

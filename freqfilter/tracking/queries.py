@@ -1,4 +1,4 @@
-"""Queries of runs, in the store and in run folders."""
+"""Queries of runs, in the store and in run folders, and the history of a registered model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from freqfilter.errors import UserError
 from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_NAMES, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import experiment_id, retry, temporary_env, wrap_store_errors
+from freqfilter.tracking.client import experiment_id, open_store, retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunLock, RunOwner, owner_ids
@@ -79,27 +79,22 @@ def stored_run(run_id: str) -> RunRecord:
         return _record(MlflowClient().get_run(run_id))
 
 
-def stored_runs(*, experiment: str | None = None, having: str = "") -> Iterator[RunRecord]:
-    """Iterate over the runs of an experiment, or of all experiments, the newest first.
+def stored_runs(having: str, *, experiment: str | None = None) -> Iterator[RunRecord]:
+    """Iterate over runs, the newest first.
 
     Args:
-        experiment: Name of the experiment; None: all.
         having: Filter of runs, in MLflow's syntax.
+        experiment: Name of their experiment; None: all experiments.
     """
     client = MlflowClient()
     with wrap_store_errors("cannot read the store's runs"):
         ids = [each.experiment_id for each in client.search_experiments() if experiment in (None, each.name)]
         token = None
         while ids:
-            page = client.search_runs(ids, having, order_by=["attributes.start_time DESC"], page_token=token)
+            page = client.search_runs(ids, having, order_by=["start_time DESC"], page_token=token)
             yield from map(_record, page)
             if not (token := page.token):
                 return
-
-
-def newest_training() -> RunRecord | None:
-    """Return the newest training of all experiments; None if there is none."""
-    return next(stored_runs(having="tags.workflow = 'train'"), None)
 
 
 def _record(run: MlflowRun) -> RunRecord:
@@ -137,7 +132,7 @@ def folder_run(folder: Path) -> RunRecord:
 
 
 def download(run_id: str, artifact: str, folder: Path) -> None:
-    """Copy a folder of a run's artifacts into ``folder``; does nothing if the run has no such artifacts."""
+    """Copy a folder of a run's artifacts into ``folder``, if the run has it."""
     with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"artifacts of run {run_id}"):
         if MlflowClient().list_artifacts(run_id, artifact):
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
@@ -179,16 +174,8 @@ def upload_run(kept: RunRecord, lock: RunLock) -> RunRecord:
         target_id = experiment_id(client, str(kept.target_experiment))
         # A former upload may have been interrupted before it renamed the folder.
         uploaded = client.search_runs([target_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
-        run = (
-            uploaded[0]
-            if uploaded
-            else client.create_run(
-                target_id,
-                start_time=kept.started_ms,
-                tags=resolve_tags({OFFLINE_ID: kept.run_id}),
-                run_name=kept.name,
-            )
-        )
+        tags = resolve_tags({OFFLINE_ID: kept.run_id})
+        run = uploaded[0] if uploaded else client.create_run(target_id, kept.started_ms, tags, kept.name)
     folder = lock.folder.with_name(run.info.run_id)
     try:
         lock.move(folder)
@@ -204,33 +191,23 @@ TRAININGS = "tags.workflow = 'train'"
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
 ALIAS = re.compile(r"(?:models:/)?(?P<model>[^/@]*)@(?P<alias>[^/@]+)")
 OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]]*\])")  # a name may have a list in it, as `default frequencies_hz=[2,5]`
-FILTER = re.compile(
-    r"(params?|metrics?|tags?|attributes?|attr|run|datasets?)\.|(status|run_name|start_time|end_time)\b"
-)
+FILTER = re.compile(r"(params?|metrics?|tags?|attributes?|attr|run|datasets?)\.|(status|run_name|(start|end)_time)\b")
 
 
-@dataclass(frozen=True)
-class Training:
+@dataclass(frozen=True, kw_only=True)
+class Training(RunRecord):
     """A training, read from the store.
 
     Attributes:
-        run_id: Id of the run.
-        name: Name of the run.
-        status: ``RUNNING``, ``FINISHED``, ``FAILED`` or ``KILLED``.
         params: Parameters of the run.
         metrics: Last value of each metric.
-        tags: Tags of the run.
         curves: Logged values of the metrics in ``CURVES``, by step.
         test_digest: Digest of its test data; empty if it was not tested.
         has_model: Whether it has logged a model.
     """
 
-    run_id: str
-    name: str
-    status: str
     params: Params
     metrics: dict[str, float]
-    tags: dict[str, str]
     curves: dict[str, pd.Series]
     test_digest: str
     has_model: bool
@@ -277,13 +254,12 @@ def split_list(text: str) -> list[str]:
 def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, max_results: int) -> list[MlflowRun]:
     """Search runs of the experiment, the newest first."""
     if launched := launched_run():
-        experiment_id = client.get_run(launched).info.experiment_id
+        searched = client.get_run(launched).info.experiment_id
+    elif experiment := client.get_experiment_by_name(tracking.experiment):
+        searched = experiment.experiment_id
     else:
-        experiment = client.get_experiment_by_name(tracking.experiment)
-        if experiment is None:
-            raise UserError(f"experiment={tracking.experiment}: no such experiment; give the name of one in the store")
-        experiment_id = experiment.experiment_id
-    return list(client.search_runs([experiment_id], having, max_results=max_results, order_by=["start_time DESC"]))
+        raise UserError(f"experiment={tracking.experiment}: no such experiment; give the name of one in the store")
+    return list(client.search_runs([searched], having, max_results=max_results, order_by=["start_time DESC"]))
 
 
 def _select(client: MlflowClient, word: str, tracking: TrackingParams) -> list[MlflowRun]:
@@ -310,55 +286,40 @@ def _find_run(client: MlflowClient, word: str, tracking: TrackingParams) -> Mlfl
     if match := VERSION.fullmatch(word):
         version = aliases.candidate_version(match["model"] or tracking.model_name, int(match["number"]))
         return client.get_run(version.run_id)
-    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
     quoted = word.replace("'", "''")
-    runs = client.search_runs(experiment_ids, f"run_name = '{quoted}'", max_results=1, order_by=["start_time DESC"])
-    if not runs:
+    named = next(stored_runs(f"run_name = '{quoted}'"), None)
+    if named is None:
         raise UserError(f"runs: {word!r} is no run id, run name or version; look it up with `make ui`")
-    return runs[0]
+    return client.get_run(named.run_id)
 
 
 def _training(client: MlflowClient, run: MlflowRun) -> Training:
-    run_id, test_digest = run.info.run_id, ""
-    for logged in run.inputs.dataset_inputs if run.inputs else []:
-        if logged.dataset.name == "test":
-            test_digest = str(logged.dataset.digest)
-    curves = {}
+    run_id, curves = run.info.run_id, {}
+    datasets = [logged.dataset for logged in run.inputs.dataset_inputs] if run.inputs else []
     names = {name: LEGACY_NAMES.get(name, name) for name in run.data.metrics}
     for stored_name, name in names.items():
         if name in CURVES:
             points = {point.step: point.value for point in client.get_metric_history(run_id, stored_name)}
             curves[name] = pd.Series(points).sort_index()
-    return Training(
-        run_id=run_id,
-        name=run.info.run_name,
-        status=run.info.status,
-        params=_params(run_id),
-        metrics={name: run.data.metrics[stored_name] for stored_name, name in names.items()},
-        tags=dict(run.data.tags),
-        curves=curves,
-        test_digest=test_digest,
-        has_model=bool(run.outputs and run.outputs.model_outputs),
-    )
-
-
-def _params(run_id: str) -> Params:
     with (
         tempfile.TemporaryDirectory() as folder,
         wrap_store_errors(f"run {run_id}: params.yaml"),
         temporary_env(**NO_PICKLE_ENV),
     ):
         path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="params.yaml", dst_path=folder)
-        return restore(read_sections(Path(path)))
+        params = restore(read_sections(Path(path)))
+    return Training(
+        **vars(_record(run)),
+        params=params,
+        metrics={name: run.data.metrics[stored_name] for stored_name, name in names.items()},
+        curves=curves,
+        test_digest=next((str(dataset.digest) for dataset in datasets if dataset.name == "test"), ""),
+        has_model=bool(run.outputs and run.outputs.model_outputs),
+    )
 
 
-RUNNING_HERE, RUNNING_ELSEWHERE, DIED, NEVER_STARTED, NOT_OWNED = (
-    "running here",
-    "running elsewhere",
-    "died",
-    "never started",
-    "not owned",
-)
+RUNNING_HERE, RUNNING_ELSEWHERE = "running here", "running elsewhere"
+DIED, NEVER_STARTED, NOT_OWNED = "died", "never started", "not owned"
 LAUNCHING_S = 3600.0  # longest creation of a conda environment, possibly on another machine
 
 
@@ -366,8 +327,8 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
     """Iterate over RUNNING runs and the condition of their owners.
 
     ``mlflow run`` creates its run before it looks for conda or the program's parameters, and leaves it RUNNING if that
-    fails (``mlflow.projects.backend.local``, 3.17.2). Such a run has no owner. It is identified by the folder of this
-    project and its user, and no `mlflow run` process is as old as the run.
+    fails (3.17.2). Such a run has no owner: it has this project's folder and this user, and no `mlflow run` process is
+    as old as the run.
 
     While a caller handles a run that died, no other process can resume it.
 
@@ -375,7 +336,7 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
         on_server: Whether other machines write to the store.
     """
     launchers = launcher_start_times()
-    for run in stored_runs(having="attributes.status = 'RUNNING'"):
+    for run in stored_runs("attributes.status = 'RUNNING'"):
         if run.owner is not None:
             with suppress(UserError), _lock_if_died(run, run.owner) as condition:
                 yield run, condition
@@ -412,3 +373,42 @@ def _launched_from_here(run: RunRecord) -> bool:
     source = run.tags.get(MLFLOW_SOURCE_NAME, "").removeprefix("file://")
     is_project = run.tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and bool(source)
     return is_project and Path(source) == root and run.tags.get(MLFLOW_USER) == getpass.getuser()
+
+
+HISTORY_COLUMNS = ["time", "event", "version", "champion_before", "champion_after", "who", "why", "evidence"]
+
+
+def history(tracking: TrackingParams) -> pd.DataFrame:
+    """Return the registrations, decisions and rollbacks of a registered model, oldest first.
+
+    Args:
+        tracking: Tracking parameters with the name of the model.
+
+    Returns:
+        A row for each: time in UTC, event, version, champion before and after, user, reason, and ID of the run with the
+        evidence.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    open_store()
+    rows = list[tuple[str | int, ...]]()
+    users = {run.run_id: run.tags.get(MLFLOW_USER, "") for run in stored_runs(TRAININGS)}
+    for version in aliases.all_versions(tracking.model_name):
+        copied = version.tags.get("copied_from")
+        why = f"copied from {copied}" if copied else f"recipe {version.tags.get('recipe', 'unknown')}"
+        who = users.get(version.run_id, "")
+        rows.append((version.registered_ms, "registered", version.version, "", "", who, why, version.run_id))
+    for run in stored_runs("tags.decision != ''"):
+        tags = run.tags
+        if tags.get("model_name") != tracking.model_name:
+            continue
+        event, before, carried_out = tags["decision"], tags.get("champion_before", ""), "carried_out" in tags
+        moves = event in ("PROMOTED", "ROLLED BACK")
+        after = tags["version"] if moves and carried_out else before
+        if moves and not carried_out:
+            event = f"{event}, not carried out"
+        who, why = tags.get(MLFLOW_USER, ""), tags.get("reason", "")
+        rows.append((run.started_ms, event, int(tags["version"]), before, after, who, why, run.run_id))
+    table = pd.DataFrame(rows, columns=HISTORY_COLUMNS).sort_values("time", kind="stable", ignore_index=True)
+    return table.assign(time=pd.to_datetime(table["time"], unit="ms").dt.strftime("%Y-%m-%d %H:%M:%S"))

@@ -6,7 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version as installed_version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 
 from freqfilter.config import Params
 from freqfilter.data.signal_model import random_stream
+from freqfilter.errors import UserError, without_credentials
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
@@ -40,6 +41,7 @@ from freqfilter.tracking.run import pad_table_columns
 from freqfilter.training.checkpoint import write_weights
 
 CODE = Path(__file__).with_name("pyfunc_model.py")  # MLflow runs it; an import would call set_model()
+MODEL = "model"  # artifact folder of a copied version's files in its run
 PROGRAM = "data"  # folder of the exported program in a version's files
 TOLERANCE = 1e-6
 CHECKED_SHAPES = ((1, 50), (3, 1), (2, 173))  # (n_windows, n_samples) of inputs that check a logged model
@@ -68,12 +70,12 @@ class ModelPackage:
 
 
 def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> str:
-    """Log a trained network as the model of a run, unless it was logged before an interruption.
+    """Log a trained network as the model of the active run, unless it was logged before an interruption.
 
     Args:
-        run_id: Id of the run.
+        run_id: The active run.
         trained: The trained network.
-        folder: For temporary files.
+        folder: Folder for temporary files.
 
     Returns:
         The logged model's id.
@@ -84,13 +86,13 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
     program = exported_program(trained.module)  # outside the run's folder: PyTorch keeps the path of temporary files
 
     def find_or_log() -> str:
-        if (model_id := _logged_model(run_id)) is not None:
-            _record_digest(model_id)
-            _check_logged_model(f"models:/{model_id}", trained)
-            return model_id
-        return log_model(run_id, trained, program)
+        model_id = _logged_model(run_id) or log_model(run_id, trained, program)
+        _record_digest(model_id)
+        _check_logged_model(f"models:/{model_id}", trained)
+        return model_id
 
-    with temporary_dir(folder):
+    # MLflow logs the run's metrics for the model too, and would not wait for that if it is set to.
+    with temporary_dir(folder), temporary_env(**NO_PICKLE_ENV, MLFLOW_ENABLE_ASYNC_LOGGING="false"):
         return retry(find_or_log)
 
 
@@ -123,23 +125,13 @@ def _signature(n_features: int) -> ModelSignature:
 
 
 def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram) -> str:
-    """Log a trained network and its exported program as a model of a run, and check the loaded model.
-
-    See ``log_and_check_model``.
-    """
+    """Log a trained network and its exported program as a model of a run."""
     client = MlflowClient()
     stored = client.get_run(run_id)
+    params = trained.params.canonical() | stored.data.params
     # Model.log() would create it in the process's active experiment.
-    logged = client.create_logged_model(
-        stored.info.experiment_id,
-        name="model",
-        source_run_id=run_id,
-        params=trained.params.canonical() | stored.data.params,
-    )
-    model_id = str(logged.model_id)
-    # Of the model's metrics, MLflow logs a batch whose delivery it does not wait for, if it may.
-    synchronous = {"MLFLOW_ENABLE_ASYNC_LOGGING": "false"}
-    with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV, **synchronous):
+    logged = client.create_logged_model(stored.info.experiment_id, name="model", source_run_id=run_id, params=params)
+    with tempfile.TemporaryDirectory() as folder:
         weights, facts, card = (Path(folder) / name for name in ("weights.pt", "facts.json", "model_card.md"))
         golden = Path(folder) / Path(GOLDEN).name
         write_weights(weights, trained.module.state_dict())
@@ -149,7 +141,7 @@ def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram) -> s
         np.savez(golden, allow_pickle=False, inputs=trained.golden, estimates=estimates)
         network = Path(str(network_source.__file__))
         artifacts = {"weights": weights, "facts": facts, "network": network, "golden": golden, "card": card}
-        info = Model.log(
+        Model.log(
             artifact_path=None,
             name="model",
             flavor=_Flavors,
@@ -158,23 +150,21 @@ def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram) -> s
             artifacts={name: str(path) for name, path in artifacts.items()},
             signature=_signature(trained.golden.shape[2]),
             input_example=trained.golden[:2],
-            pip_requirements=[f"{name}=={_public_version(installed_version(name))}" for name in ("mlflow", "torch")],
+            # Package indexes do not have the label of a local build.
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "torch")],
             metadata={"schema": SCHEMA},
             run_id=run_id,
-            model_id=model_id,
+            model_id=logged.model_id,
             step=trained.step,
         )
-    _record_digest(model_id)
-    _check_logged_model(info.model_uri, trained)
-    return model_id
+    return str(logged.model_id)
 
 
 def _logged_model(run_id: str) -> str | None:
     """Return the id of the complete model that a run has logged, if any; incomplete ones are deleted."""
-    client = MlflowClient()
-    experiment_id = client.get_run(run_id).info.experiment_id
-    model_id = None
-    for model in client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'"):
+    client, model_id = MlflowClient(), None
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
         if model_id is None and model.status == LoggedModelStatus.READY:
             model_id = str(model.model_id)
         else:
@@ -208,23 +198,23 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
     def find_or_create() -> int:
         # mlflow.register_model takes no description, and prints.
         make_registered_model(client, name)
-        for version in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
-            if (version.name, version.source) == (name, uri):
-                return int(version.version)
+        for existing in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
+            if (existing.name, existing.source) == (name, uri):
+                return int(existing.version)
         created = client.create_model_version(
             name, uri, tags=version_tags, description=pad_table_columns(description), model_id=model_id
         )
         return int(created.version)
 
     with wrap_store_errors(f"model_name={name}"):
-        version = retry(find_or_create)
-        retry(lambda: set_candidate(client, name, version))
-    return version
+        number = retry(find_or_create)
+        retry(lambda: set_candidate(client, name, number))
+    return number
 
 
 def _record_digest(model_id: str) -> None:
     """Set the checksum of the uploaded files as a tag of the logged model."""
-    with tempfile.TemporaryDirectory() as folder, temporary_env(**NO_PICKLE_ENV):
+    with tempfile.TemporaryDirectory() as folder:
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
         MlflowClient().set_logged_model_tags(model_id, {MODEL_DIGEST: files_digest(Path(files))})
 
@@ -245,8 +235,7 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
 
 def _check_logged_model(uri: str, trained: ModelPackage) -> None:
     """Load both flavors of the model as users do, and compare their estimates with the module's on new inputs."""
-    with temporary_env(**NO_PICKLE_ENV):
-        loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
+    loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
     random = random_stream(0, "proof")
     for n_windows, n_samples in CHECKED_SHAPES:
         inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
@@ -261,78 +250,42 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
                 raise RuntimeError(f"{uri}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
 
 
-def _public_version(version: str) -> str:
-    """Version without the label of a local build, which package indexes do not have."""
-    return version.partition("+")[0]
-
-
-MODEL = "model"  # artifact folder of the model's files, in the run that keeps them
-
-
-class RemoteRegistry:
-    """The model registry of another tracking store.
+def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Mapping[str, str], experiment: str) -> int:
+    """Register files as a new version in another tracking store, with a run that keeps them and the evidence.
 
     Args:
         uri: Tracking URI of the store.
+        name: Name of the registered model, which is created if it is missing.
+        files: Folder of the model's files.
+        evidence: Folder of the evidence of its promotion, which may be missing.
+        tags: Tags of the version.
+        experiment: Name of the run's experiment, which is created if it is missing.
+
+    Returns:
+        The version number.
 
     Raises:
-        UserError: If it does not respond.
+        UserError: If the store does not respond or refuses it, or the stored files differ; their run is then deleted.
     """
-
-    def __init__(self, uri: str) -> None:
-        if uri.startswith("http"):
-            check_reachable(uri)
-        self._uri = uri
-        with wrap_store_errors(uri):
-            self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-    def register(self, name: str, files: Path, evidence: Path, tags: Mapping[str, str], *, experiment: str) -> int:
-        """Register files as a new version, with a run that keeps them and the evidence.
-
-        Args:
-            name: Name of the registered model, which is created if it is missing.
-            files: Folder of the model's files.
-            evidence: Folder of the evidence of its promotion, which may be missing.
-            tags: Tags of the version.
-            experiment: Name of the run's experiment, which is created if it is missing.
-
-        Returns:
-            The version number.
-
-        Raises:
-            UserError: If the store refuses it.
-        """
-        client = self._client
-        with wrap_store_errors(f"{self._uri}: {name}"), temporary_env(**NO_PICKLE_ENV):
-            target_id = experiment_id(client, experiment)
-            run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
-            run_id = run.info.run_id
-            client.log_artifacts(run_id, str(files), MODEL)
-            if evidence.exists():
-                client.log_artifacts(run_id, str(evidence), DECISION)
-            client.set_terminated(run_id)
-            make_registered_model(client, name)
-            source = f"{run.info.artifact_uri}/{MODEL}"
-            version = client.create_model_version(name, source, run_id=run_id, tags=dict(tags))
-            set_candidate(client, name, int(version.version))
-        return int(version.version)
-
-    def digest(self, name: str, version: int) -> str:
-        """SHA-256 of a version's files, downloaded again."""
-        with (
-            wrap_store_errors(f"{self._uri}: {name}"),
-            temporary_env(**NO_PICKLE_ENV),
-            tempfile.TemporaryDirectory() as folder,
-        ):
-            run_id = self._client.get_model_version(name, str(version)).run_id
-            files = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=self._uri
-            )
-            return files_digest(Path(files))
-
-    def remove(self, name: str, version: int) -> None:
-        """Delete a version, and the run that keeps its files."""
-        with wrap_store_errors(f"{self._uri}: {name}"):
-            run_id = self._client.get_model_version(name, str(version)).run_id
-            self._client.delete_model_version(name, str(version))
-            self._client.delete_run(run_id)
+    if uri.startswith("http"):
+        check_reachable(uri)
+    place = f"{without_credentials(uri)}: {name}"
+    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), tempfile.TemporaryDirectory() as folder:
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        target_id = experiment_id(client, experiment)
+        run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
+        run_id = run.info.run_id
+        client.log_artifacts(run_id, str(files), MODEL)
+        if evidence.exists():
+            client.log_artifacts(run_id, str(evidence), DECISION)
+        client.set_terminated(run_id)
+        stored = mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=uri
+        )
+        if files_digest(Path(stored)) != files_digest(files):
+            client.delete_run(run_id)
+            raise UserError(f"{place}: checksum mismatch after the copy; copy it again")
+        make_registered_model(client, name)
+        copy = client.create_model_version(name, f"{run.info.artifact_uri}/{MODEL}", run_id=run_id, tags=dict(tags))
+        set_candidate(client, name, int(copy.version))
+    return int(copy.version)

@@ -23,10 +23,9 @@ Source = Callable[[], dict[str, float]]  # returns values by name
 
 @contextmanager
 def system_metrics(run: Run, *, interval_s: float, warn: Callable[[str], None]) -> Iterator[None]:
-    """Context manager that logs a sample of system metrics every ``interval_s`` seconds.
+    """Context manager that logs a sample of system metrics every ``interval_s`` seconds, and one at the end.
 
-    The first sample is taken after a second, the last one at the end. MLflow's monitor writes to the store, which may
-    be unreachable; these samples go through the run's outbox.
+    MLflow's monitor writes to the store, which may be unreachable; these samples go through the run's outbox.
     ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false`` disables them.
 
     Args:
@@ -80,7 +79,6 @@ def _sources() -> list[Source]:
 
 
 def _sample_monitor(monitor: Any) -> dict[str, float]:
-    """Sample one of MLflow's monitors."""
     monitor.collect_metrics()
     values: dict[str, float] = monitor.aggregate_metrics()
     monitor.clear_metrics()
@@ -88,11 +86,8 @@ def _sample_monitor(monitor: Any) -> dict[str, float]:
 
 
 def _sample_process(process: psutil.Process) -> dict[str, float]:
-    """Sample processor usage (100 per core) and resident memory of a process."""
-    return {
-        "process_cpu_percentage": process.cpu_percent(),
-        "process_memory_megabytes": process.memory_info().rss / 1e6,
-    }
+    memory_mb = process.memory_info().rss / 1e6
+    return {"process_cpu_percentage": process.cpu_percent(), "process_memory_megabytes": memory_mb}
 
 
 def _gpu_memory() -> dict[str, float]:

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from freqfilter.tracked_names import (
+    BEST_HOLDOUT_MSE,
     COMPARED,
     EPOCH_SECONDS,
     HOLDOUT_MSE,
@@ -59,34 +60,30 @@ class View:
 
     def tag(self) -> tuple[str, str]:
         """Name and value of the experiment's tag."""
-        shown = [
-            {"uuid": name, "name": name, "display": True, "isReordered": True, **SIZES.get(name, {})}
-            for name in self.sections
+        sections = [
+            {"uuid": name, "name": name, "display": name in self.sections, "isReordered": True} | SIZES.get(name, {})
+            for name in (*self.sections, *FOLDED)
         ]
-        folded = [{"uuid": name, "name": name, "display": False, "isReordered": True} for name in FOLDED]
+        shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 20}
+        charts = [
+            shared | chart | {"uuid": f"{section} {number}", "metricSectionId": section}
+            for section, drawn in self.sections.items()
+            for number, chart in enumerate(drawn)
+        ]
         state = {
             "searchFilter": self.having,
             "orderByKey": self.order_by,
             "orderByAsc": True,
             "selectedColumns": list(self.columns),
             "columnWidths": {"attributes.`Run Name`": 340} | dict.fromkeys(self.columns, 140),
-            "compareRunSections": [*shown, *folded] if shown else None,
-            "compareRunCharts": _placed(self.sections) if shown else None,
+            "compareRunSections": sections if charts else None,
+            "compareRunCharts": charts or None,
             "isAccordionReordered": True,
             "hideEmptyCharts": True,
         }
         packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
         value = {"name": self.name, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"}
         return f"{TAG}{self.key}", json.dumps(value)
-
-
-def _placed(sections: dict[str, tuple[dict[str, Any], ...]]) -> list[dict[str, Any]]:
-    shared = {"deleted": False, "isGenerated": False, "runsCountToCompare": 20}
-    return [
-        shared | chart | {"uuid": f"{section} {number}", "metricSectionId": section}
-        for section, charts in sections.items()
-        for number, chart in enumerate(charts)
-    ]
 
 
 def _lines(*metrics: str, scale: str = "linear") -> dict[str, Any]:
@@ -125,7 +122,7 @@ VIEWS = (
             f"metrics.`{TEST_MSE_OVER_LIMIT}`",
             f"metrics.`{TEST_MSE}`",
             "metrics.`best/val_mse`",
-            "metrics.`best/holdout_mse`",
+            f"metrics.`{BEST_HOLDOUT_MSE}`",
             "metrics.`best/epoch`",
             "metrics.`epochs_run`",
             "tags.`model_version`",
@@ -162,11 +159,6 @@ VIEWS = (
 )
 
 
-def run_url(experiment_id: str, run_id: str) -> str:
-    """Address of a run's page, relative to MLflow's UI."""
-    return f"#/experiments/{experiment_id}/runs/{run_id}?{MODEL_TRAINING}"
-
-
 def view_url(experiment_id: str, key: str) -> str:
     """Address of a saved view, relative to MLflow's UI."""
     mode = "&compareRunsMode=CHART" if next(view for view in VIEWS if view.key == key).sections else ""
@@ -187,18 +179,14 @@ MADE = "views"  # tag of an experiment that has them, so that views changed by a
 
 
 def create_saved_views(client: MlflowClient, experiment: Experiment) -> None:
-    """Create the saved views and the description of an experiment, unless it has them.
-
-    Runs may do so concurrently, and the store may refuse a tag that another run is creating; such errors are ignored.
-    """
+    """Create the saved views and the description of an experiment, unless it has them."""
     tags, experiment_id = experiment.tags, experiment.experiment_id
     if MADE in tags:
         return
-    new_tags = dict(view.tag() for view in VIEWS) | dict([KIND])
     addresses = {view.key: view_url(experiment_id, view.key) for view in VIEWS}
-    new_tags |= {MLFLOW_RUN_NOTE: DESCRIPTION.format(**addresses)}
-    with suppress(MlflowException):
-        for name, value in (new_tags | {MADE: " ".join(view.key for view in VIEWS)}).items():
+    new_tags = [*(view.tag() for view in VIEWS), KIND, (MLFLOW_RUN_NOTE, DESCRIPTION.format(**addresses))]
+    with suppress(MlflowException):  # of a store that refuses a tag which another run creates at the same time
+        for name, value in (*new_tags, (MADE, " ".join(addresses))):
             if name not in tags:
                 client.set_experiment_tag(experiment_id, name, value)
 
@@ -225,12 +213,8 @@ class RunRef:
         return cls(run.run_id, run.experiment, run.experiment_id, tracking_uri)
 
     def page(self, server: str) -> str:
-        """Address of the run's page.
-
-        Args:
-            server: Address of MLflow's UI, such as ``http://127.0.0.1:5000``.
-        """
-        return f"{server.rstrip('/')}/{run_url(self.experiment_id, self.run_id)}"
+        """Address of the run's page in MLflow's UI at ``server``, such as ``http://127.0.0.1:5000``."""
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{MODEL_TRAINING}"
 
     def view(self, server: str, key: str) -> str:
         """Address of a saved view of the run's experiment."""

@@ -107,7 +107,7 @@ def test_a_linear_estimator_equals_its_filter() -> None:
     window = np.random.default_rng(1).normal(size=(3, 30))
     response = signal.sosfilt(sections, np.eye(30), axis=1)[None]
     inputs = torch.from_numpy(np.stack([window, np.ones_like(window)], axis=2))
-    estimates = LinearEstimator.from_filter(response)(inputs)
+    estimates = LinearEstimator(response.transpose(0, 2, 1))(inputs)
     np.testing.assert_allclose(estimates[..., 0], signal.sosfilt(sections, window, axis=1), atol=1e-12)
 
 

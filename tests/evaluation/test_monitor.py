@@ -44,7 +44,7 @@ def findings(
     """
     splits = splits or Splits.from_params(params)
     state = fresh_state(params)
-    training_monitor, found = Monitor.of(state, splits, params), list(check_settings(params))
+    training_monitor, found = Monitor(state, splits, params), list(check_settings(params))
     steps = train(
         state,
         training_windows=splits.epoch,

@@ -11,9 +11,10 @@ import pytest
 
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
-from freqfilter.pipelines.compare import ComparedTraining, distinct_names, remarks
+from freqfilter.pipelines.compare import ComparedTraining, ComparisonResult, distinct_names
 from freqfilter.tracked_names import BEST_HOLDOUT_MSE, HOLDOUT_MSE
 from freqfilter.tracking.queries import Training, split_list, trainings
+from freqfilter.tracking.ui_views import RunRef
 from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options, say
 
 pytestmark = pytest.mark.slow
@@ -116,8 +117,10 @@ def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **g
     """Create a training that is not in a store."""
     training = Training(
         run_id="0" * 32,
+        experiment_id="1",
         name=name,
         status=status,
+        started_ms=0,
         params=resolve(SMALL | given),
         metrics={},
         tags={},
@@ -130,17 +133,15 @@ def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **g
 
 def test_remarks_state_what_cannot_be_compared() -> None:
     file = {"data_file": "/data/a.npz", "split": "file", "noise": "fixed", "holdout_every": "0"}
-    lines = remarks(
-        [
-            compared("first", test_digest="", status="FAILED"),
-            compared("like it"),
-            compared("other test", test_digest="2"),
-            compared("two-sided", bidirectional="true", test_digest="3"),
-            compared("two-sided too", bidirectional="true", test_digest="3"),
-            compared("of a file", test_digest="4", **file),
-        ]
-    )
-    assert lines == [
+    trainings = [
+        compared("first", test_digest="", status="FAILED"),
+        compared("like it"),
+        compared("other test", test_digest="2"),
+        compared("two-sided", bidirectional="true", test_digest="3"),
+        compared("two-sided too", bidirectional="true", test_digest="3"),
+        compared("of a file", test_digest="4", **file),
+    ]
+    assert ComparisonResult(RunRef("1" * 32, "e", "1", ""), trainings).remarks == [
         "first is FAILED: its figures are those of its last epoch.",
         "other test has other test data than like it: their test scores are not comparable.",
         *(

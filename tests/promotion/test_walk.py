@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import mlflow
@@ -253,7 +254,8 @@ def test_a_copy_with_another_checksum_is_deleted(
 ) -> None:
     other = registry / "other.db"
     other.write_bytes(empty_store.read_bytes())
-    monkeypatch.setattr("freqfilter.tracking.registry.RemoteRegistry.digest", lambda *_: "another")
+    digests = count()
+    monkeypatch.setattr("freqfilter.tracking.registry.files_digest", lambda _: str(next(digests)))
     code, line = call(["copy", "--version", "2", "--to", f"sqlite:///{other}"], capsys, monkeypatch)
     assert code == 2
     assert "checksum mismatch after the copy" in line

@@ -184,8 +184,8 @@ def registered(folder: Path, module: FrequencyFilterLSTM, **overrides: str) -> i
     params = resolve(SMALL | overrides)
     with open_run(tracking_params(folder), Job("test", "a name")) as run:
         example = np.zeros((2, 20, 5), dtype=np.float32)
-        trained = registry.ModelPackage(module, params, golden=example, step=1)
-        model_id = registry.log_model(run.run_id, trained, exported_program(module))
+        package = registry.ModelPackage(module, params, golden=example, step=1)
+        model_id = registry.log_and_check_model(run.run_id, package, folder=run.folder)
         return registry.register(model_id, "frequency-filter", tags={"a": "b"}, description="words")
 
 
@@ -254,10 +254,10 @@ def shared_version(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) 
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        client = MlflowClient()
-        run_id = client.create_run(client.create_experiment("e", f"{folder}/artifacts")).info.run_id
+        experiment_id = mlflow.create_experiment("e", artifact_location=f"{folder}/artifacts")
+        run_id = MlflowClient().create_run(experiment_id).info.run_id
         package = registry.ModelPackage(module, resolve(SMALL), golden=np.zeros((2, 20, 5), dtype=np.float32), step=1)
-        model_id = registry.log_model(run_id, package, exported_program(module))
+        model_id = registry.log_and_check_model(run_id, package, folder=folder)
         files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=str(folder / "files"))
     return files, module
 
