@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freqfilter.cli.command import (
-    Request,
-    cli,
-    command,
-    recipe_option,
-    resolve_run_dir,
-    run_links,
-    seeds_option,
-    store_link,
-    training_summary,
-)
+from freqfilter.cli.command import Request, command, recipe_option, run_links, store_link
 from freqfilter.config.ablation import ablation_variants, seed_variants
 from freqfilter.config.load import resolve
 from freqfilter.errors import UserError
@@ -29,6 +19,11 @@ if TYPE_CHECKING:
     from freqfilter.config import Params
     from freqfilter.pipelines.train import TrainingResult
     from freqfilter.tracking.ui_views import RunRef
+
+
+seeds_option = click.option(
+    "--seeds", metavar="LIST", help='train once with each seed, such as "[1, 2, 3]", for mean and spread'
+)
 
 
 @command()
@@ -65,9 +60,9 @@ def ablate(request: Request, values: str) -> RunRef:
 
 @command(view="trainings")
 @recipe_option
-@click.option("--lowest", type=float, default=1e-6, show_default=True, help="learning rate of the first step")
-@click.option("--highest", type=float, default=1.0, show_default=True, help="learning rate of the last step")
-@click.option("--n_steps", type=click.IntRange(min=3), default=100, show_default=True, help="number of steps")
+@click.option("--lowest", type=float, default=1e-6, help="learning rate of the first step")
+@click.option("--highest", type=float, default=1.0, help="learning rate of the last step")
+@click.option("--n_steps", type=click.IntRange(min=3), default=100, help="number of steps")
 def find_learning_rate(request: Request, lowest: float, highest: float, n_steps: int) -> RunRef:
     """Suggest a learning rate by a range test."""
     if not (0 < lowest < highest < math.inf):
@@ -75,14 +70,8 @@ def find_learning_rate(request: Request, lowest: float, highest: float, n_steps:
     params = request.resolve(online=True)
     from freqfilter.pipelines.find_learning_rate import find_learning_rate as run_range_test
 
-    run = run_range_test(
-        params,
-        lowest=lowest,
-        highest=highest,
-        n_steps=n_steps,
-        recipe=request.recipe,
-        name=f"find_learning_rate {request.run_name()}",
-    )
+    name = f"find_learning_rate {request.run_name()}"
+    run = run_range_test(params, lowest=lowest, highest=highest, n_steps=n_steps, recipe=request.recipe, name=name)
     click.echo(f"run {run.run_id} in experiment {run.experiment}")
     return run
 
@@ -99,17 +88,16 @@ def resume(request: Request, run_id: str, force: bool) -> None:
     _resume(request, run_id, force=force)
 
 
-@cli.command()
-@click.option("--run_dir", metavar="FOLDER", help="folder of the runs' files  [default: that of params.yaml]")
-def sync(run_dir: str | None) -> None:
+@command(parameters=("run_dir",))
+def sync(request: Request) -> None:
     """Deliver runs that were offline.
 
     Runs whose tracking store became unreachable are delivered too.
     """
-    params = resolve_run_dir(run_dir)
+    run_dir = Path(request.resolve().tracking.run_dir)
     from freqfilter.pipelines.sync import sync as run_sync
 
-    click.echo(store_link(run_sync(Path(params.tracking.run_dir))))
+    click.echo(store_link(run_sync(run_dir)))
 
 
 def _train(request: Request, seeds: str | None) -> None:
@@ -157,6 +145,28 @@ def _resume(request: Request, run_id: str, *, force: bool) -> None:
     _print_summary(run_train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point))
 
 
-def _print_summary(result: TrainingResult) -> None:
-    for line in training_summary(result):
-        click.echo(line)
+def _print_summary(trained: TrainingResult) -> None:
+    """Print the best epoch, the scores, the run, the version and the run's page."""
+    from freqfilter.pipelines.model_card import limit_summary, scores_table
+
+    best, run = trained.progress.best, trained.run
+    lines = [
+        f"\nbest epoch {best.epoch} of {len(trained.progress.history)}: training loss {best.train_loss:.4f}, "
+        f"validation MSE {best.val_mse:.4f}",
+        f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n",
+        *(f"diagnosis: {line}" for line in trained.diagnoses.values()),
+    ]
+    if not run.tracking_uri:
+        lines += [
+            f"offline: everything is in {trained.folder}; deliver it and register the model with:",
+            "python -m freqfilter sync",
+        ]
+    else:
+        lines.append(f"run {run.run_id} in experiment {run.experiment}")
+        if trained.version is None:
+            lines.append("not registered (register=false)")
+        else:
+            lines.append(f"registered: {trained.model_name} version {trained.version}")
+            lines.append(f"load with: freqfilter.load({trained.model_name!r}, version={trained.version})")
+        lines += run_links(run)
+    click.echo("\n".join(lines))

@@ -7,7 +7,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -358,20 +358,18 @@ def task_differences(params: Params, other: Params) -> list[str]:
     return [f"{name}={task[name]} and not {other_task[name]}" for name in task if task[name] != other_task[name]]
 
 
+def _bound(default: float, text: str) -> float:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Bounds:
-    """Acceptance criteria that a user can set.
+    """Acceptance criteria that a user can set."""
 
-    Attributes:
-        max_mse_ratio: Maximum ratio of the candidate's mean squared error, over all components, to the limit.
-        max_mse_ratio_per_frequency: Maximum of this ratio for each component.
-        margin: Share of the champion's mean squared error by which the candidate may be worse; 0: it must be better.
-        max_latency_ms: Maximum latency for one window of the training length on one thread, milliseconds.
-        max_size_mb: Maximum size of the version's files, MB.
-    """
-
-    max_mse_ratio: float = 1.05
-    max_mse_ratio_per_frequency: float = 1.10
-    margin: float = 0.0
-    max_latency_ms: float = 50.0
-    max_size_mb: float = 20.0
+    max_mse_ratio: float = _bound(1.05, "largest ratio of its MSE to the limit")
+    max_mse_ratio_per_frequency: float = _bound(1.10, "the same for each component")
+    margin: float = _bound(
+        0.0, "share of the champion's MSE by which it may be worse, for example if it is faster; 0: it must be better"
+    )
+    max_latency_ms: float = _bound(50.0, "largest latency for one window on one thread, milliseconds")
+    max_size_mb: float = _bound(20.0, "largest size of its files, MB")
