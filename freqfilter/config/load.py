@@ -106,9 +106,8 @@ def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path
 def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
     if recipe == DEFAULT_RECIPE:
         return {}
-    if recipe in recipe_names():
-        return _flatten(_home() / "recipes" / f"{recipe}.yaml")
-    path = user_path(recipe, folder)
+    packaged = _home() / "recipes" / f"{recipe}.yaml"
+    path = packaged if recipe in recipe_names() else user_path(recipe, folder)
     if not path.is_file():
         raise UserError(
             f"recipe={recipe}: no such recipe or file; choose from {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
@@ -190,16 +189,12 @@ def user_path(text: str, folder: Path) -> Path:
 
 def is_path(field: FieldInfo) -> bool:
     """Whether a parameter is a path."""
-    return _is_marked(field, "path")
+    return isinstance(marks := field.json_schema_extra, dict) and bool(marks["path"])
 
 
 def is_everyday(field: FieldInfo) -> bool:
     """Whether a parameter is shown by ``train --help``."""
-    return _is_marked(field, "everyday")
-
-
-def _is_marked(field: FieldInfo, mark: str) -> bool:
-    return bool(cast(dict[str, bool], field.json_schema_extra)[mark])
+    return isinstance(marks := field.json_schema_extra, dict) and bool(marks["everyday"])
 
 
 def _in_sections(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -251,7 +246,7 @@ class _TextLoader(yaml.BaseLoader):
         return None if text in NULLS else text
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key.value, str) or key.value in {*keys, *NULLS}:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is duplicated or not a name")

@@ -44,7 +44,7 @@ Positives = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_le
 
 
 def _parameter(description: str, *, path: bool = False, everyday: bool = False, **limits: Any) -> Any:
-    """Field of a parameter; ``path``: relative to the folder of the command; ``everyday``: shown by ``train --help``."""
+    """Field of a parameter: ``path``, relative to the command's folder; ``everyday``, shown by ``train --help``."""
     return Field(description=description, json_schema_extra={"path": path, "everyday": everyday}, **limits)
 
 
@@ -302,7 +302,7 @@ class Params(_Section):
     def flat(self, sections: set[str] | None = None) -> dict[str, Any]:
         """Values by name, of all sections or of some."""
         dumped = self.model_dump(include=sections)
-        return {name: value for values in dumped.values() for name, value in values.items()}
+        return {name: value for section in dumped.values() for name, value in section.items()}
 
     def canonical(self, sections: set[str] | None = None) -> dict[str, str]:
         """Canonical text of each parameter, for comparisons of runs: text unchanged, other values as JSON."""
@@ -310,7 +310,7 @@ class Params(_Section):
 
     def digest(self) -> str:
         """SHA-256 of all parameters outside the section ``tracking``, which changes no result."""
-        values = {k: v for k, v in self.canonical().items() if k not in TrackingParams.model_fields}
+        values = self.canonical(set(type(self).model_fields) - {"tracking"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -318,18 +318,14 @@ class Params(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def task_differences(params: Params, other: Params) -> list[str]:
-    """Task parameters in which two filters differ, such as ``window_length=100 and not 50``.
+# A task is the signal model or the data file, the window length, and whether the whole window is used.
+TASK = (*SignalParams.model_fields, "window_length", "data_file", "bidirectional")
 
-    A task is the signal model or the data file, the window length, and whether the whole window is used.
-    """
-    task, other_task = (
-        p.signals.model_dump()
-        | p.data.model_dump(include={"window_length", "data_file"})
-        | p.model.model_dump(include={"bidirectional"})
-        for p in (params, other)
-    )
-    return [f"{name}={task[name]} and not {other_task[name]}" for name in task if task[name] != other_task[name]]
+
+def task_differences(params: Params, other: Params) -> list[str]:
+    """Task parameters in which two filters differ, such as ``window_length=100 and not 50``."""
+    task, other_task = params.flat(), other.flat()
+    return [f"{name}={task[name]} and not {other_task[name]}" for name in TASK if task[name] != other_task[name]]
 
 
 def _bound(default: float, text: str) -> float:
