@@ -34,7 +34,6 @@ class ProgressHandler(logging.Handler):
         self._forget()
 
     def _forget(self) -> None:
-        """Reset the progress for a new training."""
         self._started: float | None = None
         self._epochs_seen = 0
         self._figures = ""  # of the last epoch
@@ -106,11 +105,7 @@ class ProgressHandler(logging.Handler):
 
 @contextmanager
 def progress_output(enabled: bool = True) -> Iterator[None]:
-    """Print this package's messages and progress to standard output inside the block.
-
-    Args:
-        enabled: Whether to print.
-    """
+    """Print this package's messages and progress to standard output inside the block, if ``enabled``."""
     if not enabled:
         yield
         return
