@@ -30,13 +30,7 @@ READ_ERRORS = (
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """Specification of a training, which also applies when it is resumed.
-
-    Attributes:
-        params: The parameters.
-        recipe: Name of their recipe.
-        data: Digests of the data by purpose.
-    """
+    """Parameters of a training, the name of their recipe, and digests of the data by purpose."""
 
     params: Params
     recipe: str
@@ -45,12 +39,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that is needed to resume a training.
-
-    Attributes:
-        spec: Specification of the training.
-        state: Argument of ``TrainingState.load_state_dict``.
-    """
+    """All that is needed to resume a training; ``state`` is the argument of ``TrainingState.load_state_dict``."""
 
     spec: TrainingSpec
     state: dict[str, Any]
@@ -63,20 +52,12 @@ class Checkpoint:
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write a state dict, to be read with PyTorch alone: ``module.load_state_dict(torch.load(path))``.
-
-    Raises:
-        UserError: If the file cannot be written.
-    """
+    """Write a state dict, to be read with PyTorch alone: ``module.load_state_dict(torch.load(path))``."""
     _write(path, {name: tensor.detach().cpu() for name, tensor in weights.items()})
 
 
 def write_checkpoint(path: Path, state: TrainingState, spec: TrainingSpec) -> None:
-    """Write a checkpoint, from which training can be resumed.
-
-    Raises:
-        UserError: If the file cannot be written.
-    """
+    """Write a checkpoint, from which training can be resumed."""
     fields = {"params": spec.params.model_dump(mode="json"), "recipe": spec.recipe, "data": spec.data}
     _write(path, {"schema": SCHEMA, **fields, "state": state.state_dict()})
 
@@ -122,10 +103,7 @@ class Checkpoints:
     """The newest checkpoints of a run, in one folder.
 
     ``epoch_0010.pt`` is written at the end of epoch 10, ``epoch_0010_batch_000005.pt`` five batches later.
-
-    Args:
-        folder: The folder, which need not exist.
-        kept: Number of checkpoints that ``remove_old`` keeps.
+    ``remove_old`` keeps the ``kept`` newest ones.
     """
 
     def __init__(self, folder: Path, *, kept: int) -> None:
@@ -149,11 +127,7 @@ class Checkpoints:
         return sorted(named, key=lambda path: [int(number or 0) for number in named[path].groups()], reverse=True)
 
     def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """Read the newest readable checkpoint; None if there is none.
-
-        Args:
-            warn: Called with a message for each checkpoint that is skipped.
-        """
+        """Read the newest readable checkpoint, None if there is none; ``warn`` gets a message for each one skipped."""
         for path in self.files():
             try:
                 return read_checkpoint(path)
