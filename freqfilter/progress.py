@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -34,8 +35,7 @@ class ProgressHandler(logging.Handler):
         self._forget()
 
     def _forget(self) -> None:
-        self._started: float | None = None
-        self._epochs_seen = 0
+        self._epoch_seconds: list[float] = []
         self._figures = ""  # of the last epoch
         self._position = (0, 0.0)  # epoch and batch of the last report
 
@@ -53,7 +53,6 @@ class ProgressHandler(logging.Handler):
         if position <= self._position:
             self._forget()
         self._position = position
-        self._started = self._started or time.monotonic()
         if isinstance(report, EpochReport):
             self._show_epoch(report, epochs)
         elif sys.stdout.isatty():
@@ -62,13 +61,8 @@ class ProgressHandler(logging.Handler):
             self._write(f"{_epoch(report, epochs)}  batch {report.batch}/{report.n_batches}")
 
     def _show_epoch(self, report: EpochReport, epochs: int) -> None:
-        now = time.monotonic()
-        if not self._epochs_seen:
-            # A resumed epoch began before this process.
-            self._started = min(self._started or now, now - report.seconds)
-        self._epochs_seen += 1
-        left_s = (now - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
-        minutes, seconds = divmod(round(left_s), 60)
+        self._epoch_seconds.append(report.seconds)
+        minutes, seconds = divmod(round(statistics.mean(self._epoch_seconds) * (epochs - report.epoch)), 60)
         self._figures = "  ".join(_figures(report))
         self._write(f"{_epoch(report, epochs)}  {self._figures}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
         if report.epoch == epochs:

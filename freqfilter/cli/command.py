@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freqfilter import __version__
-from freqfilter.config import Params, TrackingParams
+from freqfilter.config import Params
 from freqfilter.config.ablation import default_run_name
 from freqfilter.config.load import (
     DEFAULT_RECIPE,
@@ -47,23 +47,9 @@ class ParameterOption(click.Option):
 class Command(click.Command):
     """A command whose ``--help`` shows its own options and the everyday parameters, and ``--help-all`` everything."""
 
-    def __init__(self, *names: Any, **settings: Any) -> None:
-        super().__init__(*names, **settings)
-        self._abridges = any(isinstance(option, ParameterOption) and option.everyday for option in self.params)
-        if self._abridges:
-            help_all = click.Option(
-                ["--help-all"],
-                is_flag=True,
-                is_eager=True,
-                expose_value=False,
-                callback=_print_all,
-                help="Show every parameter and exit.",
-            )
-            self.params.append(help_all)
-
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, with a heading for each section of parameters."""
-        show_all = SHOW_ALL in context.meta or not self._abridges
+        show_all = SHOW_ALL in context.meta or not any(getattr(option, "everyday", False) for option in self.params)
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for option in self.get_params(context):
             heading = "Options"
@@ -88,6 +74,14 @@ def _print_all(context: click.Context, _option: click.Parameter, value: bool) ->
         context.exit()
 
 
+help_all_option = click.option(
+    "--help-all",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_all,
+    help="Show every parameter and exit.",
+)
 recipe_option = click.option(
     "--recipe",
     default=DEFAULT_RECIPE,
@@ -116,35 +110,26 @@ class Request:
             require_online(params)
         return params
 
-    @property
-    def tracking(self) -> TrackingParams:
-        """Resolved parameters of section ``tracking``; ``tracking=offline`` is refused."""
-        return self.resolve(online=True).tracking
-
-    def path(self, text: str) -> Path:
-        """Absolute path of a file that the user has named."""
-        return user_path(text, self.folder)
-
     def run_name(self, **options: str) -> str:
         """Default name of a run: the recipe, these options and the overrides."""
         return default_run_name(self.recipe, options | self.overrides)
 
 
 def command(
-    *, parameters: tuple[str, ...] | None = None, paths: tuple[str, ...] = (), view: str = ""
-) -> Callable[[Callable[..., Any]], click.Command]:
-    """Register a function as a command that takes a ``Request`` and its own options.
+    *, parameters: tuple[str, ...] | None = None, paths: tuple[str, ...] = (), view: str = "trainings"
+) -> Callable[[Callable[..., RunRef | None]], click.Command]:
+    """Register a function as a command that takes a ``Request``, or the resolved section ``tracking``, and own options.
 
     Args:
         parameters: Parameters that it takes, by section or by name; None: all.
-        paths: Names of its own options that are paths.
+        paths: Names of its own options that are paths; the function gets absolute paths.
         view: Saved view whose address is printed with that of the run that the function returns.
     """
     default_values = defaults()
     taken = [option for option in fields() if parameters is None or not {*option[:2]}.isdisjoint(parameters)]
-    names = {name for _, name, _ in taken}
+    names, only_tracking = {name for _, name, _ in taken}, parameters == ("tracking",)
 
-    def register(function: Callable[..., Any]) -> click.Command:
+    def register(function: Callable[..., RunRef | None]) -> click.Command:
         @wraps(function)
         def run(**values: Any) -> None:
             overrides = {name: value for name, value in values.items() if name in names and value is not None}
@@ -156,20 +141,26 @@ def command(
             named_paths |= {name: own[name] for name in paths if own[name] is not None}
             if recipe not in (DEFAULT_RECIPE, *recipe_names()):
                 named_paths["recipe"] = recipe
-            result = function(Request(overrides, recipe, invocation_folder(named_paths)), **own)
-            if view:
-                click.echo("\n".join(run_links(result, view)))
+            folder = invocation_folder(named_paths)
+            own |= {name: user_path(own[name], folder) for name in paths if own[name] is not None}
+            request = Request(overrides, recipe, folder)
+            logged = function(request.resolve(online=True).tracking if only_tracking else request, **own)
+            if logged:
+                click.echo("\n".join(run_links(logged, view)))
 
         for section, name, field in reversed(taken):
             click.option(
                 f"--{name}",
                 cls=ParameterOption,
                 section=section,
-                everyday=is_everyday(field) and parameters != ("tracking",),
+                everyday=is_everyday(field) and not only_tracking,
                 metavar="VALUE",
                 help=f"{field.description}  [default: {default_text(default_values[name])}]",
             )(run)
-        return cli.command(function.__name__)(run)
+        registered = cli.command(function.__name__)(run)
+        if not only_tracking and any(is_everyday(field) for _, _, field in taken):
+            help_all_option(registered)
+        return registered
 
     return register
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from freqfilter.cli.command import Request, command, run_links
+from freqfilter.cli.command import command, run_links
+from freqfilter.config import TrackingParams
 from freqfilter.config.schema import Bounds
 from freqfilter.process import launcher
 
@@ -40,13 +42,15 @@ def bound_options(function: Callable[..., Any]) -> Callable[..., Any]:
     help="seed of the first noise realization  [default: derived from both models' digests]",
 )
 @click.option("--force", metavar="REASON", help="promote even if checks fail; the reason is recorded")
-def promote(request: Request, version: int | None, noise_seed: int | None, force: str | None, **bounds: float) -> None:
+def promote(
+    tracking: TrackingParams, version: int | None, noise_seed: int | None, force: str | None, **bounds: float
+) -> None:
     """Make a version the champion if it is better.
 
     It has to be near the limit, and significantly better than the champion. The default is the newest version.
     The exit status is 1 if it is refused, else 0.
     """
-    tracking, process = request.tracking, launcher()
+    process = launcher()
     from freqfilter.pipelines.promote import Outcome
     from freqfilter.pipelines.promote import promote as run_promote
 
@@ -67,12 +71,11 @@ def promote(request: Request, version: int | None, noise_seed: int | None, force
 @command(parameters=("tracking",), view="decisions")
 @version_option
 @click.option("--reason", default="not stated", help="reason, which is recorded")
-def rollback(request: Request, version: int | None, reason: str) -> RunRef:
+def rollback(tracking: TrackingParams, version: int | None, reason: str) -> RunRef:
     """Make the previous champion the champion again.
 
     With --version, that version becomes the champion.
     """
-    tracking = request.tracking
     from freqfilter.pipelines.promote import rollback as run_rollback
 
     result = run_rollback(tracking, version=version, reason=reason)
@@ -86,9 +89,8 @@ def rollback(request: Request, version: int | None, reason: str) -> RunRef:
 @command(parameters=("tracking",))
 @click.option("--csv", "form", flag_value="csv", help="print CSV")
 @click.option("--json", "form", flag_value="json", help="print JSON")
-def history(request: Request, form: str | None) -> None:
+def history(tracking: TrackingParams, form: str | None) -> None:
     """Show a model's registrations and decisions."""
-    tracking = request.tracking
     from tabulate import tabulate
 
     from freqfilter.pipelines.history import history as run_history
@@ -107,9 +109,8 @@ def history(request: Request, form: str | None) -> None:
 @version_option
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
 @click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
-def copy(request: Request, version: int | None, to: str, to_name: str | None) -> None:
+def copy(tracking: TrackingParams, version: int | None, to: str, to_name: str | None) -> None:
     """Copy a version to another model registry."""
-    tracking = request.tracking
     from freqfilter.pipelines.deploy import copy_version
 
     copied = copy_version(tracking, version=version, to=to, to_name=to_name)
@@ -119,24 +120,22 @@ def copy(request: Request, version: int | None, to: str, to_name: str | None) ->
 @command(parameters=("tracking",), paths=("output",))
 @version_option
 @click.option("--output", metavar="FILE", default="filter.onnx", help="file to write")
-def export(request: Request, version: int | None, output: str) -> None:
+def export(tracking: TrackingParams, version: int | None, output: Path) -> None:
     """Write a version as an ONNX file."""
-    tracking, path = request.tracking, request.path(output)
     from freqfilter.pipelines.deploy import export as run_export
 
-    result = run_export(tracking, version=version, output=path)
+    result = run_export(tracking, version=version, output=output)
     click.echo(
-        f"written: {path}, {result.version.model_name} version {result.version.version}; its estimates differ from the "
-        f"version's by at most {result.largest_difference:.0e}"
+        f"written: {output}, {result.version.model_name} version {result.version.version}; its estimates differ from "
+        f"the version's by at most {result.largest_difference:.0e}"
     )
 
 
 @command(parameters=("tracking",))
 @version_option
 @click.option("--port", type=click.IntRange(1, 65535), default=5001, help="port of the server")
-def serve(request: Request, version: int | None, port: int) -> None:
+def serve(tracking: TrackingParams, version: int | None, port: int) -> None:
     """Serve a version, by default the champion, over HTTP."""
-    tracking = request.tracking
     from freqfilter.pipelines.serve import serve as run_serve
 
     sys.exit(run_serve(tracking, version=version, port=port))

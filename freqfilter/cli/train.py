@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freqfilter.cli.command import Request, command, recipe_option, run_links, store_link
+from freqfilter.cli.command import Request, command, recipe_option, store_link
 from freqfilter.config.ablation import ablation_variants, seed_variants
 from freqfilter.config.load import resolve
 from freqfilter.errors import UserError
@@ -29,19 +29,19 @@ seeds_option = click.option(
 @command()
 @recipe_option
 @seeds_option
-def train(request: Request, seeds: str | None) -> None:
+def train(request: Request, seeds: str | None) -> RunRef | None:
     """Train a filter as one tracked run and register it."""
-    _train(request, seeds)
+    return _train(request, seeds)
 
 
 @command()
 @seeds_option
-def original(request: Request, seeds: str | None) -> None:
+def original(request: Request, seeds: str | None) -> RunRef | None:
     """Train with the recipe of the original script."""
-    _train(replace(request, recipe="original"), seeds)
+    return _train(replace(request, recipe="original"), seeds)
 
 
-@command(view="trainings")
+@command()
 @recipe_option
 @click.option(
     "--values", required=True, metavar="MAPPING", help='values to try, such as "{hidden_size: [64, 256], cell: gru}"'
@@ -58,7 +58,7 @@ def ablate(request: Request, values: str) -> RunRef:
     return _train_variants(request, variants, workflow="ablate", values=values)
 
 
-@command(view="trainings")
+@command()
 @recipe_option
 @click.option("--lowest", type=float, default=1e-6, help="learning rate of the first step")
 @click.option("--highest", type=float, default=1.0, help="learning rate of the last step")
@@ -80,12 +80,12 @@ def find_learning_rate(request: Request, lowest: float, highest: float, n_steps:
 @click.argument("run_id", metavar="RUN_ID|auto")
 @click.option("--force", is_flag=True, help="resume even if another machine is recorded as the owner")
 @recipe_option
-def resume(request: Request, run_id: str, force: bool) -> None:
+def resume(request: Request, run_id: str, force: bool) -> RunRef | None:
     """Resume an interrupted training in the same run.
 
     RUN_ID is the run's id; auto is the newest unfinished run with the given parameters. The run's own parameters apply.
     """
-    _resume(request, run_id, force=force)
+    return _resume(request, run_id, force=force)
 
 
 @command(parameters=("run_dir",))
@@ -100,23 +100,20 @@ def sync(request: Request) -> None:
     click.echo(store_link(run_sync(run_dir)))
 
 
-def _train(request: Request, seeds: str | None) -> None:
+def _train(request: Request, seeds: str | None) -> RunRef | None:
     if seeds is not None:
         variants = seed_variants(seeds, request.overrides, recipe=request.recipe, folder=request.folder)
-        run = _train_variants(request, variants, workflow="seeds", seeds=seeds)
-        click.echo("\n".join(run_links(run)))
-        return
+        return _train_variants(request, variants, workflow="seeds", seeds=seeds)
     run_id = launched_run()
     params = request.resolve(online=run_id is not None)
     if run_id:
         from freqfilter.pipelines.resume import is_started
 
         if is_started(run_id):
-            _resume(request, run_id, force=False)
-            return
+            return _resume(request, run_id, force=False)
     from freqfilter.pipelines.train import train as run_train
 
-    _print_summary(run_train(params, recipe=request.recipe, name=request.run_name()))
+    return _print_summary(run_train(params, recipe=request.recipe, name=request.run_name()))
 
 
 def _train_variants(request: Request, variants: dict[str, Params], *, workflow: str, **options: str) -> RunRef:
@@ -128,7 +125,7 @@ def _train_variants(request: Request, variants: dict[str, Params], *, workflow: 
     return run
 
 
-def _resume(request: Request, run_id: str, *, force: bool) -> None:
+def _resume(request: Request, run_id: str, *, force: bool) -> RunRef | None:
     """Load the resume point of a run, check that the overrides agree with it, and train."""
     own = {name: value for name, value in request.overrides.items() if name == "run_dir"}
     # The other parameters of a named run are in its checkpoint.
@@ -142,31 +139,29 @@ def _resume(request: Request, run_id: str, *, force: bool) -> None:
     from freqfilter.pipelines.train import train as run_train
 
     spec = resume_point.checkpoint.spec
-    _print_summary(run_train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point))
+    return _print_summary(run_train(spec.params, recipe=spec.recipe, name=resume_point.name, resume_point=resume_point))
 
 
-def _print_summary(trained: TrainingResult) -> None:
-    """Print the best epoch, the scores, the run, the version and the run's page."""
+def _print_summary(trained: TrainingResult) -> RunRef | None:
+    """Print best epoch, scores, run and version; return the run unless it is offline."""
     from freqfilter.pipelines.model_card import limit_summary, scores_table
 
     best, run = trained.progress.best, trained.run
-    lines = [
+    click.echo(
         f"\nbest epoch {best.epoch} of {len(trained.progress.history)}: training loss {best.train_loss:.4f}, "
-        f"validation MSE {best.val_mse:.4f}",
-        f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n",
-        *(f"diagnosis: {line}" for line in trained.diagnoses.values()),
-    ]
+        f"validation MSE {best.val_mse:.4f}"
+    )
+    click.echo(f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n")
+    for line in trained.diagnoses.values():
+        click.echo(f"diagnosis: {line}")
     if not run.tracking_uri:
-        lines += [
-            f"offline: everything is in {trained.folder}; deliver it and register the model with:",
-            "python -m freqfilter sync",
-        ]
+        click.echo(f"offline: everything is in {trained.folder}; deliver it and register the model with:")
+        click.echo("python -m freqfilter sync")
+        return None
+    click.echo(f"run {run.run_id} in experiment {run.experiment}")
+    if trained.version is None:
+        click.echo("not registered (register=false)")
     else:
-        lines.append(f"run {run.run_id} in experiment {run.experiment}")
-        if trained.version is None:
-            lines.append("not registered (register=false)")
-        else:
-            lines.append(f"registered: {trained.model_name} version {trained.version}")
-            lines.append(f"load with: freqfilter.load({trained.model_name!r}, version={trained.version})")
-        lines += run_links(run)
-    click.echo("\n".join(lines))
+        click.echo(f"registered: {trained.model_name} version {trained.version}")
+        click.echo(f"load with: freqfilter.load({trained.model_name!r}, version={trained.version})")
+    return run

@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -67,11 +68,7 @@ def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     >>> smooth(np.array([2.0, 2.0, 2.0])).round(12).tolist()
     [2.0, 2.0, 2.0]
     """
-    means, mean = [], 0.0
-    for step, loss in enumerate(losses, start=1):
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        means.append(mean / (1 - SMOOTHING**step))
-    return np.array(means)
+    return pd.Series(losses).ewm(alpha=1 - SMOOTHING).mean().to_numpy()
 
 
 def suggest_learning_rate(points: list[Point]) -> float | None:
