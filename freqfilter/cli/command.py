@@ -11,27 +11,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freqfilter import __version__
-from freqfilter.config import Params
+from freqfilter.config import Params, load
 from freqfilter.config.ablation import default_run_name
-from freqfilter.config.load import (
-    DEFAULT_RECIPE,
-    default_text,
-    defaults,
-    fields,
-    is_everyday,
-    is_path,
-    recipe_names,
-    require_online,
-    resolve,
-    user_path,
-)
 from freqfilter.errors import UserError
 from freqfilter.process import launched_by_mlflow, launcher_folder
 
 if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
 
-PATHS = {name for _, name, field in fields() if is_path(field)}  # parameters that are paths
+PATHS = {name for _, name, field in load.fields() if load.is_path(field)}  # parameters that are paths
+RECIPES = (load.DEFAULT_RECIPE, *load.recipe_names())
 SHOW_ALL = "freqfilter.show_all"  # key in click's context: whether help shows all parameters
 
 
@@ -84,10 +73,10 @@ help_all_option = click.option(
 )
 recipe_option = click.option(
     "--recipe",
-    default=DEFAULT_RECIPE,
+    default=load.DEFAULT_RECIPE,
     show_default=False,
     metavar="NAME|FILE",
-    help=f"replacement of the defaults: {', '.join([DEFAULT_RECIPE, *recipe_names()])}, or a file like params.yaml",
+    help=f"replacement of the defaults: {', '.join(RECIPES)}, or a file like params.yaml",
 )
 
 
@@ -105,9 +94,9 @@ class Request:
         Raises:
             UserError: If a parameter is unknown or its value is invalid, or ``online`` and ``tracking=offline``.
         """
-        params = resolve(before | self.overrides, recipe=self.recipe, folder=self.folder)
+        params = load.resolve(before | self.overrides, recipe=self.recipe, folder=self.folder)
         if online:
-            require_online(params)
+            load.require_online(params)
         return params
 
     def run_name(self, **options: str) -> str:
@@ -125,8 +114,8 @@ def command(
         paths: Names of its own options that are paths; the function gets absolute paths.
         view: Saved view whose address is printed with that of the run that the function returns.
     """
-    default_values = defaults()
-    taken = [option for option in fields() if parameters is None or not {*option[:2]}.isdisjoint(parameters)]
+    default_values = load.defaults()
+    taken = [option for option in load.fields() if parameters is None or not {*option[:2]}.isdisjoint(parameters)]
     names, only_tracking = {name for _, name, _ in taken}, parameters == ("tracking",)
 
     def register(function: Callable[..., RunRef | None]) -> click.Command:
@@ -136,13 +125,13 @@ def command(
             if "experiment" in overrides and launched_by_mlflow():
                 raise UserError("experiment: `mlflow run` chooses it; use --experiment-name")
             own = {name: value for name, value in values.items() if name not in names}
-            recipe = own.pop("recipe", DEFAULT_RECIPE)
+            recipe = own.pop("recipe", load.DEFAULT_RECIPE)
             named_paths = {name: value for name, value in overrides.items() if name in PATHS}
             named_paths |= {name: own[name] for name in paths if own[name] is not None}
-            if recipe not in (DEFAULT_RECIPE, *recipe_names()):
+            if recipe not in RECIPES:
                 named_paths["recipe"] = recipe
             folder = invocation_folder(named_paths)
-            own |= {name: user_path(own[name], folder) for name in paths if own[name] is not None}
+            own |= {name: load.user_path(own[name], folder) for name in paths if own[name] is not None}
             request = Request(overrides, recipe, folder)
             logged = function(request.resolve(online=True).tracking if only_tracking else request, **own)
             if logged:
@@ -153,12 +142,12 @@ def command(
                 f"--{name}",
                 cls=ParameterOption,
                 section=section,
-                everyday=is_everyday(field) and not only_tracking,
+                everyday=load.is_everyday(field) and not only_tracking,
                 metavar="VALUE",
-                help=f"{field.description}  [default: {default_text(default_values[name])}]",
+                help=f"{field.description}  [default: {load.default_text(default_values[name])}]",
             )(run)
         registered = cli.command(function.__name__)(run)
-        if not only_tracking and any(is_everyday(field) for _, _, field in taken):
+        if not only_tracking and any(load.is_everyday(field) for _, _, field in taken):
             help_all_option(registered)
         return registered
 

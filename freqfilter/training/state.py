@@ -8,10 +8,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from freqfilter.config import ModelParams, TrainingParams
 from freqfilter.data.signal_model import torch_seed
@@ -55,17 +56,12 @@ class TrainingState:
             self._randomness = _read_generators(accelerator)
         self.network.to(accelerator.device)
         self.optimizers = create_optimizers(self.network, training, dtype=accelerator.dtype or torch.float32)
-        self._plateau = (
-            torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self.optimizers[0],
-                factor=training.scheduler_factor,
-                patience=training.scheduler_patience,
-                # With a negative loss a relative threshold would count a slightly worse one as better.
-                threshold_mode="abs" if training.loss == "snr" else "rel",
-            )
-            if training.scheduler == "plateau" and training.scheduler_factor < 1
-            else None
-        )
+        self._plateau: ReduceLROnPlateau | None = None
+        if training.scheduler == "plateau" and training.scheduler_factor < 1:
+            factor, patience = training.scheduler_factor, training.scheduler_patience
+            # With a negative loss a relative threshold would count a slightly worse one as better.
+            mode: Literal["abs", "rel"] = "abs" if training.loss == "snr" else "rel"
+            self._plateau = ReduceLROnPlateau(self.optimizers[0], factor=factor, patience=patience, threshold_mode=mode)
         # In float16 small gradients underflow unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
@@ -179,12 +175,8 @@ class TrainingState:
         self._untried_since = state["untried_since"]
 
     def _current_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copy a state dict and rename its layers.
-
-        Up to checkpoint schema 4 and model schema 1 the recurrent layers were named ``recurrent`` and the linear layer
-        ``output``.
-        """
-        names = {"recurrent": self.network.cell, "output": "fc"}
+        """Copy a state dict with the present names of its layers."""
+        names = {"recurrent": self.network.cell, "output": "fc"}  # up to checkpoint schema 4 and model schema 1
         renamed = OrderedDict[str, Tensor]()
         for key, tensor in weights.items():
             layer, _, rest = key.partition(".")
