@@ -63,10 +63,8 @@ def train(
             while progress.batch < n_batches:
                 first = progress.batch * params.batch_size
                 if params.scheduler == "cosine":
-                    done = (
-                        progress.epoch - 1 + (progress.batch + 0.5) / n_batches
-                    ) / params.epochs  # middle of the step
-                    factor = warmup_and_cosine(done, warmup_fraction=params.warmup_fraction)
+                    middle = progress.epoch - 1 + (progress.batch + 0.5) / n_batches  # of the step, in epochs
+                    factor = warmup_and_cosine(middle / params.epochs, warmup_fraction=params.warmup_fraction)
                     state.learning_rate = params.learning_rate * factor
                 with state.randomness():
                     batch = windows.training_batch(order[first : first + params.batch_size])

@@ -104,8 +104,7 @@ class TrainingState:
     def save_good_weights(self, *, n_finite: int) -> None:
         """Save the current weights; those of the last call become ``good_weights`` if a later loss was finite.
 
-        Args:
-            n_finite: Number of batches of this epoch before the first loss that is not finite.
+        ``n_finite`` is the number of batches of this epoch before the first loss that is not finite.
         """
         if n_finite > self._untried_since:
             self.good_weights = self._untried_weights
@@ -128,10 +127,7 @@ class TrainingState:
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
-        """Use this training's random state in PyTorch's global generators inside the block, then restore theirs.
-
-        Dropout takes no generator as argument.
-        """
+        """Use this training's random state in PyTorch's global generators, which dropout uses, inside the block."""
         global_state = _read_generators(self.accelerator)
         _set_generators(self._randomness)
         try:
