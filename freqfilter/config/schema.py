@@ -7,6 +7,7 @@ import json
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -258,7 +259,12 @@ class Params(_Section):
         if self.training.targets == "posterior_mean" and (data.noise, self.training.loss) != ("fresh", "mse"):
             other = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
             raise ValueError(f"targets=posterior_mean needs noise=fresh and loss=mse, not {other}; remove one")
-        self._keep_realizations_apart()
+        for (purpose, seeds), (other, more) in combinations(self.realizations().items(), 2):
+            if (shared := set(seeds).intersection(more)) and not data.allow_shared_realizations:
+                raise ValueError(
+                    f"{purpose} and {other} share realization {min(shared)}, a leak; change one, "
+                    "or add allow_shared_realizations=true"
+                )
         return self
 
     def realizations(self) -> dict[str, range]:
@@ -277,19 +283,6 @@ class Params(_Section):
         if self.evaluation.holdout_every:
             seeds["holdout_noise_seed"] = range(data.holdout_noise_seed, data.holdout_noise_seed + 1)
         return seeds
-
-    def _keep_realizations_apart(self) -> None:
-        if self.data.allow_shared_realizations:
-            return
-        purposes: dict[int, str] = {}
-        for purpose, seeds in self.realizations().items():
-            for seed in seeds:
-                if seed in purposes:
-                    raise ValueError(
-                        f"{purposes[seed]} and {purpose} share realization {seed}, a leak; change one, "
-                        "or add allow_shared_realizations=true"
-                    )
-                purposes[seed] = purpose
 
     def with_tracking(self, **where: str) -> Self:
         """Copy the parameters with changed tracking parameters."""
