@@ -98,7 +98,11 @@ def resolve(
 
 
 def changed_parameters(params: Params, given: Mapping[str, Any], *, folder: Path) -> list[str]:
-    """Given values that differ from ``params``, such as ``epochs=3 (it has 25)``; paths are relative to ``folder``."""
+    """Given values that differ from ``params``, such as ``epochs=3 (it has 25)``; paths are relative to ``folder``.
+
+    Raises:
+        UserError: If a name is unknown or a value is invalid.
+    """
     new = _validated(params.flat() | _parse_values(given), folder).canonical()
     return [f"{name}={new[name]} (it has {value})" for name, value in params.canonical().items() if new[name] != value]
 
@@ -153,7 +157,11 @@ def _unknown(name: str) -> str:
 
 
 def require_online(params: Params) -> None:
-    """Raise a ``UserError`` if ``tracking=offline``, for a job that needs the tracking store."""
+    """Check that ``tracking`` is ``online``, for a job that needs the tracking store.
+
+    Raises:
+        UserError: If it is ``offline``.
+    """
     if params.tracking.tracking == "offline":
         raise UserError("tracking=offline: possible only for a single training without `mlflow run`; use online")
 

@@ -52,12 +52,20 @@ class Checkpoint:
 
 
 def write_weights(path: Path, weights: dict[str, Tensor]) -> None:
-    """Write a state dict, to be read with PyTorch alone: ``module.load_state_dict(torch.load(path))``."""
+    """Write a state dict, to be read with PyTorch alone: ``module.load_state_dict(torch.load(path))``.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
     _write(path, {name: tensor.detach().cpu() for name, tensor in weights.items()})
 
 
 def write_checkpoint(path: Path, state: TrainingState, spec: TrainingSpec) -> None:
-    """Write a checkpoint, from which training can be resumed."""
+    """Write a checkpoint, from which training can be resumed.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
     fields = {"params": spec.params.model_dump(mode="json"), "recipe": spec.recipe, "data": spec.data}
     _write(path, {"schema": SCHEMA, **fields, "state": state.state_dict()})
 
