@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Annotated, Any, Literal, Self
@@ -292,12 +293,12 @@ class Params(_Section):
         """Copy the parameters with an immutable URI of the initial weights in place of an alias."""
         return self.model_copy(update={"training": self.training.model_copy(update={"start_from": uri})})
 
-    def flat(self, sections: set[str] | None = None) -> dict[str, Any]:
+    def flat(self, sections: Collection[str] | None = None) -> dict[str, Any]:
         """Values by name, of all sections or of some."""
-        dumped = self.model_dump(include=sections)
+        dumped = self.model_dump(include=set(sections) if sections else None)
         return {name: value for section in dumped.values() for name, value in section.items()}
 
-    def canonical(self, sections: set[str] | None = None) -> dict[str, str]:
+    def canonical(self, sections: Collection[str] | None = None) -> dict[str, str]:
         """Canonical text of each parameter, for comparisons of runs: text unchanged, other values as JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat(sections).items()}
 

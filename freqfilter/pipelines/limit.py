@@ -120,7 +120,7 @@ def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str)
     tracking_uri = open_store()
     with open_run(params.tracking, name=name) as run:
         options = {"noise_seed": "null" if noise_seed is None else str(noise_seed)}
-        run.log_params({"recipe": recipe} | options | params.canonical(sections={"signals", "data"}))
+        run.log_params({"recipe": recipe} | options | params.canonical(sections=("signals", "data")))
         run.log_source(provenance.source())
         run.log_tags({"workflow": "limit"})
         report = _compute(params, noise_seed)

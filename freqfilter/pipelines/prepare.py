@@ -42,7 +42,7 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
         logger.info(f"X_{part} {(*shape, 1 + windows.n_components)}, y_{part} {(*shape, 1)}")
     logger.info(f"written: {output} ({output.stat().st_size / 1e6:.1f} MB)")
     with open_run(tracking, name=name) as run:
-        run.log_params({"recipe": recipe} | params.canonical(sections={"signals", "data"}))
+        run.log_params({"recipe": recipe} | params.canonical(sections=("signals", "data")))
         run.log_source(provenance.source())
         run.log_tags({"workflow": "prepare", "output": str(output)})
         for part, windows in parts.items():
