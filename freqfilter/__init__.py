@@ -2,10 +2,6 @@
 
 ``freqfilter.train(epochs=3)`` trains a filter and registers it as a version, and
 ``freqfilter.load("frequency-filter", version=1)`` loads that version.
-
-The parts follow the workflow and import only from those before them: ``config`` (parameters), ``data`` (signal model),
-``models`` (network), ``training``, ``evaluation``, ``plots``, ``tracking`` (MLflow), ``pipelines`` (a module for each
-job), ``api`` (the functions below) and ``cli``.
 """
 
 from __future__ import annotations

@@ -47,9 +47,6 @@ def train(
         progress: Print a line for each epoch.
         **parameters: Parameters by name, such as ``epochs=3`` or ``frequencies_hz=[2, 5]``.
 
-    Returns:
-        Metrics, history, test scores and the registered version.
-
     Raises:
         UserError: If a parameter or the store cannot be used, the data is refused, or training diverges.
         KeyboardInterrupt: If it was interrupted; the message has the command that resumes it.
@@ -81,9 +78,6 @@ def ablate(
         progress: Print a line for each epoch.
         **parameters: Parameters that all runs share.
 
-    Returns:
-        The result of each run, and a table of them.
-
     Raises:
         UserError: As ``train`` does, or if one of the runs has failed.
     """
@@ -114,16 +108,13 @@ def evaluate(
         progress: Print the scores.
         **tracking: Parameters of section ``tracking``, such as ``model_name`` and ``experiment``.
 
-    Returns:
-        Metrics, and the scores of the model, the limit and the baselines.
-
     Raises:
         UserError: If there is no such model, or its data file is missing.
     """
-    number = None if version is None else str(version)
     with _job(progress):
         from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
+        number = None if version is None else str(version)
         return run_evaluate(_tracking(tracking), version=number, run_id=run_id, realizations=realizations)
 
 
@@ -145,9 +136,6 @@ def compare(
         progress: Print progress.
         **tracking: Parameters of section ``tracking``.
 
-    Returns:
-        Tables, remarks and the figure.
-
     Raises:
         UserError: If fewer than two trainings are found, or one of them cannot be read.
     """
@@ -156,9 +144,8 @@ def compare(
     with _job(progress):
         from freqfilter.pipelines.compare import compare as run_compare
 
-        return run_compare(
-            _tracking(tracking), runs=runs, realizations=realizations, page=None if page is None else Path(page)
-        )
+        file = None if page is None else Path(page)
+        return run_compare(_tracking(tracking), runs=runs, realizations=realizations, page=file)
 
 
 def promote(
@@ -187,9 +174,6 @@ def promote(
         force: Reason to promote it even if checks fail.
         progress: Print progress.
         **tracking: Parameters of section ``tracking``, such as ``model_name``.
-
-    Returns:
-        The decision, its reason and the checks.
 
     Raises:
         UserError: If there is no such version.
@@ -266,11 +250,10 @@ def load(
 
 def _tracking(given: Mapping[str, Any]) -> TrackingParams:
     """The parameters of section ``tracking``; others belong to the model that is loaded."""
+    known = TrackingParams.model_fields
     for name in given:
-        if name not in TrackingParams.model_fields:
-            raise UserError(
-                f"{name}: not a parameter of this function; it takes {', '.join(TrackingParams.model_fields)}"
-            )
+        if name not in known:
+            raise UserError(f"{name}: not a parameter of this function; it takes {', '.join(known)}")
     params = resolve(given)
     require_online(params)
     return params.tracking
@@ -282,8 +265,8 @@ def _job(progress: bool) -> Iterator[None]:
 
     Jobs are imported inside it, since MLflow reads its environment when it is imported.
     """
-    # Only the main thread can handle signals.
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if _in_main_thread() else ()
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that can handle signals
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if in_main_thread else ()
     before = {number: signal.getsignal(number) for number in handled}
     configure_environment()
     try:
@@ -295,7 +278,3 @@ def _job(progress: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from freqfilter.errors import UserError
 from freqfilter.process import alive
@@ -44,16 +44,13 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         UserError: If the file cannot be written: disk full, no permission, or a folder in its place.
     """
     remove_stale_temp_files(writable_folder(path.parent))
+    temporary = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.{HOST}.{os.getpid()}.", suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
+        with temporary.open("x+b") as file:
             try:
-                yield cast(BinaryIO, file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.chmod(0o666 & ~_umask())
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -83,9 +80,3 @@ def remove_stale_temp_files(folder: Path) -> None:
 def write_error(path: Path, error: OSError) -> UserError:
     """Error for a file that cannot be written."""
     return UserError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-def _umask() -> int:
-    umask = os.umask(0o077)  # the only way to read it is to set it
-    os.umask(umask)
-    return umask

@@ -30,10 +30,7 @@ class Interrupted(BaseException):
 
 
 class ShutdownHandler:
-    """Graceful shutdown: the first signal interrupts the work, later ones are ignored during cleanup.
-
-    Python delivers signals to the main thread. Deferral is local to a thread.
-    """
+    """Graceful shutdown: the first signal interrupts the work, later ones are ignored. Each thread defers its own."""
 
     def __init__(self) -> None:
         self._received: int | None = None

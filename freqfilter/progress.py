@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -34,9 +35,7 @@ class ProgressHandler(logging.Handler):
         self._forget()
 
     def _forget(self) -> None:
-        """Reset the progress for a new training."""
-        self._started: float | None = None
-        self._epochs_seen = 0
+        self._epoch_seconds: list[float] = []
         self._figures = ""  # of the last epoch
         self._position = (0, 0.0)  # epoch and batch of the last report
 
@@ -54,24 +53,19 @@ class ProgressHandler(logging.Handler):
         if position <= self._position:
             self._forget()
         self._position = position
-        self._started = self._started or time.monotonic()
         if isinstance(report, EpochReport):
             self._show_epoch(report, epochs)
         elif sys.stdout.isatty():
             self._show_step(report, epochs)
         elif time.monotonic() - self._written >= MAX_SILENCE_S:
-            self._write(f"{_epoch(report, epochs)}  batch {report.batch}/{report.n_batches}")
+            self._write(_line(report, epochs))
 
     def _show_epoch(self, report: EpochReport, epochs: int) -> None:
-        now = time.monotonic()
-        if not self._epochs_seen:
-            # A resumed epoch began before this process.
-            self._started = min(self._started or now, now - report.seconds)
-        self._epochs_seen += 1
-        left_s = (now - (self._started or 0)) / self._epochs_seen * (epochs - report.epoch)
-        minutes, seconds = divmod(round(left_s), 60)
-        self._figures = "  ".join(_figures(report))
-        self._write(f"{_epoch(report, epochs)}  {self._figures}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
+        self._epoch_seconds.append(report.seconds)
+        minutes, seconds = divmod(round(statistics.mean(self._epoch_seconds) * (epochs - report.epoch)), 60)
+        line = _line(report, epochs)
+        self._figures = line[line.index("train") :]
+        self._write(f"{line}  {report.seconds:.1f} s  left {minutes}:{seconds:02d}")
         if report.epoch == epochs:
             self._close_bar()
 
@@ -106,11 +100,7 @@ class ProgressHandler(logging.Handler):
 
 @contextmanager
 def progress_output(enabled: bool = True) -> Iterator[None]:
-    """Print this package's messages and progress to standard output inside the block.
-
-    Args:
-        enabled: Whether to print.
-    """
+    """Print this package's messages and progress to standard output inside the block, if ``enabled``."""
     if not enabled:
         yield
         return
@@ -135,21 +125,17 @@ def quiet() -> None:
 
 def show_progress(report: StepReport | EpochReport, *, epochs: int) -> None:
     """Log a report of the training loop for ``ProgressHandler``: epochs as INFO, steps as DEBUG."""
-    extra = {"report": report, "epochs": epochs}
-    if isinstance(report, EpochReport):
-        logger.info("%s  %s", _epoch(report, epochs), "  ".join(_figures(report)), extra=extra)
-    else:
-        logger.debug("epoch %d/%d  batch %d/%d", report.epoch, epochs, report.batch, report.n_batches, extra=extra)
+    level = logging.INFO if isinstance(report, EpochReport) else logging.DEBUG
+    logger.log(level, "%s", _line(report, epochs), extra={"report": report, "epochs": epochs})
 
 
-def _epoch(report: StepReport | EpochReport, epochs: int) -> str:
-    return f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}"
-
-
-def _figures(report: EpochReport) -> list[str]:
-    figures = [f"train {report.train_loss:.4f}"]
+def _line(report: StepReport | EpochReport, epochs: int) -> str:
+    line = f"epoch {report.epoch:>{len(str(epochs))}}/{epochs}"
+    if isinstance(report, StepReport):
+        return f"{line}  batch {report.batch}/{report.n_batches}"
+    line += f"  train {report.train_loss:.4f}"
     if report.val_loss is not None:
-        figures.append(f"val {report.val_loss:.4f}{'*' if report.improved else ' '}")
+        line += f"  val {report.val_loss:.4f}{'*' if report.improved else ' '}"
     if report.holdout_mse is not None:
-        figures.append(f"holdout {report.holdout_mse:.4f}")
-    return [*figures, f"lr {report.learning_rate:.2g}"]
+        line += f"  holdout {report.holdout_mse:.4f}"
+    return f"{line}  lr {report.learning_rate:.2g}"

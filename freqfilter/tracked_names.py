@@ -48,12 +48,3 @@ def with_current_names(values: Mapping[str, Value]) -> dict[str, Value]:
     {'holdout/mse': 0.2, 'val/mse': 0.3}
     """
     return {LEGACY_NAMES.get(name, name): value for name, value in values.items()}
-
-
-def is_repeatable(name: str) -> bool:
-    """Whether a metric has the same value when a run is repeated: no time, memory or load.
-
-    >>> is_repeatable("val/mse"), is_repeatable("system/cpu_utilization_percentage")
-    (True, False)
-    """
-    return name not in (EPOCH_SECONDS, PEAK_MEMORY) and not name.startswith(SYSTEM)

@@ -33,6 +33,7 @@ from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.pipelines import sandbox
 from freqfilter.plots import data, evaluation
 from freqfilter.progress import ProgressHandler
+from freqfilter.tracked_names import EPOCH_SECONDS, PEAK_MEMORY, SYSTEM
 from freqfilter.tracking import configure_environment
 from freqfilter.training.device import Accelerator
 from freqfilter.training.reports import EpochReport
@@ -55,6 +56,11 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 SOAK = "FREQFILTER_SOAK" in os.environ  # `make soak`
 SEED = int(os.environ.get("FREQFILTER_SEED", "1"))  # of the tests' random numbers
+
+
+def is_repeatable(name: str) -> bool:
+    """Whether a metric has the same value when a run is repeated: no time, memory or load."""
+    return name not in (EPOCH_SECONDS, PEAK_MEMORY) and not name.startswith(SYSTEM)
 
 
 MEMORY = Path("/dev/shm")  # noqa: S108 (a file system in memory, by its name on Linux)

@@ -122,6 +122,7 @@ def test_a_bad_value_is_refused_before_anything_is_created(
         (["evaluate", "--run_id", "absent"], ["run_id=absent"]),
         (["evaluate", "--run_id", "x", "--version", "1"], ["give one"]),
         (["evaluate", "--realizations", "-1"], ["realizations", "-1"]),
+        (["promote", "--max_size_mb", "-1"], ["max_size_mb", "-1"]),
         (["train", "--data_file", "x.npz", "--noise", "fresh"], ["noise=fresh", "data_file"]),
         (["train", "--data_file", "x.npz", "--holdout_every", "2"], ["holdout_every=2", "data_file"]),
         (["train", "--data_file", "x.npz", "--targets", "posterior_mean"], ["targets=posterior_mean", "noise=fixed"]),

@@ -19,9 +19,20 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter.config import resolve
-from freqfilter.tracked_names import COMPARED, is_repeatable
+from freqfilter.tracked_names import COMPARED
 from tests import zygote
-from tests.conftest import COARSEST, ROOT, SMALL, Program, all_runs, artifacts, download, network, options
+from tests.conftest import (
+    COARSEST,
+    ROOT,
+    SMALL,
+    Program,
+    all_runs,
+    artifacts,
+    download,
+    is_repeatable,
+    network,
+    options,
+)
 
 pytestmark = pytest.mark.slow
 

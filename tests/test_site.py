@@ -46,7 +46,7 @@ def test_the_reference_has_ranges_and_links_to_parameters() -> None:
     )
     assert of_doctor
     assert of_evaluate
-    assert "| `--run_dir FOLDER`{.option} | that of params.yaml | Folder of the runs' files. |" in of_doctor[1]
+    assert "| `--run_dir VALUE`{.option} | runs | Folder of the runs' working files. |" in of_doctor[1]
     assert "parameters.md" not in of_doctor[1]
     assert "[tracking](parameters.md#tracking)." in of_evaluate[1]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from freqfilter.api import DEFAULT_REALIZATIONS
-from freqfilter.cli.command import Request, cli, command, recipe_option, resolve_run_dir, run_links
-from freqfilter.config.load import require_online
+from freqfilter.cli.command import Request, cli, command, recipe_option
+from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
 from freqfilter.process import launched_by_mlflow
 from freqfilter.progress import quiet
@@ -18,22 +19,23 @@ from freqfilter.progress import quiet
 if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
 
+REALIZATIONS = click.IntRange(0, 1000)
 
-@command(sections=("signals", "data", "tracking"), paths=("output",), view="trainings")
+
+@command(parameters=("signals", "data", "tracking"), paths=("output",))
 @recipe_option
-@click.option("--output", default="data/training_data.npz", show_default=True, help="file to write")
-def prepare(request: Request, output: str) -> RunRef:
+@click.option("--output", default="data/training_data.npz", help="file to write")
+def prepare(request: Request, output: Path) -> RunRef:
     """Generate data and write its windows to a file."""
-    params = request.resolve(noise="fixed")
+    params = request.resolve(online=True, noise="fixed")
     if params.data.data_file is not None:
         raise UserError("data_file: prepare generates windows from a signal model; omit it")
     if params.data.noise != "fixed":
         raise UserError(f"noise={params.data.noise}: a file holds one realization; use noise=fixed")
-    require_online(params)
     from freqfilter.pipelines.prepare import prepare as run_prepare
 
-    path, name = request.path(output), f"prepare {request.run_name()}"
-    return run_prepare(params, output=path, recipe=request.recipe, name=name)
+    name = f"prepare {request.run_name()}"
+    return run_prepare(params, output=output, recipe=request.recipe, name=name)
 
 
 @command(paths=("picture",))
@@ -45,46 +47,40 @@ def prepare(request: Request, output: str) -> RunRef:
 )
 @click.option("--json", "as_json", is_flag=True, help="print JSON; write a picture only if --picture is given")
 @click.option("--picture", metavar="FILE", help="picture to write  [default: limit.png; none with --json]")
-def limit(request: Request, noise_seed: int | None, as_json: bool, picture: str | None) -> None:
+def limit(request: Request, noise_seed: int | None, as_json: bool, picture: Path | None) -> RunRef | None:
     """Compute the limit, the least expected error.
 
     Under `mlflow run` table, figures and picture are logged to the run.
     """
-    params, launched = request.resolve(), launched_by_mlflow()
+    launched = launched_by_mlflow()
+    params = request.resolve(online=launched)
     if params.data.data_file is not None:
         raise UserError("data_file: a file has no signal model, so its limit is unknown; omit it")
     if launched and (picture or as_json):
         raise UserError("picture and json: under `mlflow run` both are artifacts of the run; omit them")
-    from freqfilter.pipelines.prepare import compute_limit as run_limit
-    from freqfilter.pipelines.prepare import log_limit
+    from freqfilter.pipelines.prepare import compute_limit, log_limit
 
     if launched:
-        require_online(params)
         name = f"limit {request.run_name()}"
         report, run = log_limit(params, noise_seed=noise_seed, recipe=request.recipe, name=name)
         click.echo(f"\n{report.table()}\n\n{report.remarks()}")
-        click.echo("\n".join(run_links(run)))
-        return
+        return run
     if as_json:
         quiet()
-    file = picture or (None if as_json else "limit.png")
-    report = run_limit(params, noise_seed=noise_seed, picture=request.path(file) if file else None)
+    file = picture or (None if as_json else request.folder / "limit.png")
+    report = compute_limit(params, noise_seed=noise_seed, picture=file)
     click.echo(json.dumps(report.to_dict()) if as_json else f"\n{report.table()}\n\n{report.remarks()}")
+    return None
 
 
-@command(sections=("tracking",), view="trainings")
+@command(parameters=("tracking",))
 @click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
 @click.option("--run_id", metavar="ID", help="run whose model is scored instead of a version")
 @click.option(
-    "--realizations",
-    type=click.IntRange(0, 1000),
-    default=0,
-    show_default=True,
-    help="number of fresh noise realizations to score on as well",
+    "--realizations", type=REALIZATIONS, default=0, help="number of fresh noise realizations to score on as well"
 )
-def evaluate(request: Request, version: str | None, run_id: str | None, realizations: int) -> RunRef:
+def evaluate(tracking: TrackingParams, version: str | None, run_id: str | None, realizations: int) -> RunRef:
     """Score a version or a run's model on its test set."""
-    tracking = request.tracking
     from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
     result = run_evaluate(tracking, version=version, run_id=run_id, realizations=realizations)
@@ -92,7 +88,7 @@ def evaluate(request: Request, version: str | None, run_id: str | None, realizat
     return result.run
 
 
-@command(sections=("tracking",), paths=("page",), view="trainings")
+@command(parameters=("tracking",), paths=("page",))
 @click.option(
     "--runs",
     metavar="LIST|FILTER",
@@ -101,29 +97,27 @@ def evaluate(request: Request, version: str | None, run_id: str | None, realizat
 )
 @click.option(
     "--realizations",
-    type=click.IntRange(0, 1000),
+    type=REALIZATIONS,
     default=DEFAULT_REALIZATIONS,
-    show_default=True,
     help="number of fresh noise realizations for the paired test: at least 6 for two trainings, more for more; 0: none",
 )
-@click.option("--page", metavar="FILE", default="comparison.html", show_default=True, help="HTML page to write")
-def compare(request: Request, runs: str | None, realizations: int, page: str) -> RunRef:
+@click.option("--page", metavar="FILE", default="comparison.html", help="HTML page to write")
+def compare(tracking: TrackingParams, runs: str | None, realizations: int, page: Path) -> RunRef:
     """Compare trainings and test their differences.
 
     The page has parameters, errors with intervals, curves and cost.
     """
-    tracking, path = request.tracking, request.path(page)
     from freqfilter.pipelines.compare import compare as run_compare
 
-    report = run_compare(tracking, runs=runs, realizations=realizations, page=path)
+    report = run_compare(tracking, runs=runs, realizations=realizations, page=page)
     click.echo(
-        f"\n{report.text}\n\nwritten: {path}\nrun {report.run.run_id}, comparison/report.html among its artifacts"
+        f"\n{report.text}\n\nwritten: {page}\nrun {report.run.run_id}, comparison/report.html among its artifacts"
     )
     return report.run
 
 
 @cli.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True, help="port of the server")
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, help="port of the server")
 def ui(port: int) -> None:
     """Start MLflow's UI and print the newest run's address."""
     from freqfilter.pipelines.serve import ui as run_ui
@@ -139,10 +133,9 @@ def init_store() -> None:
     click.echo(f"tracking store: {open_store()}")
 
 
-@cli.command()
-@click.option("--run_dir", metavar="FOLDER", help="folder of the runs' files  [default: that of params.yaml]")
-def doctor(run_dir: str | None) -> None:
+@command(parameters=("run_dir",))
+def doctor(request: Request) -> None:
     """Check the installation; close runs of dead processes."""
     from freqfilter.pipelines.doctor import check_installation
 
-    check_installation(resolve_run_dir(run_dir))
+    check_installation(request.resolve())

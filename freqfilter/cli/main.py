@@ -16,10 +16,7 @@ USER_ERROR = 2  # exit status of errors that a user can fix
 
 
 def load_commands() -> click.Group:
-    """Import all commands and return their group.
-
-    The options are read from params.yaml, which may be invalid: call it where errors are handled. Each command imports
-    its job when it runs, so that ``--help`` is fast.
+    """Import all commands and return their group. Each command imports its job when it runs, so ``--help`` is fast.
 
     Raises:
         UserError: If params.yaml cannot be read.

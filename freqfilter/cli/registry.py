@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from freqfilter.cli.command import Request, command, run_links
+from freqfilter.cli.command import command, run_links
+from freqfilter.config import TrackingParams
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import without_credentials
 from freqfilter.process import launcher
@@ -20,43 +24,19 @@ REFUSAL = 1  # exit status of a refusal; that of an error is 2
 version_option = click.option("--version", type=click.IntRange(min=1), metavar="N", help="version of model_name")
 
 
-@command(sections=("tracking",))
+def bound_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator that adds an option for each acceptance criterion."""
+    for bound in reversed(fields(Bounds)):
+        option = click.option(
+            f"--{bound.name}", type=click.FloatRange(min=0), default=bound.default, help=bound.metadata["help"]
+        )
+        option(function)
+    return function
+
+
+@command(parameters=("tracking",))
 @version_option
-@click.option(
-    "--max_mse_ratio",
-    type=float,
-    default=Bounds.max_mse_ratio,
-    show_default=True,
-    help="largest ratio of its MSE to the limit",
-)
-@click.option(
-    "--max_mse_ratio_per_frequency",
-    type=float,
-    default=Bounds.max_mse_ratio_per_frequency,
-    show_default=True,
-    help="the same for each component",
-)
-@click.option(
-    "--margin",
-    type=click.FloatRange(min=0),
-    default=Bounds.margin,
-    show_default=True,
-    help="share of the champion's MSE by which it may be worse, for example if it is faster; 0: it must be better",
-)
-@click.option(
-    "--max_latency_ms",
-    type=float,
-    default=Bounds.max_latency_ms,
-    show_default=True,
-    help="largest latency for one window on one thread, milliseconds",
-)
-@click.option(
-    "--max_size_mb",
-    type=float,
-    default=Bounds.max_size_mb,
-    show_default=True,
-    help="largest size of its files, MB",
-)
+@bound_options
 @click.option(
     "--noise_seed",
     type=click.IntRange(0, 2**32 - 101),
@@ -64,27 +44,18 @@ version_option = click.option("--version", type=click.IntRange(min=1), metavar="
 )
 @click.option("--force", metavar="REASON", help="promote even if checks fail; the reason is recorded")
 def promote(
-    request: Request,
-    version: int | None,
-    max_mse_ratio: float,
-    max_mse_ratio_per_frequency: float,
-    margin: float,
-    max_latency_ms: float,
-    max_size_mb: float,
-    noise_seed: int | None,
-    force: str | None,
+    tracking: TrackingParams, version: int | None, noise_seed: int | None, force: str | None, **bounds: float
 ) -> None:
     """Make a version the champion if it is better.
 
     It has to be near the limit, and significantly better than the champion. The default is the newest version.
     The exit status is 1 if it is refused, else 0.
     """
-    tracking, process = request.tracking, launcher()
+    process = launcher()
     from freqfilter.pipelines.promote import Outcome
     from freqfilter.pipelines.promote import promote as run_promote
 
-    bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
-    decision = run_promote(tracking, version=version, bounds=bounds, noise_seed=noise_seed, force=force)
+    decision = run_promote(tracking, version=version, bounds=Bounds(**bounds), noise_seed=noise_seed, force=force)
     for check in decision.report.checks:
         click.echo(f"{ {True: 'passed', False: 'FAILED', None: '–'}[check.passed]:8} {check.name}: {check.summary}")
     click.echo(f"\n{decision.outcome}: {decision.candidate.model_name} version {decision.candidate.version}")
@@ -100,15 +71,14 @@ def promote(
         sys.exit(REFUSAL)
 
 
-@command(sections=("tracking",), view="decisions")
+@command(parameters=("tracking",), view="decisions")
 @version_option
-@click.option("--reason", default="not stated", show_default=True, help="reason, which is recorded")
-def rollback(request: Request, version: int | None, reason: str) -> RunRef:
+@click.option("--reason", default="not stated", help="reason, which is recorded")
+def rollback(tracking: TrackingParams, version: int | None, reason: str) -> RunRef:
     """Make the previous champion the champion again.
 
     With --version, that version becomes the champion.
     """
-    tracking = request.tracking
     from freqfilter.pipelines.promote import rollback as run_rollback
 
     result = run_rollback(tracking, version=version, reason=reason)
@@ -119,12 +89,11 @@ def rollback(request: Request, version: int | None, reason: str) -> RunRef:
     return result.run
 
 
-@command(sections=("tracking",))
+@command(parameters=("tracking",))
 @click.option("--csv", "form", flag_value="csv", help="print CSV")
 @click.option("--json", "form", flag_value="json", help="print JSON")
-def history(request: Request, form: str | None) -> None:
+def history(tracking: TrackingParams, form: str | None) -> None:
     """Show a model's registrations and decisions."""
-    tracking = request.tracking
     from tabulate import tabulate
 
     from freqfilter.tracking.queries import history as run_history
@@ -139,40 +108,37 @@ def history(request: Request, form: str | None) -> None:
         click.echo(tabulate(shown.to_numpy().tolist(), headers=list(table.columns)))
 
 
-@command(sections=("tracking",))
+@command(parameters=("tracking",))
 @version_option
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
 @click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
-def copy(request: Request, version: int | None, to: str, to_name: str | None) -> None:
+def copy(tracking: TrackingParams, version: int | None, to: str, to_name: str | None) -> None:
     """Copy a version to another model registry."""
-    tracking = request.tracking
     from freqfilter.pipelines.deploy import copy_version
 
     number = copy_version(tracking, version=version, to=to, to_name=to_name)
     click.echo(f"{to_name or tracking.model_name} version {number} at {without_credentials(to)}")
 
 
-@command(sections=("tracking",), paths=("output",))
+@command(parameters=("tracking",), paths=("output",))
 @version_option
-@click.option("--output", metavar="FILE", default="filter.onnx", show_default=True, help="file to write")
-def export(request: Request, version: int | None, output: str) -> None:
+@click.option("--output", metavar="FILE", default="filter.onnx", help="file to write")
+def export(tracking: TrackingParams, version: int | None, output: Path) -> None:
     """Write a version as an ONNX file."""
-    tracking, path = request.tracking, request.path(output)
     from freqfilter.pipelines.deploy import export as run_export
 
-    exported, difference = run_export(tracking, version=version, output=path)
+    exported, difference = run_export(tracking, version=version, output=output)
     click.echo(
-        f"written: {path}, {exported.model_name} version {exported.version}; its estimates differ from the version's "
+        f"written: {output}, {exported.model_name} version {exported.version}; its estimates differ from the version's "
         f"by at most {difference:.0e}"
     )
 
 
-@command(sections=("tracking",))
+@command(parameters=("tracking",))
 @version_option
-@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="port of the server")
-def serve(request: Request, version: int | None, port: int) -> None:
+@click.option("--port", type=click.IntRange(1, 65535), default=5001, help="port of the server")
+def serve(tracking: TrackingParams, version: int | None, port: int) -> None:
     """Serve a version, by default the champion, over HTTP."""
-    tracking = request.tracking
     from freqfilter.pipelines.serve import serve as run_serve
 
     sys.exit(run_serve(tracking, version=version, port=port))

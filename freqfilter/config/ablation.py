@@ -30,13 +30,7 @@ def default_run_name(recipe: str, given: Mapping[str, Any]) -> str:
 
 
 def seed_variants(seeds: str, given: Mapping[str, Any], *, recipe: str, folder: Path) -> dict[str, Params]:
-    """Resolve the same parameters with each seed of a list.
-
-    Args:
-        seeds: YAML text such as ``[1, 2, 3]``.
-        given: Shared values by name.
-        recipe: Source of the other values.
-        folder: Base of relative paths.
+    """Resolve the same parameters with each seed of a list, YAML text such as ``[1, 2, 3]``; see ``ablation_variants``.
 
     Returns:
         Parameters by name, such as ``seed=1``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from freqfilter.errors import UserError, one_line
 from freqfilter.tracked_names import with_current_names
 
 DEFAULT_RECIPE = "default"
+NULLS = ("", "~", "null")
 # A data file has its own noise and split, and no signal model to generate holdout windows from.
 FORCED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "holdout_every": "0"}
 # Defaults with a data file: it has few windows, and each is used once an epoch.
@@ -40,11 +41,8 @@ def _home() -> Path:
 
 def fields() -> Iterator[tuple[str, str, FieldInfo]]:
     """Yield every parameter as (section, name, field), in the order of params.yaml."""
-    for section, section_field in Params.model_fields.items():
-        section_type = section_field.annotation
-        if not (isinstance(section_type, type) and issubclass(section_type, BaseModel)):
-            raise TypeError(f"section {section} is not a model")
-        for name, field in section_type.model_fields.items():
+    for section, of_section in Params.model_fields.items():
+        for name, field in cast(type[BaseModel], of_section.annotation).model_fields.items():
             yield section, name, field
 
 
@@ -75,10 +73,7 @@ def recipe_names() -> list[str]:
 
 
 def resolve(
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    recipe: str = DEFAULT_RECIPE,
-    folder: Path | None = None,
+    overrides: Mapping[str, Any] | None = None, *, recipe: str = DEFAULT_RECIPE, folder: Path | None = None
 ) -> Params:
     """Resolve the parameters: overrides take precedence over the recipe, and the recipe over the defaults.
 
@@ -91,7 +86,7 @@ def resolve(
         UserError: If a name is unknown, a value is invalid, or values are incompatible.
     """
     folder = folder or Path.cwd()
-    given = {name: _parse_value(name, value) for name, value in (overrides or {}).items()}
+    given = _parse_values(overrides or {})
     stated = _recipe(recipe, folder) | given
     values = defaults() | stated
     if values["data_file"] is not None:
@@ -99,16 +94,7 @@ def resolve(
         values |= {name: forced for name, forced in FORCED_BY_DATA_FILE.items() if name not in given}
     if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
         values["targets"] = "clean"  # the only targets that they allow
-    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
-    for section, name, field in fields():
-        value = values[name]
-        if is_path(field) and isinstance(value, str):
-            try:
-                value = str(user_path(value, folder))
-            except UserError as error:
-                raise UserError(f"{name}={error}") from None
-        sections[section][name] = value
-    return _validated(sections)
+    return _validated(values, folder)
 
 
 def with_overrides(params: Params, given: Mapping[str, Any], *, folder: Path) -> Params:
@@ -117,20 +103,14 @@ def with_overrides(params: Params, given: Mapping[str, Any], *, folder: Path) ->
     Raises:
         UserError: If a name is unknown or a value is invalid.
     """
-    stored = params.model_dump()
-    for section, name, field in fields():
-        if name in given:
-            value = _parse_value(name, given[name])
-            stored[section][name] = str(user_path(value, folder)) if is_path(field) and value else value
-    return _validated(stored)
+    return _validated(params.flat() | _parse_values(given), folder)
 
 
 def _recipe(recipe: str, folder: Path) -> dict[str, Any]:
     if recipe == DEFAULT_RECIPE:
         return {}
-    if recipe in recipe_names():
-        return _flatten(_home() / "recipes" / f"{recipe}.yaml")
-    path = user_path(recipe, folder)
+    packaged = _home() / "recipes" / f"{recipe}.yaml"
+    path = packaged if recipe in recipe_names() else user_path(recipe, folder)
     if not path.is_file():
         raise UserError(
             f"recipe={recipe}: no such recipe or file; choose from {DEFAULT_RECIPE}, {', '.join(recipe_names())}"
@@ -150,18 +130,22 @@ def _flatten(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_value(name: str, value: Any) -> Any:
-    field = next((field for _, known, field in fields() if known == name), None)
-    if field is None:
-        raise UserError(_unknown(name))
-    if not isinstance(value, str):
-        return value
-    if field.annotation in (str, str | None):  # not parsed: YAML would read lists and mappings
-        return None if value.strip() in ("", "~", "null") else value.strip()
-    try:
-        return parse_yaml(value)
-    except UserError as error:
-        raise UserError(f"{name}={value[:60]!r}: {error}") from None
+def _parse_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the names, and parse the values that are text."""
+    known, parsed = {name: field for _, name, field in fields()}, dict(given)
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(_unknown(name))
+        if not isinstance(value, str):
+            continue
+        if known[name].annotation in (str, str | None):  # not parsed: YAML would read lists and mappings
+            parsed[name] = None if value.strip() in NULLS else value.strip()
+            continue
+        try:
+            parsed[name] = parse_yaml(value)
+        except UserError as error:
+            raise UserError(f"{name}={value[:60]!r}: {error}") from None
+    return parsed
 
 
 def _unknown(name: str) -> str:
@@ -189,12 +173,11 @@ def restore(stored: Mapping[str, Mapping[str, Any]]) -> Params:
     Raises:
         UserError: If they are not parameters of this program.
     """
-    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
-    fallback = defaults() | LEGACY_DEFAULTS
+    values = defaults() | LEGACY_DEFAULTS
     try:
-        for section, name, _ in fields():
-            sections[section][name] = with_current_names(stored.get(section, {})).get(name, fallback[name])
-        return Params.model_validate(sections)
+        for section in stored.values():
+            values |= with_current_names(section)
+        return Params.model_validate(_in_sections(values))
     except (AttributeError, TypeError, ValidationError):
         raise UserError("the stored parameters are corrupt or not of freqfilter; use another model or run") from None
 
@@ -203,7 +186,7 @@ def user_path(text: str, folder: Path) -> Path:
     """Path of a user's text relative to ``folder``, with ``~`` expanded.
 
     Raises:
-        UserError: If it starts with the home of an unknown user.
+        UserError: If it starts with the home of an unknown user, as in ``~absent``.
     """
     try:
         return folder / Path(text).expanduser()
@@ -213,33 +196,43 @@ def user_path(text: str, folder: Path) -> Path:
 
 def is_path(field: FieldInfo) -> bool:
     """Whether a parameter is a path."""
-    return _is_marked(field, "path")
+    return isinstance(marks := field.json_schema_extra, dict) and bool(marks["path"])
 
 
 def is_everyday(field: FieldInfo) -> bool:
     """Whether a parameter is shown by ``train --help``."""
-    return _is_marked(field, "everyday")
+    return isinstance(marks := field.json_schema_extra, dict) and bool(marks["everyday"])
 
 
-def _is_marked(field: FieldInfo, mark: str) -> bool:
-    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get(mark))
+def _in_sections(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    sections: dict[str, dict[str, Any]] = {section: {} for section in Params.model_fields}
+    for section, name, _ in fields():
+        sections[section][name] = values[name]
+    return sections
 
 
-def _validated(sections: dict[str, dict[str, Any]]) -> Params:
+def _validated(values: dict[str, Any], folder: Path) -> Params:
+    """Make paths absolute, and validate values by name."""
+    for _, name, field in fields():
+        if is_path(field) and isinstance(values[name], str):
+            try:
+                values[name] = str(user_path(values[name], folder))
+            except UserError as error:
+                raise UserError(f"{name}={error}") from None
     try:
-        return Params.model_validate(sections)
+        return Params.model_validate(_in_sections(values))
     except ValidationError as error:
-        raise UserError(_first_line(error, sections)) from None
+        raise UserError(_first_line(error, values)) from None
 
 
-def _first_line(error: ValidationError, sections: dict[str, dict[str, Any]]) -> str:
+def _first_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     if len(first["loc"]) < 2:  # the message of a rule on several parameters names them
         return message
-    section, name = str(first["loc"][0]), str(first["loc"][1])
+    name = str(first["loc"][1])
     field = next(field for _, known, field in fields() if known == name)
-    value = "nothing" if sections[section][name] is None else str(sections[section][name])
+    value = "nothing" if values[name] is None else str(values[name])
     shown = value if len(value) <= 60 else f"{value[:60]}…"
     return f"{name}={shown}: {message[0].lower()}{message[1:]} ({field.description})"
 
@@ -248,17 +241,21 @@ MAX_FILE_BYTES = 1_000_000  # a parameter file has a few thousand
 
 
 class _TextLoader(yaml.BaseLoader):
-    """YAML loader without types, aliases and duplicate keys."""
+    """YAML loader without aliases and duplicate keys, whose scalars are text or None."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) are not allowed")
         return super().compose_node(parent, index)
 
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        return None if text in NULLS else text
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
+        keys: set[str] = set()
         for key, _ in node.value:
-            if not isinstance(key.value, str) or key.value in keys:
+            if not isinstance(key.value, str) or key.value in {*keys, *NULLS}:
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value!r} is duplicated or not a name")
             keys.add(key.value)
         return dict(super().construct_mapping(node, deep=deep))
@@ -274,20 +271,12 @@ def parse_yaml(text: str) -> Any:
         UserError: If the text is not YAML, or has aliases or duplicate keys.
     """
     try:
-        return _nulls(yaml.load(text, Loader=_TextLoader))  # noqa: S506 (BaseLoader makes text only)
+        return yaml.load(text, Loader=_TextLoader)  # noqa: S506 (BaseLoader makes text only)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(f"not valid YAML: {line}{error.problem}") from None
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"not valid YAML: {one_line(error)}") from None
-
-
-def _nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _nulls(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_nulls(inner) for inner in value]
-    return None if value in ("", "~", "null") else value
 
 
 def read_sections(path: Path) -> dict[str, dict[str, Any]]:
@@ -298,14 +287,14 @@ def read_sections(path: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; use a parameter file")
+            raise UserError(f"larger than {MAX_FILE_BYTES:,} bytes; use a parameter file")
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; use a parameter file") from None
     except UserError as error:
-        raise UserError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: no sections; use the format of params.yaml")
     for section, values in content.items():

@@ -6,13 +6,13 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
 
 
 def _number(value: Any) -> Any:
@@ -39,12 +39,15 @@ Integer = Annotated[int, BeforeValidator(_integer)]
 Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[Integer, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[Integer, Field(ge=0)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(_list), Field(min_length=1, max_length=200)]
 Positives = Annotated[tuple[Positive, ...], BeforeValidator(_list), Field(min_length=1, max_length=200)]
 
-PATH: JsonDict = {"path": True}  # relative to the folder in which the command was typed
-EVERYDAY: JsonDict = {"everyday": True}  # shown by `train --help` and in the MLproject
+
+def _parameter(description: str, *, path: bool = False, everyday: bool = False, **limits: Any) -> Any:
+    """Field of a parameter: ``path``, relative to the command's folder; ``everyday``, shown by ``train --help``."""
+    return Field(description=description, json_schema_extra={"path": path, "everyday": everyday}, **limits)
 
 
 class _Section(BaseModel):
@@ -54,20 +57,18 @@ class _Section(BaseModel):
 class SignalParams(_Section):
     """The signal model."""
 
-    frequencies_hz: Positives = Field(json_schema_extra=EVERYDAY, description="frequency of each component, Hz")
-    phases_deg: Numbers = Field(
-        description="phase of each component, degrees; one number for all; null: spread evenly over 180°"
+    frequencies_hz: Positives = _parameter("frequency of each component, Hz", everyday=True)
+    phases_deg: Numbers = _parameter(
+        "phase of each component, degrees; one number for all; null: spread evenly over 180°"
     )
-    amplitudes: Positives = Field(description="amplitude of each component; one number for all")
-    n_samples: Count = Field(ge=2, description="samples of a realization")
-    duration_s: Positive = Field(description="time of the last sample, seconds")
-    noise_std: NonNegative = Field(
-        json_schema_extra=EVERYDAY, description="standard deviation of the Gaussian noise on the mixture"
-    )
+    amplitudes: Positives = _parameter("amplitude of each component; one number for all")
+    n_samples: Count = _parameter("samples of a realization", ge=2)
+    duration_s: Positive = _parameter("time of the last sample, seconds")
+    noise_std: NonNegative = _parameter("standard deviation of the Gaussian noise on the mixture", everyday=True)
 
     @property
     def sample_rate_hz(self) -> float:
-        """Samples per second; the last sample is at ``duration_s``, hence the ``- 1``."""
+        """Samples per second; the last sample is at ``duration_s``."""
         return (self.n_samples - 1) / self.duration_s
 
     @model_validator(mode="before")
@@ -104,119 +105,106 @@ class SignalParams(_Section):
 class DataParams(_Section):
     """Windows, realizations and the split."""
 
-    window_length: Count = Field(json_schema_extra=EVERYDAY, description="samples of a window")
-    noise: Literal["fresh", "fixed"] = Field(
-        description="training noise: fresh, drawn anew for each window and epoch; fixed, the training realization"
+    window_length: Count = _parameter("samples of a window", everyday=True)
+    noise: Literal["fresh", "fixed"] = _parameter(
+        "training noise: fresh, drawn anew for each window and epoch; fixed, the training realization"
     )
-    split: Literal["independent", "blocked", "random", "file"] = Field(
-        description="validation windows: independent, from separate realizations; blocked, from the training "
+    split: Literal["independent", "blocked", "random", "file"] = _parameter(
+        "validation windows: independent, from separate realizations; blocked, from the training "
         "realization's end after a gap of a window; random, from its windows at random; file, from the data file"
     )
-    validation_fraction: Number = Field(
-        gt=0, lt=1, description="share of windows for validation, split random or blocked"
+    validation_fraction: Number = _parameter("share of windows for validation, split random or blocked", gt=0, lt=1)
+    split_seed: Seed = _parameter("seed of the permutation, split random")
+    train_noise_seed: Seed = _parameter("noise seed of the training realization, noise fixed")
+    test_noise_seed: Seed = _parameter("noise seed of the test realization")
+    holdout_noise_seed: Seed = _parameter("noise seed of the holdout realization")
+    validation_noise_seed: Seed = _parameter("first noise seed of the validation realizations, split independent")
+    validation_realizations: Count = _parameter("number of validation realizations, split independent", le=1000)
+    validation_windows: Count | None = _parameter(
+        "validation windows, spread evenly over their realizations, split independent; null: all"
     )
-    split_seed: Seed = Field(description="seed of the permutation, split random")
-    train_noise_seed: Seed = Field(description="noise seed of the training realization, noise fixed")
-    test_noise_seed: Seed = Field(description="noise seed of the test realization")
-    holdout_noise_seed: Seed = Field(description="noise seed of the holdout realization")
-    validation_noise_seed: Seed = Field(
-        description="first noise seed of the validation realizations, split independent"
+    test_windows: Count | None = _parameter("test windows, spread evenly over their realization; null: all")
+    allow_shared_realizations: bool = _parameter("allow one realization for two purposes: a leak")
+    data_file: str | None = _parameter(
+        "a .npz file of windows in place of generated signals, or null", path=True, everyday=True
     )
-    validation_realizations: Count = Field(le=1000, description="number of validation realizations, split independent")
-    validation_windows: Count | None = Field(
-        description="validation windows, spread evenly over their realizations, split independent; null: all"
-    )
-    test_windows: Count | None = Field(description="test windows, spread evenly over their realization; null: all")
-    allow_shared_realizations: bool = Field(description="allow one realization for two purposes: a leak")
-    data_file: str | None = Field(
-        json_schema_extra=PATH | EVERYDAY, description="a .npz file of windows in place of generated signals, or null"
-    )
-    augment_noise_std: NonNegative = Field(
-        description="standard deviation of Gaussian noise added to each training mixture, drawn anew for each window "
+    augment_noise_std: NonNegative = _parameter(
+        "standard deviation of Gaussian noise added to each training mixture, drawn anew for each window "
         "and epoch, noise fixed or a data file; 0: none"
     )
-    augment_gain_db: NonNegative = Field(
-        le=60,
-        description="largest random gain of mixture and target, dB: uniform between minus and plus this, drawn anew "
+    augment_gain_db: NonNegative = _parameter(
+        "largest random gain of mixture and target, dB: uniform between minus and plus this, drawn anew "
         "for each training window and epoch, noise fixed or a data file; 0: none",
+        le=60,
     )
 
 
 class ModelParams(_Section):
     """The network's architecture."""
 
-    cell: Literal["lstm", "gru"] = Field(json_schema_extra=EVERYDAY, description="recurrent cell")
-    hidden_size: Count = Field(json_schema_extra=EVERYDAY, le=65536, description="features of the hidden state")
-    num_layers: Count = Field(le=100, description="stacked recurrent layers")
-    dropout: NonNegative = Field(lt=1, description="dropout between the layers and before the output")
-    bidirectional: bool = Field(description="also run backwards from the window's end; not causal")
+    cell: Literal["lstm", "gru"] = _parameter("recurrent cell", everyday=True)
+    hidden_size: Count = _parameter("features of the hidden state", le=65536, everyday=True)
+    num_layers: Count = _parameter("stacked recurrent layers", le=100)
+    dropout: NonNegative = _parameter("dropout between the layers and before the output", lt=1)
+    bidirectional: bool = _parameter("also run backwards from the window's end; not causal")
 
 
 class TrainingParams(_Section):
     """Training: initial weights, device, optimization and checkpoints."""
 
-    start_from: str | None = Field(
-        description="run id or models:/NAME/VERSION of the initial weights; null: drawn from seed"
+    start_from: str | None = _parameter("run id or models:/NAME/VERSION of the initial weights; null: drawn from seed")
+    seed: Seed = _parameter(
+        "seed of weights, windows and their order, dropout, fresh noise, augmentation, posterior means", everyday=True
     )
-    seed: Seed = Field(
-        json_schema_extra=EVERYDAY,
-        description="seed of weights, windows and their order, dropout, fresh noise, augmentation, posterior means",
+    device: Literal["auto", "cpu", "cuda"] = _parameter("device; auto: CUDA if available, else the CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _parameter(
+        "precision of training; auto: bf16 on CPUs with instructions for it, else fp32"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(description="device; auto: CUDA if available, else the CPU")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="precision of training; auto: bf16 on CPUs with instructions for it, else fp32"
+    deterministic: bool = _parameter("use only deterministic algorithms")
+    threads: CountOrZero = _parameter("CPU threads; 0: PyTorch's default", le=4096, everyday=True)
+    epochs: Count = _parameter("maximum number of epochs", everyday=True)
+    windows_per_epoch: Count | None = _parameter(
+        "training windows of an epoch, drawn at random with replacement; null: each window once"
     )
-    deterministic: bool = Field(description="use only deterministic algorithms")
-    threads: Annotated[Integer, Field(ge=0, le=4096)] = Field(
-        json_schema_extra=EVERYDAY, description="CPU threads; 0: PyTorch's default"
+    batch_size: Count = _parameter("windows of a training step", everyday=True)
+    optimizer: Literal["muon", "adam"] = _parameter(
+        "muon: Muon for the matrices between hidden features, Adam for the rest; adam: Adam for all"
     )
-    epochs: Count = Field(json_schema_extra=EVERYDAY, description="maximum number of epochs")
-    windows_per_epoch: Count | None = Field(
-        description="training windows of an epoch, drawn at random with replacement; null: each window once"
-    )
-    batch_size: Count = Field(json_schema_extra=EVERYDAY, description="windows of a training step")
-    optimizer: Literal["muon", "adam"] = Field(
-        description="muon: Muon for the matrices between hidden features, Adam for the rest; adam: Adam for all"
-    )
-    learning_rate: Positive = Field(json_schema_extra=EVERYDAY, description="peak learning rate")
-    weight_decay: NonNegative = Field(description="L2 penalty of Adam; Muon's is decoupled")
-    loss: Literal["mse", "mae", "huber", "snr"] = Field(description="training loss")
-    targets: Literal["posterior_mean", "clean"] = Field(
-        description="training target: clean, the clean component; posterior_mean, its mean over segments of the "
+    learning_rate: Positive = _parameter("peak learning rate", everyday=True)
+    weight_decay: NonNegative = _parameter("L2 penalty of Adam; Muon's is decoupled")
+    loss: Literal["mse", "mae", "huber", "snr"] = _parameter("training loss")
+    targets: Literal["posterior_mean", "clean"] = _parameter(
+        "training target: clean, the clean component; posterior_mean, its mean over segments of the "
         "signal, weighted by their likelihood given the window, with noise fresh and loss mse"
     )
-    gradient_clip_norm: NonNegative = Field(description="maximum norm of the gradient; 0: no clipping")
-    scheduler: Literal["cosine", "plateau"] = Field(
-        description="learning rate: cosine, a warm-up, then half a cosine to zero over all epochs; plateau, reduced "
+    gradient_clip_norm: NonNegative = _parameter("maximum norm of the gradient; 0: no clipping")
+    scheduler: Literal["cosine", "plateau"] = _parameter(
+        "learning rate: cosine, a warm-up, then half a cosine to zero over all epochs; plateau, reduced "
         "when the validation loss stops improving"
     )
-    warmup_fraction: Number = Field(ge=0, lt=1, description="share of all steps for the warm-up, scheduler cosine")
-    scheduler_factor: Number = Field(
-        gt=0, le=1, description="factor of the learning rate on a plateau, scheduler plateau; 1: none"
+    warmup_fraction: Number = _parameter("share of all steps for the warm-up, scheduler cosine", ge=0, lt=1)
+    scheduler_factor: Number = _parameter(
+        "factor of the learning rate on a plateau, scheduler plateau; 1: none", gt=0, le=1
     )
-    scheduler_patience: Annotated[Integer, Field(ge=0)] = Field(
-        description="validations without improvement before the learning rate is reduced, scheduler plateau"
+    scheduler_patience: CountOrZero = _parameter(
+        "validations without improvement before the learning rate is reduced, scheduler plateau"
     )
-    early_stopping_patience: Annotated[Integer, Field(ge=0)] = Field(
-        description="validations without improvement before training ends; 0: never"
-    )
-    validate_every: Count = Field(description="epochs between validations")
-    validation_average: Literal["samples", "batches"] = Field(
-        description="validation loss: mean over samples, or over batches of batch_size as in the original script, "
+    early_stopping_patience: CountOrZero = _parameter("validations without improvement before training ends; 0: never")
+    validate_every: Count = _parameter("epochs between validations")
+    validation_average: Literal["samples", "batches"] = _parameter(
+        "validation loss: mean over samples, or over batches of batch_size as in the original script, "
         "where a smaller last batch has more weight per window"
     )
-    checkpoint_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between checkpoints; 0: none")
-    checkpoint_minutes: NonNegative = Field(
-        description="minutes between checkpoints within and between epochs; 0: none"
-    )
-    checkpoints_kept: Count = Field(description="number of newest checkpoints kept in the run's folder")
+    checkpoint_every: CountOrZero = _parameter("epochs between checkpoints; 0: none")
+    checkpoint_minutes: NonNegative = _parameter("minutes between checkpoints within and between epochs; 0: none")
+    checkpoints_kept: Count = _parameter("number of newest checkpoints kept in the run's folder")
 
 
 class EvaluationParams(_Section):
     """Holdout evaluation during training."""
 
-    holdout_every: Annotated[Integer, Field(ge=0)] = Field(description="epochs between holdout evaluations; 0: none")
-    holdout_windows: Count = Field(description="windows of a holdout evaluation during training, spread evenly")
+    holdout_every: CountOrZero = _parameter("epochs between holdout evaluations; 0: none")
+    holdout_windows: Count = _parameter("windows of a holdout evaluation during training, spread evenly")
 
 
 with warnings.catch_warnings():
@@ -226,21 +214,17 @@ with warnings.catch_warnings():
     class TrackingParams(_Section):
         """Tracking: store, experiment, registration and folders."""
 
-        tracking: Literal["online", "offline"] = Field(
-            description="online: log to the tracking store; offline: log to run_dir until `freqfilter sync` uploads it"
+        tracking: Literal["online", "offline"] = _parameter(
+            "online: log to the tracking store; offline: log to run_dir until `freqfilter sync` uploads it"
         )
-        experiment: str = Field(min_length=1, description="MLflow experiment; under `mlflow run`: --experiment-name")
-        register: bool = Field(description="register the best model as a new version")
-        model_name: str = Field(
-            json_schema_extra=EVERYDAY, pattern=r"^[^/:]+$", description="name in the model registry, without / and :"
+        experiment: str = _parameter("MLflow experiment; under `mlflow run`: --experiment-name", min_length=1)
+        register: bool = _parameter("register the best model as a new version")
+        model_name: str = _parameter("name in the model registry, without / and :", pattern=r"^[^/:]+$", everyday=True)
+        system_metrics_interval: NonNegative = _parameter(
+            "seconds between samples of MLflow's system metrics (CPU, memory, GPU); 0: none"
         )
-        system_metrics_interval: NonNegative = Field(
-            description="seconds between samples of MLflow's system metrics (CPU, memory, GPU); 0: none"
-        )
-        run_dir: str = Field(min_length=1, json_schema_extra=PATH, description="folder of the runs' working files")
-        tensorboard_dir: str | None = Field(
-            json_schema_extra=PATH, description="folder of TensorBoard's event files; null: none"
-        )
+        run_dir: str = _parameter("folder of the runs' working files", min_length=1, path=True)
+        tensorboard_dir: str | None = _parameter("folder of TensorBoard's event files; null: none", path=True)
 
 
 class Params(_Section):
@@ -267,17 +251,21 @@ class Params(_Section):
             raise ValueError(f"{invalid}: not possible with data_file, which has no signal model; remove it")
         if data.split in ("random", "blocked") and data.noise == "fresh":
             raise ValueError(f"split={data.split} takes windows from one realization; add noise=fixed")
-        if data.noise == "fresh":
-            for name in ("augment_noise_std", "augment_gain_db"):
-                if value := getattr(data, name):
-                    raise ValueError(
-                        f"{name}={value:g} needs noise=fixed or a data_file: with noise=fresh each window has new "
-                        "noise already, with the signal model's noise_std; remove it"
-                    )
+        for name in ("augment_noise_std", "augment_gain_db"):
+            if data.noise == "fresh" and (value := getattr(data, name)):
+                raise ValueError(
+                    f"{name}={value:g} needs noise=fixed or a data_file: with noise=fresh each window has new noise "
+                    "already, with the signal model's noise_std; remove it"
+                )
         if self.training.targets == "posterior_mean" and (data.noise, self.training.loss) != ("fresh", "mse"):
             other = f"noise={data.noise}" if data.noise != "fresh" else f"loss={self.training.loss}"
             raise ValueError(f"targets=posterior_mean needs noise=fresh and loss=mse, not {other}; remove one")
-        self._keep_realizations_apart()
+        for (purpose, seeds), (other, more) in combinations(self.realizations().items(), 2):
+            if (shared := set(seeds).intersection(more)) and not data.allow_shared_realizations:
+                raise ValueError(
+                    f"{purpose} and {other} share realization {min(shared)}, a leak; change one, "
+                    "or add allow_shared_realizations=true"
+                )
         return self
 
     def realizations(self) -> dict[str, range]:
@@ -297,42 +285,26 @@ class Params(_Section):
             seeds["holdout_noise_seed"] = range(data.holdout_noise_seed, data.holdout_noise_seed + 1)
         return seeds
 
-    def _keep_realizations_apart(self) -> None:
-        if self.data.allow_shared_realizations:
-            return
-        purposes: dict[int, str] = {}
-        for purpose, seeds in self.realizations().items():
-            for seed in seeds:
-                if seed in purposes:
-                    raise ValueError(
-                        f"{purposes[seed]} and {purpose} share realization {seed}, a leak; change one, "
-                        "or add allow_shared_realizations=true"
-                    )
-                purposes[seed] = purpose
-
     def with_tracking(self, **where: str) -> Self:
         """Copy the parameters with changed tracking parameters."""
-        tracking = self.tracking.model_copy(update=where)
-        return self.model_copy(update={"tracking": tracking})
+        return self.model_copy(update={"tracking": self.tracking.model_copy(update=where)})
 
     def with_start_from(self, uri: str) -> Self:
         """Copy the parameters with an immutable URI of the initial weights in place of an alias."""
-        training = self.training.model_copy(update={"start_from": uri})
-        return self.model_copy(update={"training": training})
+        return self.model_copy(update={"training": self.training.model_copy(update={"start_from": uri})})
 
-    def flat(self, sections: Container[str] | None = None) -> dict[str, Any]:
+    def flat(self, sections: Collection[str] | None = None) -> dict[str, Any]:
         """Values by name, of all sections or of some."""
-        dumped = self.model_dump().items()
-        selected = [values for section, values in dumped if sections is None or section in sections]
-        return {name: value for section in selected for name, value in section.items()}
+        dumped = self.model_dump(include=set(sections) if sections else None)
+        return {name: value for section in dumped.values() for name, value in section.items()}
 
-    def canonical(self, sections: Container[str] | None = None) -> dict[str, str]:
+    def canonical(self, sections: Collection[str] | None = None) -> dict[str, str]:
         """Canonical text of each parameter, for comparisons of runs: text unchanged, other values as JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v) for k, v in self.flat(sections).items()}
 
     def digest(self) -> str:
         """SHA-256 of all parameters outside the section ``tracking``, which changes no result."""
-        values = {k: v for k, v in self.canonical().items() if k not in TrackingParams.model_fields}
+        values = self.canonical(set(type(self).model_fields) - {"tracking"})
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -340,38 +312,28 @@ class Params(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+# A task is the signal model or the data file, the window length, and whether the whole window is used.
+TASK = (*SignalParams.model_fields, "window_length", "data_file", "bidirectional")
+
+
 def task_differences(params: Params, other: Params) -> list[str]:
-    """Task parameters in which two filters differ, such as ``window_length=100 and not 50``.
+    """Task parameters in which two filters differ, such as ``window_length=100 and not 50``."""
+    task, other_task = params.flat(), other.flat()
+    return [f"{name}={task[name]} and not {other_task[name]}" for name in TASK if task[name] != other_task[name]]
 
-    A task is the signal model or the data file, the window length, and whether the whole window is used.
 
-    Args:
-        params: Training parameters of the filter.
-        other: Training parameters of the filter that it is compared with.
-    """
-    task, other_task = (
-        p.signals.model_dump()
-        | p.data.model_dump(include={"window_length", "data_file"})
-        | p.model.model_dump(include={"bidirectional"})
-        for p in (params, other)
-    )
-    return [f"{name}={task[name]} and not {other_task[name]}" for name in task if task[name] != other_task[name]]
+def _bound(default: float, text: str) -> float:
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Acceptance criteria that a user can set.
+    """Acceptance criteria that a user can set."""
 
-    Attributes:
-        max_mse_ratio: Maximum ratio of the candidate's mean squared error, over all components, to the limit.
-        max_mse_ratio_per_frequency: Maximum of this ratio for each component.
-        margin: Share of the champion's mean squared error by which the candidate may be worse; 0: it must be better.
-        max_latency_ms: Maximum latency for one window of the training length on one thread, milliseconds.
-        max_size_mb: Maximum size of the version's files, MB.
-    """
-
-    max_mse_ratio: float = 1.05
-    max_mse_ratio_per_frequency: float = 1.10
-    margin: float = 0.0
-    max_latency_ms: float = 50.0
-    max_size_mb: float = 20.0
+    max_mse_ratio: float = _bound(1.05, "largest ratio of its MSE to the limit")
+    max_mse_ratio_per_frequency: float = _bound(1.10, "the same for each component")
+    margin: float = _bound(
+        0.0, "share of the champion's MSE by which it may be worse, for example if it is faster; 0: it must be better"
+    )
+    max_latency_ms: float = _bound(50.0, "largest latency for one window on one thread, milliseconds")
+    max_size_mb: float = _bound(20.0, "largest size of its files, MB")

@@ -30,13 +30,7 @@ READ_ERRORS = (
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """Specification of a training, which also applies when it is resumed.
-
-    Attributes:
-        params: The parameters.
-        recipe: Name of their recipe.
-        data: Digests of the data by purpose.
-    """
+    """Parameters of a training, the name of their recipe, and digests of the data by purpose."""
 
     params: Params
     recipe: str
@@ -45,12 +39,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that is needed to resume a training.
-
-    Attributes:
-        spec: Specification of the training.
-        state: Argument of ``TrainingState.load_state_dict``.
-    """
+    """All that is needed to resume a training; ``state`` is the argument of ``TrainingState.load_state_dict``."""
 
     spec: TrainingSpec
     state: dict[str, Any]
@@ -122,10 +111,7 @@ class Checkpoints:
     """The newest checkpoints of a run, in one folder.
 
     ``epoch_0010.pt`` is written at the end of epoch 10, ``epoch_0010_batch_000005.pt`` five batches later.
-
-    Args:
-        folder: The folder, which need not exist.
-        kept: Number of checkpoints that ``remove_old`` keeps.
+    ``remove_old`` keeps the ``kept`` newest ones.
     """
 
     def __init__(self, folder: Path, *, kept: int) -> None:
@@ -149,11 +135,7 @@ class Checkpoints:
         return sorted(named, key=lambda path: [int(number or 0) for number in named[path].groups()], reverse=True)
 
     def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """Read the newest readable checkpoint; None if there is none.
-
-        Args:
-            warn: Called with a message for each checkpoint that is skipped.
-        """
+        """Read the newest readable checkpoint, None if there is none; ``warn`` gets a message for each one skipped."""
         for path in self.files():
             try:
                 return read_checkpoint(path)

@@ -31,31 +31,22 @@ def wrap_memory_errors() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        on_device = isinstance(error, torch.OutOfMemoryError) or any(part in text for part in OUT_OF_DEVICE_MEMORY)
-        if not isinstance(error, MemoryError) and not on_device and "can't allocate memory" not in text:
+        if isinstance(error, torch.OutOfMemoryError) or any(part in str(error) for part in OUT_OF_DEVICE_MEMORY):
+            message = "out of CUDA memory: lower batch_size, window_length or hidden_size, or use device=cpu"
+        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            message = "out of memory: lower batch_size, hidden_size, window_length, windows_per_epoch or n_samples"
+        else:
             raise
-        message = (
-            "out of CUDA memory: lower batch_size, window_length or hidden_size, or use device=cpu"
-            if on_device
-            else "out of memory: lower batch_size, hidden_size, window_length, windows_per_epoch or n_samples"
-        )
         raise TrainingError("out_of_memory", message) from error
 
 
 @dataclass(frozen=True)
 class Accelerator:
-    """Device and precision of the forward pass.
-
-    Attributes:
-        device: Device of the tensors.
-        dtype: Data type of autocast; None: float32 throughout.
-        threads: Number of CPU threads of this process.
-    """
+    """Device and precision of the forward pass."""
 
     device: torch.device
-    dtype: torch.dtype | None
-    threads: int
+    dtype: torch.dtype | None  # of autocast; None: float32 throughout
+    threads: int  # CPU threads of this process
 
     @classmethod
     def open(cls, params: TrainingParams) -> Self:
@@ -71,8 +62,7 @@ class Accelerator:
             torch.set_num_threads(params.threads)
         _keep_freed_memory()
         if params.deterministic:
-            # cuBLAS is deterministic only with workspaces of a fixed size (CUDA documentation, cuBLAS, "Results
-            # Reproducibility"). The variable is read when the first CUDA context is created.
+            # For cuBLAS (CUDA documentation, cuBLAS, "Results Reproducibility"); read with the first CUDA context.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         use_deterministic_algorithms(params.deterministic)
         # No code here reads uninitialized memory; filling it would take a tenth of a step's time.
@@ -95,9 +85,7 @@ class Accelerator:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of the forward pass, with the accelerator's data type."""
-        if self.dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
     def describe(self) -> str:
         """Text such as ``CPU, 2 threads, fp32``."""
@@ -143,11 +131,8 @@ def use_deterministic_algorithms(enabled: bool) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Configure glibc's ``malloc`` to keep freed memory for reuse, in one arena for all threads.
-
-    Otherwise memory is returned to the system after each training step and requested and zeroed again in the next,
-    which takes a third of the step's time. With one arena per thread, each would keep its own peak.
-    """
+    """Configure glibc's ``malloc`` to keep freed memory for reuse, in one arena for all threads."""
+    # Requesting and zeroing it again takes a third of a training step. Each arena would keep its own peak.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -35,8 +35,7 @@ def train(
     """Train until the last epoch or an early stop, then load the best weights into the network.
 
     Training continues from ``state``. At each yield ``state.state_dict()`` suffices to resume with identical numbers.
-    The loss of an epoch is the mean over its batches. Use ``contextlib.closing``, so that the best weights so far are
-    loaded too when the loop is left early.
+    Use ``contextlib.closing``, so that the best weights so far are loaded too when the loop is left early.
 
     Args:
         state: The state of training, modified in place.
@@ -64,7 +63,9 @@ def train(
             while progress.batch < n_batches:
                 first = progress.batch * params.batch_size
                 if params.scheduler == "cosine":
-                    state.learning_rate = _cosine_learning_rate(state, n_batches, params)
+                    middle = progress.epoch - 1 + (progress.batch + 0.5) / n_batches  # of the step, in epochs
+                    factor = warmup_and_cosine(middle / params.epochs, warmup_fraction=params.warmup_fraction)
+                    state.learning_rate = params.learning_rate * factor
                 with state.randomness():
                     batch = windows.training_batch(order[first : first + params.batch_size])
                     state.sums += training_step(state, batch, params)
@@ -74,7 +75,10 @@ def train(
                 progress.seconds = time.monotonic() - started
                 if progress.batch < n_batches:  # the last step is part of the epoch's report
                     yield StepReport(progress.epoch, progress.batch, n_batches)
-            report = _epoch_report(state, n_batches)
+            loss_sum, norm_sum, n_norms, _ = state.sums.tolist()
+            report = EpochReport(
+                progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
+            )
             if progress.epoch % params.validate_every == 0 or progress.epoch == params.epochs:
                 report = _validate(state, report, validation, params)
             report = replace(report, seconds=time.monotonic() - started)
@@ -86,19 +90,6 @@ def train(
     finally:
         state.network.load_state_dict(state.best_weights)
         state.network.eval()
-
-
-def _cosine_learning_rate(state: TrainingState, n_batches: int, params: TrainingParams) -> float:
-    """Learning rate of the next step."""
-    middle_of_step = (state.progress.epoch - 1 + (state.progress.batch + 0.5) / n_batches) / params.epochs
-    return params.learning_rate * warmup_and_cosine(middle_of_step, warmup_fraction=params.warmup_fraction)
-
-
-def _epoch_report(state: TrainingState, n_batches: int) -> EpochReport:
-    loss_sum, norm_sum, n_norms, _ = state.sums.tolist()
-    return EpochReport(
-        state.progress.epoch, loss_sum / n_batches, norm_sum / max(n_norms, 1), state.learning_rate, seconds=0.0
-    )
 
 
 def epoch_order(seed: int, epoch: int, n_windows: int) -> Tensor:
@@ -161,27 +152,18 @@ def _validate(
     if not math.isfinite(result.loss):
         raise _divergence_error("validation", f"epoch {progress.epoch}", params)
     improved = result.loss < progress.best_loss
+    progress.validations_since_best = 0 if improved else progress.validations_since_best + 1
     if improved:
         progress.best_loss, progress.best_epoch = result.loss, progress.epoch
-        progress.validations_since_best = 0
         state.save_best_weights()
-    else:
-        progress.validations_since_best += 1
     state.cut_learning_rate_on_plateau(result.loss)
-    patience = params.early_stopping_patience
-    progress.stopped_early = 0 < patience <= progress.validations_since_best
+    progress.stopped_early = 0 < params.early_stopping_patience <= progress.validations_since_best
     return replace(report, val_loss=result.loss, val_mse=result.mse, val_blocks=result.blocks, improved=improved)
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Result of a validation, computed in float32.
-
-    Attributes:
-        loss: Mean over samples, or over batches (``validation_average``).
-        mse: Mean squared error over all samples.
-        blocks: Mean squared error of each block of neighbouring windows; empty if the neighbours are unknown.
-    """
+    """Result of a validation, computed in float32; see ``EpochReport``."""
 
     loss: float
     mse: float

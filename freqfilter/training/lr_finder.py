@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -22,8 +24,7 @@ N_SETTLING_STEPS = 10  # steps until the smoothed loss is a mean over about 1 / 
 MIN_FALL, MIN_SHARE = 6.0, 0.01
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """Learning rate and training loss of a step."""
 
     learning_rate: float
@@ -42,14 +43,7 @@ def range_test(
     """Take training steps at learning rates from ``lowest`` to ``highest``, spaced evenly on a logarithmic scale.
 
     The test ends early if the loss is not finite. When it ends or is closed, the state is restored bit for bit.
-
-    Args:
-        state: The state at the start of training.
-        training_windows: Function from the epoch, counted from 1, to its training windows.
-        params: Training parameters; the learning rate is ignored.
-        lowest: Learning rate of the first step.
-        highest: Learning rate of the last step.
-        n_steps: Number of steps, at least 2.
+    ``training_windows`` and ``params`` are those of ``freqfilter.training.loop.train``; ``n_steps`` is at least 2.
 
     Yields:
         A point for each step whose loss was finite.
@@ -58,8 +52,7 @@ def range_test(
     try:
         batches = _batches(state, training_windows, params)
         for step in range(n_steps):
-            rate = lowest * (highest / lowest) ** (step / (n_steps - 1))
-            state.learning_rate = rate
+            state.learning_rate = rate = lowest * (highest / lowest) ** (step / (n_steps - 1))
             with state.randomness():
                 loss = float(training_step(state, next(batches), params)[0])
             if not math.isfinite(loss):
@@ -75,19 +68,11 @@ def smooth(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     >>> smooth(np.array([2.0, 2.0, 2.0])).round(12).tolist()
     [2.0, 2.0, 2.0]
     """
-    means, mean = [], 0.0
-    for step, loss in enumerate(losses, start=1):
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        means.append(mean / (1 - SMOOTHING**step))
-    return np.array(means)
+    return pd.Series(losses).ewm(alpha=1 - SMOOTHING).mean().to_numpy()
 
 
 def suggest_learning_rate(points: list[Point]) -> float | None:
-    """Learning rate at which the smoothed loss falls most steeply on a logarithmic scale.
-
-    Returns:
-        The learning rate; None if the loss does not fall.
-    """
+    """Learning rate at which the smoothed loss falls most steeply on a logarithmic scale; None if it does not fall."""
     raw = np.array([point.loss for point in points])
     losses = smooth(raw)
     settled = min(N_SETTLING_STEPS, len(losses) // 2)  # a mean over fewer steps is noisy
@@ -111,9 +96,8 @@ def _batches(
     state: TrainingState, training_windows: Callable[[int], WindowDataset], params: TrainingParams
 ) -> Iterator[TrainingBatch]:
     """Yield the batches of training, epoch after epoch without end."""
-    device, epoch = state.accelerator.device, 0
-    while True:
-        epoch += 1
+    device = state.accelerator.device
+    for epoch in itertools.count(1):
         windows = training_windows(epoch).to(device)
         order = epoch_order(params.seed, epoch, len(windows)).to(device)
         for positions in torch.split(order, params.batch_size):

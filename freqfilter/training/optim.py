@@ -27,11 +27,7 @@ class _InFloat32(TorchFunctionMode):
 
 
 class Float32Muon(torch.optim.Muon):
-    """Muon with matrix products in float32.
-
-    ``torch.optim.Muon`` always uses bfloat16, which takes twenty times as long on a CPU without instructions for it:
-    longer than the rest of a training step.
-    """
+    """Muon with matrix products in float32: ``torch.optim.Muon`` uses bfloat16, which some CPUs have to emulate."""
 
     def step(self, closure: Any = None) -> Any:
         """Take a step; see ``torch.optim.Muon``."""
@@ -46,11 +42,6 @@ def create_optimizers(network: nn.Module, params: TrainingParams, *, dtype: torc
     gradient is dominated by a few. Its learning rate is scaled to match Adam's.
     Sources: K. Jordan, "Muon: An optimizer for hidden layers in neural networks", 2024; J. Liu et al., "Muon is
     Scalable for LLM Training", 2025, section 2.2.
-
-    Args:
-        network: The network.
-        params: ``optimizer``, ``learning_rate`` and ``weight_decay`` are used.
-        dtype: Data type of the forward pass.
     """
     hidden: list[nn.Parameter] = []
     other: list[nn.Parameter] = []
@@ -66,10 +57,8 @@ def create_optimizers(network: nn.Module, params: TrainingParams, *, dtype: torc
 
 def _is_hidden(name: str) -> bool:
     """Whether a parameter is a matrix from hidden to hidden features, by its name in PyTorch."""
-    _, _, matrix = name.rpartition(".")
-    return matrix.startswith("weight_hh_l") or (
-        matrix.startswith("weight_ih_l") and not matrix.startswith("weight_ih_l0")
-    )
+    matrix = name.rpartition(".")[2]
+    return matrix.startswith(("weight_hh_l", "weight_ih_l")) and not matrix.startswith("weight_ih_l0")
 
 
 def warmup_and_cosine(done: float, *, warmup_fraction: float) -> float:
@@ -95,15 +84,7 @@ EPSILON = 1e-8  # keeps the SNR finite for a silent target or a perfect estimate
 
 
 def mse(estimate: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each window.
-
-    Args:
-        estimate: (n_windows, n_samples, 1).
-        target: The same shape.
-
-    Returns:
-        (n_windows,), as for every loss.
-    """
+    """Mean squared error of each window, (n_windows,), of estimate and target of shape (n_windows, n_samples, 1)."""
     return (estimate - target).square().mean(dim=(1, 2))
 
 

@@ -8,10 +8,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from freqfilter.config import ModelParams, TrainingParams
 from freqfilter.data.signal_model import torch_seed
@@ -55,17 +56,12 @@ class TrainingState:
             self._randomness = _read_generators(accelerator)
         self.network.to(accelerator.device)
         self.optimizers = create_optimizers(self.network, training, dtype=accelerator.dtype or torch.float32)
-        self._plateau = (
-            torch.optim.lr_scheduler.ReduceLROnPlateau(
-                self.optimizers[0],
-                factor=training.scheduler_factor,
-                patience=training.scheduler_patience,
-                # With a negative loss a relative threshold would count a slightly worse one as better.
-                threshold_mode="abs" if training.loss == "snr" else "rel",
-            )
-            if training.scheduler == "plateau" and training.scheduler_factor < 1
-            else None
-        )
+        self._plateau: ReduceLROnPlateau | None = None
+        if training.scheduler == "plateau" and training.scheduler_factor < 1:
+            factor, patience = training.scheduler_factor, training.scheduler_patience
+            # With a negative loss a relative threshold would count a slightly worse one as better.
+            mode: Literal["abs", "rel"] = "abs" if training.loss == "snr" else "rel"
+            self._plateau = ReduceLROnPlateau(self.optimizers[0], factor=factor, patience=patience, threshold_mode=mode)
         # In float16 small gradients underflow unless the loss is scaled up.
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=accelerator.dtype is torch.float16)
         self.best_weights: dict[str, Tensor] = copy.deepcopy(self.network.state_dict())
@@ -108,8 +104,7 @@ class TrainingState:
     def save_good_weights(self, *, n_finite: int) -> None:
         """Save the current weights; those of the last call become ``good_weights`` if a later loss was finite.
 
-        Args:
-            n_finite: Number of batches of this epoch before the first loss that is not finite.
+        ``n_finite`` is the number of batches of this epoch before the first loss that is not finite.
         """
         if n_finite > self._untried_since:
             self.good_weights = self._untried_weights
@@ -132,10 +127,7 @@ class TrainingState:
 
     @contextmanager
     def randomness(self) -> Iterator[None]:
-        """Use this training's random state in PyTorch's global generators inside the block, then restore theirs.
-
-        Dropout takes no generator as argument.
-        """
+        """Use this training's random state in PyTorch's global generators, which dropout uses, inside the block."""
         global_state = _read_generators(self.accelerator)
         _set_generators(self._randomness)
         try:
@@ -179,12 +171,8 @@ class TrainingState:
         self._untried_since = state["untried_since"]
 
     def _current_names(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copy a state dict and rename its layers.
-
-        Up to checkpoint schema 4 and model schema 1 the recurrent layers were named ``recurrent`` and the linear layer
-        ``output``.
-        """
-        names = {"recurrent": self.network.cell, "output": "fc"}
+        """Copy a state dict with the present names of its layers."""
+        names = {"recurrent": self.network.cell, "output": "fc"}  # up to checkpoint schema 4 and model schema 1
         renamed = OrderedDict[str, Tensor]()
         for key, tensor in weights.items():
             layer, _, rest = key.partition(".")

@@ -12,8 +12,8 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from freqfilter.tracked_names import SYSTEM, is_repeatable
-from tests.conftest import SMALL, artifacts
+from freqfilter.tracked_names import SYSTEM
+from tests.conftest import SMALL, artifacts, is_repeatable
 
 # Everything that is random or has a state; long enough to interrupt.
 RICH = SMALL | {
