@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
@@ -235,6 +236,7 @@ def _read_number(path: Path) -> int:
         return 0
 
 
+OWNER_CHECK_S = 0.5
 METRICS_CHUNK = 1000  # MLflow's limit for a batch
 
 
@@ -244,12 +246,17 @@ def sender(run_id: str, folder: Path, owner_ids: Collection[str]) -> Callable[[l
     Args:
         run_id: Id of the run.
         folder: Folder of the files that messages name.
-        owner_ids: Ids of the run's owner; if the store has another one, ``TakenOverError`` is raised.
+        owner_ids: Ids of the run's owner; if the store has another one, ``TakenOverError`` is raised. A former check is
+            valid for ``OWNER_CHECK_S``, which is much shorter than the time that a new owner waits.
     """
     client = MlflowClient()
+    checked_at = -math.inf
 
     def send(messages: list[Message]) -> None:
-        check_owner(client, run_id, owner_ids)
+        nonlocal checked_at
+        if (now := time.monotonic()) - checked_at > OWNER_CHECK_S:
+            check_owner(client, run_id, owner_ids)
+            checked_at = now
         message = messages[0]
         match message["kind"]:
             case "metrics":
