@@ -2,14 +2,16 @@
 SHELL := bash
 PYTHON ?= python3.11
 VENV := .venv
-BIN := $(CURDIR)/$(VENV)/bin
+BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # The embedded store, unless the environment names another one.
 export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # `mlflow run` starts "python", which has to be the one with the dependencies.
-export PATH := $(BIN):$(PATH)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# pip refuses to install for a user into an environment.
+export PIP_USER := no
 
 EXPERIMENT ?= freqfilter
 MINUTES ?= 0
@@ -79,11 +81,11 @@ notebooks: $(VENV)/installed_dev  ## execute the notebooks and write their outpu
 	@$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 # Six full-size trainings and two decisions, then the tests of MLflow's UI on their store.
-SHOTS := $(CURDIR)/build/screenshots
-screenshots: export MLFLOW_TRACKING_URI := sqlite:///$(SHOTS)/mlflow.db
+SHOTS := build/screenshots
+screenshots: export MLFLOW_TRACKING_URI := sqlite:///$(CURDIR)/$(SHOTS)/mlflow.db
 screenshots: $(VENV)/installed_dev  ## take the pictures of docs/how-to/mlflow_ui.md, an hour; needs Chromium
 	@rm -rf $(SHOTS) && mkdir -p $(SHOTS)
-	@cd $(SHOTS) && PYTHONPATH=$(CURDIR) $(BIN)/python -m tests.ui.six_runs
+	@cd $(SHOTS) && PYTHONPATH="$(CURDIR)" python -m tests.ui.six_runs
 	@FREQFILTER_SCREENSHOTS=1 $(BIN)/python -m pytest tests/ui
 
 mlproject: $(VENV)/installed  ## write the MLproject's comments from params.yaml

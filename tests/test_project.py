@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -272,6 +273,46 @@ def test_make_help_lists_every_target() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony
     assert {line.split()[1] for line in listed.splitlines()} == set(phony[1].split())
+
+
+def test_every_target_works_in_a_folder_whose_name_has_spaces_and_removes_only_what_it_made(tmp_path: Path) -> None:
+    folder = tmp_path / "a b 'c"
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "a").mkdir()
+    kept = [tmp_path / "a" / "kept", folder / "mlflow.db", folder / "build" / "kept", folder / "runs" / "kept"]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("python", "pip", "mlflow", "ruff", "mypy", "mkdocs"):
+        (programs / name).write_text('#!/bin/sh\n[ "$(pwd)" ] && echo "$0 PIP_USER=$PIP_USER" >> "$CALLS"\n')
+        (programs / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    targets = [line.split()[0] for line in re.findall(r"^[a-z_-]+:.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)]
+    targets = [target.rstrip(":") for target in targets if target.rstrip(":") not in ("help", "clean")]
+    for target in [*targets, "clean"]:
+        done = subprocess.run(
+            ["make", "-s", target, "SEED=1"],
+            cwd=folder,
+            env=os.environ | {"CALLS": str(calls), "PIP_USER": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{target}: {done.stderr}"
+    called = calls.read_text()
+    assert "PIP_USER=no" in called
+    assert "PIP_USER=1" not in called
+    assert {Path(line.split(" PIP_USER")[0]).name for line in called.splitlines()} >= {
+        "python",
+        "pip",
+        "mlflow",
+        "ruff",
+    }
+    assert all(path.exists() for path in kept)
+    assert not (folder / ".venv").exists()
 
 
 WRITTEN = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
