@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,11 +22,15 @@ def configure_environment() -> None:
     """Set the environment variables of MLflow that the user has not set, before MLflow is imported.
 
     A password in ``MLFLOW_TRACKING_URI`` moves to the variables that MLflow reads it from, since MLflow prints the
-    address in its errors. A relative SQLite path is resolved against the folder in which ``mlflow run`` was called;
-    MLflow starts this process in the project's folder.
+    address in its errors. ``~`` in an SQLite path becomes the home folder. A relative path is resolved against the
+    folder in which ``mlflow run`` was called; MLflow starts this process in the project's folder.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in containers; MLflow asks for it in each run
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
     if (uri := os.environ.get("MLFLOW_TRACKING_URI")) is None:
         return
     server, path = urlsplit(uri), Path(uri.removeprefix("sqlite:///"))
@@ -33,5 +38,6 @@ def configure_environment() -> None:
         os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(server.username)
         os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(server.password or "")
         os.environ["MLFLOW_TRACKING_URI"] = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()
-    elif uri.startswith("sqlite:///") and not path.is_absolute() and (folder := launcher_folder()):
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / path}"
+    elif uri.startswith("sqlite:///") and not path.is_absolute():
+        path = path.expanduser() if path.parts[:1] == ("~",) else (launcher_folder() or Path()) / path
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}"

@@ -62,18 +62,44 @@ def open_store() -> str:
         )
     if uri.startswith("http"):
         check_reachable(uri)
-    path = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    path = _sqlite_file(uri) if uri.startswith(SQLITE) else None
     try:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock") if path else nullcontext()
-        with lock:
+        with _creation_lock(path) if path else nullcontext():
             MlflowClient().search_experiments(max_results=1)
     except OSError as error:
         raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
         raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}") from error
     return without_credentials(uri)
+
+
+@contextmanager
+def _creation_lock(path: Path) -> Iterator[None]:
+    """Context manager that locks the creation of an SQLite store; a store of another user is read without."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire()
+    except OSError:
+        if not path.exists():
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sqlite_file(uri: str) -> Path:
+    """Path of an SQLite store, without the options of its address.
+
+    Raises:
+        UserError: If a ``?`` of the path would be taken for the beginning of options.
+    """
+    path, _, options = uri.removeprefix(SQLITE).partition("?")
+    if options and any("=" not in option or "/" in option for option in options.split("&")):
+        raise UserError(f"tracking store {uri}: the ? in this path begins options of SQLite; use a folder without it")
+    return Path(path)
 
 
 def check_reachable(uri: str) -> None:

@@ -26,11 +26,12 @@ from freqfilter.models.export import exported_program, onnx_model
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
 from freqfilter.plots.style import label_axes, new_figure
 from freqfilter.process import Interrupted
-from freqfilter.tracking import loading, provenance, registry
+from freqfilter.tracking import configure_environment, loading, provenance, registry
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.run import TensorBoard
+from tests import zygote
 from tests.conftest import SMALL, all_runs, fresh_state, network
 
 DRAWS = {name: getattr(Figure, name) for name in ("savefig", "get_layout_engine")}  # before fixtures replace them
@@ -494,3 +495,40 @@ def test_the_patch_includes_new_files_and_leaves_the_index_unchanged(
 
     monkeypatch.setattr(freqfilter, "__file__", str(tmp_path / "elsewhere/freqfilter/__init__.py"))
     assert provenance.source().tags == {}
+
+
+def test_a_home_folder_and_options_in_the_address_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///~/home.db")
+    configure_environment()
+    open_store()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/timed.db?timeout=60")
+    open_store()
+    assert {path.name for path in folder.iterdir()} >= {"home.db", "timed.db", "timed.db.lock"}
+    assert not any(name in path.name for path in folder.iterdir() for name in ("~", "?"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/a?b/mlflow.db")
+    with pytest.raises(UserError, match=r"the \? in this path begins options of SQLite; use a folder without it"):
+        open_store()
+    assert not (folder / "a").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs another user")
+def test_a_store_of_another_user_is_read(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a user id that has no name."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        store = Path(folder) / "mlflow.db"
+        shutil.copy(empty_store, store)
+        (Path(folder) / "mlflow.db.lock").touch(mode=0o600)
+        Path(folder).chmod(0o755)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+        done = _history_of_another_user(folder)
+    assert (done.returncode, "Registered Model with name=frequency-filter not found" in done.stderr) == (2, True)
+
+
+def _history_of_another_user(folder: str) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import os; os.setgid(12345); os.setuid(12345)\n"
+        "for name in ('LOGNAME', 'USER', 'LNAME', 'USERNAME'): os.environ.pop(name, None)\n"
+        "from freqfilter.cli.main import main; main()"
+    )
+    return zygote.run([sys.executable, "-c", code, "history"], cwd=folder)
