@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import platformdirs
 import torch
 from numpy.typing import NDArray
@@ -25,14 +24,13 @@ from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, random_stream
 from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.errors import UserError
-from freqfilter.evaluation.metrics import CONFIDENCE, OVERALL, Estimator, compare
+from freqfilter.evaluation.metrics import OVERALL, Estimator, compare
 
 LIMIT = "limit"  # for the view of the filter that is evaluated, causal or bidirectional
 
 MAX_STARTS = 20_000  # considered for one window; thinned in longer signals
 MAX_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
 MIN_WINDOWS, MAX_WINDOWS = 64, 20_000  # of an expectation, at any work
-N_RESAMPLES = 10_000
 N_RESIDUES = 8  # of the thinned starts, to bound the effect of thinning
 CHUNK_SIZE = 2**23  # estimates in memory at a time
 VERSION = 3  # of the computation; increase it with every change of the results
@@ -226,35 +224,6 @@ def _chunks(starts: NDArray[np.int64], limit: MMSEEstimator) -> list[NDArray[np.
     """Split the starts into chunks of at most ``CHUNK_SIZE`` estimates."""
     n_starts = max(1, CHUNK_SIZE // (len(limit.components) * limit.n_samples))
     return np.array_split(starts, math.ceil(len(starts) / n_starts))
-
-
-def ratio_interval(per_block: pd.DataFrame, name: str, reference: str, *, seed: int = 0) -> tuple[float, float]:
-    """Compute the bootstrap interval of the ratio of two mean squared errors, resampling blocks of windows.
-
-    Args:
-        per_block: Mean squared errors: a row for each estimator, a column for each block of neighbouring windows.
-        name: Row of the numerator.
-        reference: Row of the denominator.
-        seed: Seed of the resampling.
-
-    Returns:
-        Its ends; NaN if there are fewer than two blocks, or the reference is zero in one of them.
-
-    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
-    """
-    pair = per_block.loc[[name, reference]].to_numpy()
-    if pair.shape[1] < 2 or not (pair[1] > 0).all():
-        return math.nan, math.nan
-    interval = stats.bootstrap(
-        tuple(pair),
-        lambda numerator, denominator, axis: numerator.mean(axis=axis) / denominator.mean(axis=axis),
-        paired=True,
-        n_resamples=N_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        random_state=random_stream(seed, "bootstrap"),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def expected_limit(model: SignalModel, *, window_length: int, work: float = MAX_WORK) -> LimitEstimates:

@@ -12,6 +12,7 @@ from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
 from freqfilter.evaluation import limits
 from freqfilter.evaluation.limits import ValidationLimit
+from freqfilter.evaluation.metrics import ZERO_MSE
 from freqfilter.evaluation.monitor import SampleOverlap, measure_overlap
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.run_metrics import limit_metrics
@@ -153,6 +154,8 @@ def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | Non
         run.log_metrics(limit_metrics(expected_mse), step=0)
     if expected_mse is None or val_limit is None:
         logger.info("limit: unknown for these validation windows; no ratio to it and no leak alarm")
+    elif val_limit.mse < ZERO_MSE:
+        logger.info("limit: zero on the validation windows; no ratio to it")
     else:
         logger.info(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
     return val_limit

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from freqfilter.evaluation.metrics import ZERO_MSE
 from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, label_axes, line_style, log_scale, new_figure
 from freqfilter.training.reports import EpochReport
 
@@ -44,10 +45,8 @@ def training_loss(
             lowest = min(lowest, *points.values())
     if best_epoch:
         axes.axvline(best_epoch, label=f"best validation, epoch {best_epoch}", color=GREY, linestyle=":")
-    if val_limit_mse and loss == "mse":
-        label = f"limit on validation: {val_limit_mse:.4f}"
-        axes.axhline(val_limit_mse, label=label, color="black", linestyle="--", linewidth=1)
-        lowest = min(lowest, val_limit_mse)
+    if val_limit_mse is not None and loss == "mse":
+        lowest = min(lowest, _draw_limit(axes, val_limit_mse, "black"))
     if lowest > 0:
         log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -153,18 +152,27 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
             lowest = min(lowest, curves.validation.min())
         if curves.holdout is not None:
             axes.plot(curves.holdout.index, curves.holdout, color=colour(number), linestyle=":", linewidth=1)
-        if curves.limit_mse:
-            limits.setdefault(f"{curves.limit_mse:.4f}", number)
+        if curves.limit_mse is not None:
+            limits.setdefault(f"{curves.limit_mse:.4g}", number)
     if any(curves.holdout is not None for curves in trainings.values()):
         axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label=HOLDOUT)
     for limit_mse, number in limits.items():
         # Each of several limits has the colour of its first training.
-        line_colour, label = colour(number) if len(limits) > 1 else "black", f"limit on validation: {limit_mse}"
-        axes.axhline(float(limit_mse), color=line_colour, linestyle="--", linewidth=1, label=label)
+        _draw_limit(axes, float(limit_mse), colour(number) if len(limits) > 1 else "black")
     if lowest > 0:
         log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(axes, "epoch", "mean squared error", "Validation")
+
+
+def _draw_limit(axes: Axes, limit_mse: float, line_colour: str) -> float:
+    """Draw the limit and return it; a limit of zero, for which a logarithmic axis has no place, is only named."""
+    if limit_mse < ZERO_MSE:
+        axes.plot([], [], color=line_colour, linestyle="--", linewidth=1, label="limit on validation: zero")
+        return math.inf
+    label = f"limit on validation: {limit_mse:.4f}"
+    axes.axhline(limit_mse, color=line_colour, linestyle="--", linewidth=1, label=label)
+    return limit_mse
 
 
 def _draw_ratios(axes: Axes, trainings: Mapping[str, Curves]) -> None:
