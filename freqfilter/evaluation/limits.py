@@ -33,7 +33,7 @@ MAX_WORK = 5e9  # windows × starts × samples: some ten seconds of one processo
 MIN_WINDOWS, MAX_WINDOWS = 64, 20_000  # of an expectation, at any work
 N_RESIDUES = 8  # of the thinned starts, to bound the effect of thinning
 CHUNK_SIZE = 2**23  # estimates in memory at a time
-VERSION = 3  # of the computation; increase it with every change of the results
+VERSION = 4  # of the computation; increase it with every change of the results
 
 Array = NDArray[np.float64]
 
@@ -115,7 +115,7 @@ def compute_window_limit(model: SignalModel, windows: SlidingWindows, *, work: f
     """Compute the limit on the windows of given realizations.
 
     All windows are scored, or as many evenly spaced ones as ``work`` allows. Neighbouring windows share their
-    noise, so the standard error is that of the means over blocks of a second, or of a window where that is longer.
+    noise, so the standard error is that of the means over blocks of a second, or of four windows where that is longer.
 
     Args:
         model: The signal model of the windows.

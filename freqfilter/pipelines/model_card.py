@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -54,6 +56,15 @@ def run_description(
     if picture:
         lines.append(f"![losses over epochs]({picture})")
     return "\n\n".join(lines)
+
+
+def escape_markdown(text: str) -> str:
+    r"""Escape text of a user, so that Markdown shows it as it is, also in a cell of a table.
+
+    >>> print(escape_markdown("a|b <i> *c*"))
+    a\|b &lt;i&gt; \*c\*
+    """
+    return re.sub(r"([\\`*_|\[\]~])", r"\\\1", html.escape(text, quote=False))
 
 
 def run_link(run_id: str) -> str:
@@ -127,6 +138,8 @@ def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = Fa
     """
     if with_spread:
         table = pd.concat([table, table.agg(["mean", "std"])])
+    if table_format == "github":
+        table = table.rename(index=escape_markdown)
     alignment = ["left", *["right"] * table.shape[1]]
     text = table.map(_format_value).rename_axis("run")
     return text.to_markdown(tablefmt=table_format, disable_numparse=True, colalign=alignment)

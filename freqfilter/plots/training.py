@@ -14,7 +14,18 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from freqfilter.evaluation.metrics import ZERO_MSE
-from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, label_axes, line_style, log_scale, new_figure
+from freqfilter.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    colour,
+    label_axes,
+    line_style,
+    log_scale,
+    new_figure,
+    verbatim,
+)
 from freqfilter.training.reports import EpochReport
 
 HOLDOUT = "holdout: new noise, not used for selection"
@@ -72,7 +83,7 @@ def comparison(table: pd.DataFrame) -> Figure:
     for column, (marker_colour, marker, label) in measures.items():
         if column in table and table[column].notna().any():
             axes.plot(table[column].astype(float), rows, marker, color=marker_colour, label=label)
-    axes.set_yticks(rows, [str(name) for name in table.index])
+    axes.set_yticks(rows, [verbatim(str(name)) for name in table.index])
     axes.invert_yaxis()
     label_axes(axes, "mean squared error", "", "Each run with its best weights", legend=True)
     return figure
@@ -147,8 +158,8 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
     lowest = math.inf
     for number, (name, curves) in enumerate(trainings.items()):
         if curves.validation is not None:
-            style = line_style(number)
-            axes.plot(curves.validation.index, curves.validation, marker="o", markersize=3, label=name, **style)
+            style = line_style(number) | {"marker": "o", "markersize": 3, "label": verbatim(name)}
+            axes.plot(curves.validation.index, curves.validation, **style)
             lowest = min(lowest, curves.validation.min())
         if curves.holdout is not None:
             axes.plot(curves.holdout.index, curves.holdout, color=colour(number), linestyle=":", linewidth=1)
@@ -182,7 +193,7 @@ def _draw_ratios(axes: Axes, trainings: Mapping[str, Curves]) -> None:
             ratio, low, high = curves.over_limit
             errors = [[ratio - low], [high - ratio]]
             axes.errorbar([ratio], [len(names)], xerr=errors, fmt="o", color=colour(number), capsize=4)
-            names.append(name)
+            names.append(verbatim(name))
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
