@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
+from freqfilter.config import resolve
 from freqfilter.config.schema import Bounds
+from freqfilter.data.signal_model import SignalModel, realization_windows
+from freqfilter.data.windows import block_means
 from freqfilter.evaluation.gate import check_leak, check_limit
 from freqfilter.evaluation.heldout import summarize
 from freqfilter.evaluation.limits import LIMIT
@@ -22,7 +27,7 @@ from freqfilter.pipelines.run_metrics import epoch_metrics, fresh_metrics, score
 from freqfilter.plots.limit import decision
 from freqfilter.plots.training import Curves, side_by_side, training_loss
 from freqfilter.training.reports import EpochReport
-from tests.conftest import SEED, many
+from tests.conftest import SEED, SMALL, Typed, all_runs, many, options, say
 
 MIN_COVERAGE = 0.93  # of intervals of 95 %
 N_TRIALS = many(1500, 20_000)
@@ -74,6 +79,20 @@ def test_the_intervals_of_a_mean_and_of_a_difference_have_their_stated_coverage(
 
     assert coverage(mean, near_the_limit, 3, 0.2 * 1.002) >= MIN_COVERAGE
     assert coverage(difference, independent, 6, 4) >= MIN_COVERAGE
+
+
+def test_errors_of_neighbouring_blocks_are_hardly_correlated() -> None:
+    """Windows of a second share noise with windows of the next second, so that blocks are longer."""
+    params = resolve({"n_samples": "4099", "duration_s": "40.98", "window_length": "100"})
+    windows = realization_windows(SignalModel.from_params(params.signals), 100, 1)
+    blocks = windows.block_ids(torch.arange(0, len(windows), windows.n_components))
+    random, errors = np.random.default_rng(SEED), []
+    for _ in range(300):
+        powers = np.cumsum(np.append(0, random.standard_normal(4099) ** 2))
+        errors.append(block_means(torch.from_numpy(powers[100:] - powers[:-100]), blocks))
+    table = np.array(errors)
+    assert table.shape[1] == 10
+    assert abs(np.corrcoef(table[:, :-1].flatten(), table[:, 1:].flatten())[0, 1]) < 0.12
 
 
 def test_the_interval_has_the_ratios_that_a_paired_t_test_accepts() -> None:
@@ -128,6 +147,23 @@ def test_there_is_no_ratio_to_a_limit_of_zero() -> None:
     assert fresh.per_realization["mse_over_limit"].isna().all()
     assert not [name for name in fresh_metrics(fresh) if "over_limit" in name]
     assert heldout_summary(fresh_metrics(fresh)).endswith("limit zero, no ratio to it")
+
+
+def test_a_run_without_noise_states_that_its_limit_is_zero(
+    typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, stdout, _ = say(["train", *options(SMALL | {"noise_std": "0", "epochs": "1"})], capsys, monkeypatch)
+    assert code == 0
+    assert "limit: zero on the validation windows; no ratio to it" in stdout
+    assert "\nlimit zero, no ratio to it\n" in stdout
+    assert "× the limit" not in stdout
+    assert not re.search(r"e-[3-9]\d", stdout), "rounding is shown as a limit"
+    (run,) = all_runs()
+    assert not [name for name in run.data.metrics if "over_limit" in name]
+    assert "limit zero, no ratio to it" in run.data.tags["mlflow.note.content"]
+    code, stdout, _ = say(["evaluate", "--realizations", "3"], capsys, monkeypatch)
+    assert code == 0
+    assert "× the limit" not in stdout
 
 
 def test_the_gate_has_no_bound_on_a_ratio_to_zero() -> None:

@@ -201,12 +201,12 @@ def test_runs_named_as_estimators_are_compared(
     typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [train(typed, epochs=epochs) for epochs in ("6", "1", "2")]
-    for run_id, name in zip(ids, ("limit", "model", "limit"), strict=True):
+    for run_id, name in zip(ids, ("limit", "model", "mean"), strict=True):
         MlflowClient().set_tag(run_id, "mlflow.runName", name)
     code, stdout, stderr = say(["compare", "--runs", ",".join(ids), "--realizations", "7"], capsys, monkeypatch)
     assert (code, stderr) == (0, "")
-    assert f"model compared with limit {ids[0][:6]} on 7 fresh realizations: worse by" in stdout
-    assert f"limit {ids[2][:6]} compared with limit {ids[0][:6]} on 7 fresh realizations: " in stdout
+    for name in ("model", "mean"):
+        assert f"{name} compared with limit on 7 fresh realizations: " in stdout
     (ratios,) = re.findall(r"^fresh MSE over the limit +(.*)$", stdout, re.MULTILINE)
     assert ratios.split()[0] != "1.000", "scored as the limit"
 
