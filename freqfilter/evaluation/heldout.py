@@ -17,14 +17,13 @@ from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
 from freqfilter.evaluation.baselines import baseline_estimators
-from freqfilter.evaluation.limits import LIMIT, limit_estimators
+from freqfilter.evaluation.limits import LIMIT, compare_with_limit, limit_estimators
 from freqfilter.evaluation.metrics import (
     MODEL,
     OVERALL,
     ZERO_MSE,
     Comparison,
     Estimator,
-    compare,
     half_width,
     limit_ratio,
     ratio_interval,
@@ -105,7 +104,7 @@ def score_realizations(
         for each.
     """
     for number, windows in evaluation_windows(params, noise_seeds):
-        compared = compare(estimators, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+        compared = compare_with_limit(estimators, windows, params, device=device)
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
         yield number, table.loc[list(estimators), columns]
@@ -137,4 +136,4 @@ def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
     """Score a network, in evaluation mode and on ``device``, and its baselines on the test set."""
     estimators = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
-    return compare(estimators, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)
+    return compare_with_limit(estimators, splits.test, params, device=device)

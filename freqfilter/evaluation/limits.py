@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params
-from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
+from freqfilter.data.posterior import MIN_NOISE_STD, MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, random_stream
 from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.errors import UserError
-from freqfilter.evaluation.metrics import OVERALL, Estimator, compare
+from freqfilter.evaluation.metrics import MEASURES, OVERALL, Comparison, Estimator, compare
 
 LIMIT = "limit"  # for the view of the filter that is evaluated, causal or bidirectional
 
@@ -228,14 +228,39 @@ def _chunks(starts: NDArray[np.int64], limit: MMSEEstimator) -> list[NDArray[np.
 
 def expected_limit(model: SignalModel, *, window_length: int, work: float = MAX_WORK) -> LimitEstimates:
     """Return ``compute_expected_limit`` from a cache on disk, by signal model and window length."""
+    if model.noise_std < MIN_NOISE_STD:
+        return _zero(model, window_length, per_block=np.zeros(0))
     key = {"model": asdict(model), "window_length": window_length, "work": work}
     return _cached(key, lambda: compute_expected_limit(model, window_length=window_length, work=work))
 
 
 def window_limit(model: SignalModel, windows: SlidingWindows) -> LimitEstimates:
     """Return ``compute_window_limit`` from a cache on disk, by signal model and windows."""
+    if model.noise_std < MIN_NOISE_STD:
+        n_blocks = len(windows.block_ids(torch.arange(len(windows))).unique())
+        return _zero(model, windows.n_samples, per_block=np.zeros(n_blocks))
     key = {"model": asdict(model), "windows": windows.digest()}
     return _cached(key, lambda: compute_window_limit(model, windows))
+
+
+def _zero(model: SignalModel, window_length: int, *, per_block: Array) -> LimitEstimates:
+    """Limits without noise: the samples determine the components, and a computed error would be rounding."""
+    zero = LimitEstimate(0.0, np.zeros(len(model.components)), np.zeros(window_length), 0.0, per_block)
+    return LimitEstimates(zero, zero, n_windows=model.n_samples - window_length + 1)
+
+
+def compare_with_limit(
+    estimators: Mapping[str, Estimator], windows: WindowDataset, params: Params, *, device: torch.device
+) -> Comparison:
+    """Score estimators as ``compare`` does; without noise the errors of the limits are zero, not their rounding."""
+    compared = compare(estimators, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+    if params.data.data_file is None and params.signals.noise_std < MIN_NOISE_STD:
+        rows = [name for name in (LIMIT, f"{LIMIT}_{other_view(params)}") if name in estimators]
+        compared.table.loc[rows, list(MEASURES)] = (0.0, 0.0, 0.0, 1.0, 1.0, math.inf)
+        for errors in (compared.per_step, compared.per_block):
+            if errors is not None:
+                errors.loc[rows] = 0.0
+    return compared
 
 
 def validation_limit(params: Params, validation: WindowDataset) -> ValidationLimit | None:
@@ -251,8 +276,7 @@ def validation_limit(params: Params, validation: WindowDataset) -> ValidationLim
         scores = window_limit(SignalModel.from_params(params.signals), validation)
         estimate = scores.two_sided if params.model.bidirectional else scores.causal
         return ValidationLimit(estimate.mse, tuple(estimate.per_block.tolist()))
-    frequencies_hz = params.signals.frequencies_hz
-    compared = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+    compared = compare_with_limit({LIMIT: known[LIMIT]}, validation, params, device=torch.device("cpu"))
     blocks = () if compared.per_block is None else tuple(float(value) for value in compared.per_block.to_numpy()[0])
     return ValidationLimit(float(compared.table["mse"][LIMIT, OVERALL]), blocks)
 
