@@ -237,7 +237,7 @@ def expected_limit(model: SignalModel, *, window_length: int, work: float = MAX_
 def window_limit(model: SignalModel, windows: SlidingWindows) -> LimitEstimates:
     """Return ``compute_window_limit`` from a cache on disk, by signal model and windows."""
     if model.noise_std < MIN_NOISE_STD:
-        n_blocks = len(windows.block_ids(torch.arange(len(windows))).unique())
+        n_blocks = len(np.unique(windows.block_ids(torch.arange(len(windows))).numpy()))
         return _zero(model, windows.n_samples, per_block=np.zeros(n_blocks))
     key = {"model": asdict(model), "windows": windows.digest()}
     return _cached(key, lambda: compute_window_limit(model, windows))
