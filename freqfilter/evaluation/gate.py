@@ -66,7 +66,7 @@ def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds
             continue
         low, high = ratio_interval(errors[component].to_numpy(), limit[component].to_numpy()) or (-math.inf, math.inf)
         summary = f"{ratio:.4f} ({low:.4f} to {high:.4f}) × the limit, at most {max_ratio:g}"
-        checks.append(Check(name, high <= max_ratio, summary))
+        checks.append(Check(name, bool(high <= max_ratio), summary))
     return checks
 
 

@@ -76,7 +76,7 @@ def ratio_interval(
     if a <= 0:
         return None
     root = math.sqrt(b**2 + a * c)
-    return ratio - (b + root) / a, ratio + (root - b) / a
+    return float(ratio - (b + root) / a), float(ratio + (root - b) / a)
 
 
 @dataclass(frozen=True)

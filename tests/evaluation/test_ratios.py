@@ -173,6 +173,7 @@ def test_the_gate_has_no_bound_on_a_ratio_to_zero() -> None:
     assert near.passed
     assert near.summary == "1.0244 (1.0138 to 1.0329) × the limit, at most 1.05"
     assert (zero.passed, zero.summary) == (None, "the limit is zero, there is no ratio to it")
+    assert check_limit(errors, limit, Bounds(max_mse_ratio=1.03))[0].passed is False, "the upper end is above"
     assert check_limit(errors.iloc[:1], limit, Bounds(max_mse_ratio=9))[0].passed is False, "no interval of one"
 
 
