@@ -17,6 +17,7 @@ OUTBOX, FILES = "outbox.jsonl", "files.jsonl"  # in the folder of a run: its mes
 
 TEST_MSE = "test/mse"
 TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
+TEST_LIMIT_MSE = "test/limit_mse"
 TRAIN_LOSS = "train/loss"
 VAL_LOSS = "val/loss"
 VAL_MSE = "val/mse"

@@ -30,9 +30,10 @@ FACTS = {
     "2_the_leak": """
         leaky, independent = (trained[name] for name in ("random split", "independent split"))
         assert "validation data leak from training" in leaky.diagnoses["leak"]
-        assert "leak" not in independent.diagnoses
-        assert leaky.overlap.n_shared == leaky.overlap.n_samples
-        assert independent.overlap.n_shared == 0
+        assert not {"leak", "overlap"} & set(independent.diagnoses)
+        assert leaky.overlaps[0].share == 1
+        assert "overlap" in leaky.diagnoses
+        assert not any(overlap.n_shared for overlap in independent.overlaps)
         assert leaky.metrics["best/val_mse"] < 0.7 * leaky.val_limit_mse
         assert leaky.metrics["best/holdout_mse"] > leaky.metrics["test/zero_mse"]
         assert leaky.metrics["test/mse"] > 1.2 * independent.metrics["test/mse"]

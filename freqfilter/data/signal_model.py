@@ -16,7 +16,7 @@ from freqfilter.data.windows import SlidingWindows, evenly_spaced
 
 DRAW_CHUNK = 2**20  # samples of a realization
 MAX_SAMPLES_IN_MEMORY = 10**6  # of a longer signal only the segments of the selected windows are kept
-BLOCK_S = 1.0  # seconds of a block of neighbouring windows, at least a window
+BLOCK_S, BLOCK_WINDOWS = 1.0, 4  # seconds and windows of a block, at least: shorter ones are correlated
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,6 @@ def _cut_windows(
     if noise_seeds:
         noise = np.stack([noise_realization(seed, samples) for seed in noise_seeds])
         mixtures = mixtures + model.noise_std * noise
-    block_samples = max(window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
+    block_samples = max(BLOCK_WINDOWS * window_length, math.ceil(BLOCK_S * model.sample_rate_hz))
     signals, components = (torch.from_numpy(values.astype(np.float32)) for values in (mixtures, clean))
     return SlidingWindows(signals, components, window_length, block_starts=block_samples)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from freqfilter.config.schema import Bounds
-from freqfilter.evaluation.metrics import OVERALL, half_width
+from freqfilter.evaluation.metrics import OVERALL, limit_ratio, ratio_interval
 from freqfilter.evaluation.significance import PairedTest, Verdict
 
 BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # trivial baselines, and the best linear filter
@@ -48,27 +49,25 @@ def check_baselines(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -
 
 
 def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Check]:
-    """Check that the ratio of MSE to limit, None if unknown, is within its bounds, overall and for each component."""
+    """Check that the ratio of MSE to limit, None if unknown, is within its bounds, overall and for each component.
+
+    The check does not apply to a limit of zero.
+    """
     if limit is None:
         return [Check("near the limit", None, "no limit: the signal model of a data file is unknown")]
     checks = []
     for component in errors.columns:
         overall = component == OVERALL
         max_ratio = bounds.max_mse_ratio if overall else bounds.max_mse_ratio_per_frequency
-        ratio, half = _ratio(errors[component], limit[component])
         name = "near the limit" if overall else f"near the limit, {component}"
-        summary = f"{ratio:.4f} ± {half:.4f} × the limit, at most {max_ratio:g}"
-        checks.append(Check(name, ratio + half <= max_ratio, summary))
+        ratio = limit_ratio(float(errors[component].mean()), float(limit[component].mean()))
+        if ratio is None:
+            checks.append(Check(name, None, "the limit is zero, there is no ratio to it"))
+            continue
+        low, high = ratio_interval(errors[component].to_numpy(), limit[component].to_numpy()) or (-math.inf, math.inf)
+        summary = f"{ratio:.4f} ({low:.4f} to {high:.4f}) × the limit, at most {max_ratio:g}"
+        checks.append(Check(name, bool(high <= max_ratio), summary))
     return checks
-
-
-def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, float]:
-    """Ratio of two means over the same realizations, and half the width of its interval (paired delta method)."""
-    limit_mse = float(limit.mean())
-    if limit_mse == 0:
-        return (1.0, 0.0) if errors.max() == 0 else (float("inf"), 0.0)
-    ratio = float(errors.mean()) / limit_mse
-    return ratio, half_width(((errors - ratio * limit) / limit_mse).to_numpy())
 
 
 def check_improvement(test: PairedTest | None, *, same_weights: bool = False) -> Check:
@@ -97,10 +96,10 @@ def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Ch
 
 
 def check_leak(diagnoses: str) -> Check:
-    """Check that the training run raised no leak alarm; ``diagnoses`` are its problems, separated by spaces."""
-    leaks = "leak" in diagnoses.split()
-    summary = "its training run raised a leak alarm" if leaks else "no leak alarm in its training run"
-    return Check("no leak", not leaks, summary)
+    """Check that the training run reported no leak; ``diagnoses`` are its problems, separated by spaces."""
+    reported = {"leak": "raised a leak alarm", "overlap": "had the same data in two of its splits"}
+    found = " and ".join(text for name, text in reported.items() if name in diagnoses.split())
+    return Check("no leak", not found, f"its training run {found}" if found else "no leak alarm in its training run")
 
 
 def check_finite(errors: pd.DataFrame) -> Check:

@@ -17,8 +17,17 @@ from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
 from freqfilter.evaluation.baselines import baseline_estimators
-from freqfilter.evaluation.limits import LIMIT, limit_estimators, ratio_interval
-from freqfilter.evaluation.metrics import MODEL, OVERALL, Comparison, Estimator, compare, half_width
+from freqfilter.evaluation.limits import LIMIT, compare_with_limit, limit_estimators
+from freqfilter.evaluation.metrics import (
+    MODEL,
+    OVERALL,
+    ZERO_MSE,
+    Comparison,
+    Estimator,
+    half_width,
+    limit_ratio,
+    ratio_interval,
+)
 from freqfilter.models.network import estimate
 
 FIRST_NOISE_SEED = 10_000
@@ -33,11 +42,11 @@ class FreshScores:
     """Mean squared errors on fresh realizations, of the model and, if it is known, of the limit.
 
     Attributes:
-        per_realization: A row for each noise seed: ``mse``, and ``limit_mse`` and ``mse_over_limit`` if known.
+        per_realization: A row for each noise seed: ``mse``, and ``limit_mse`` and ``mse_over_limit`` if known; the
+            ratio is NaN if the limit is zero.
         mean: Over the realizations: a row for each estimator, a column for all components together and one for each.
         mse_interval: 95 % interval of the model's mean MSE over realizations (Student's t); NaN for a single one.
-        ratio_interval: 95 % interval of model over limit, by resampling realizations; NaN for a single one, None
-            if the limit is unknown.
+        ratio_interval: 95 % interval of model over limit (``metrics.ratio_interval``); None if it is unknown.
     """
 
     per_realization: pd.DataFrame
@@ -52,8 +61,8 @@ class FreshScores:
 
     @property
     def mse_over_limit(self) -> float | None:
-        """Ratio of ``mse`` to that of the limit; None if the limit is unknown."""
-        return self.mse / float(self.mean[OVERALL][LIMIT]) if self.ratio_interval else None
+        """Ratio of ``mse`` to that of the limit; None if the limit is unknown or zero."""
+        return limit_ratio(self.mse, self.mean[OVERALL].get(LIMIT))
 
 
 def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
@@ -95,7 +104,7 @@ def score_realizations(
         for each.
     """
     for number, windows in evaluation_windows(params, noise_seeds):
-        compared = compare(estimators, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+        compared = compare_with_limit(estimators, windows, params, device=device)
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
         yield number, table.loc[list(estimators), columns]
@@ -115,8 +124,9 @@ def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
     columns = {"mse": overall[MODEL]}
     ratio = None
     if LIMIT in overall:
-        columns |= {"limit_mse": overall[LIMIT], "mse_over_limit": overall[MODEL] / overall[LIMIT]}
-        ratio = ratio_interval(overall.T, MODEL, LIMIT)
+        limit = overall[LIMIT]
+        columns |= {"limit_mse": limit, "mse_over_limit": overall[MODEL] / limit.where(limit >= ZERO_MSE)}
+        ratio = ratio_interval(overall[MODEL].to_numpy(), limit.to_numpy())
     mse = overall[MODEL].to_numpy()
     mean, half = float(mse.mean()), half_width(mse)
     per_realization = pd.DataFrame(columns).rename_axis("noise_seed")
@@ -126,4 +136,4 @@ def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
     """Score a network, in evaluation mode and on ``device``, and its baselines on the test set."""
     estimators = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
-    return compare(estimators, splits.test, frequencies_hz=params.signals.frequencies_hz, device=device)
+    return compare_with_limit(estimators, splits.test, params, device=device)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import platformdirs
 import torch
 from numpy.typing import NDArray
@@ -21,21 +20,20 @@ from torch import Tensor
 
 from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params
-from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
+from freqfilter.data.posterior import MIN_NOISE_STD, MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, random_stream
 from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.errors import UserError
-from freqfilter.evaluation.metrics import CONFIDENCE, OVERALL, Estimator, compare
+from freqfilter.evaluation.metrics import MEASURES, OVERALL, Comparison, Estimator, compare
 
 LIMIT = "limit"  # for the view of the filter that is evaluated, causal or bidirectional
 
 MAX_STARTS = 20_000  # considered for one window; thinned in longer signals
 MAX_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
 MIN_WINDOWS, MAX_WINDOWS = 64, 20_000  # of an expectation, at any work
-N_RESAMPLES = 10_000
 N_RESIDUES = 8  # of the thinned starts, to bound the effect of thinning
 CHUNK_SIZE = 2**23  # estimates in memory at a time
-VERSION = 3  # of the computation; increase it with every change of the results
+VERSION = 4  # of the computation; increase it with every change of the results
 
 Array = NDArray[np.float64]
 
@@ -117,7 +115,7 @@ def compute_window_limit(model: SignalModel, windows: SlidingWindows, *, work: f
     """Compute the limit on the windows of given realizations.
 
     All windows are scored, or as many evenly spaced ones as ``work`` allows. Neighbouring windows share their
-    noise, so the standard error is that of the means over blocks of a second, or of a window where that is longer.
+    noise, so the standard error is that of the means over blocks of a second, or of four windows where that is longer.
 
     Args:
         model: The signal model of the windows.
@@ -228,45 +226,41 @@ def _chunks(starts: NDArray[np.int64], limit: MMSEEstimator) -> list[NDArray[np.
     return np.array_split(starts, math.ceil(len(starts) / n_starts))
 
 
-def ratio_interval(per_block: pd.DataFrame, name: str, reference: str, *, seed: int = 0) -> tuple[float, float]:
-    """Compute the bootstrap interval of the ratio of two mean squared errors, resampling blocks of windows.
-
-    Args:
-        per_block: Mean squared errors: a row for each estimator, a column for each block of neighbouring windows.
-        name: Row of the numerator.
-        reference: Row of the denominator.
-        seed: Seed of the resampling.
-
-    Returns:
-        Its ends; NaN if there are fewer than two blocks, or the reference is zero in one of them.
-
-    Source: B. Efron and R. J. Tibshirani, "An Introduction to the Bootstrap", 1993, chapters 8 and 13.
-    """
-    pair = per_block.loc[[name, reference]].to_numpy()
-    if pair.shape[1] < 2 or not (pair[1] > 0).all():
-        return math.nan, math.nan
-    interval = stats.bootstrap(
-        tuple(pair),
-        lambda numerator, denominator, axis: numerator.mean(axis=axis) / denominator.mean(axis=axis),
-        paired=True,
-        n_resamples=N_RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        random_state=random_stream(seed, "bootstrap"),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
-
-
 def expected_limit(model: SignalModel, *, window_length: int, work: float = MAX_WORK) -> LimitEstimates:
     """Return ``compute_expected_limit`` from a cache on disk, by signal model and window length."""
+    if model.noise_std < MIN_NOISE_STD:
+        return _zero(model, window_length, per_block=np.zeros(0))
     key = {"model": asdict(model), "window_length": window_length, "work": work}
     return _cached(key, lambda: compute_expected_limit(model, window_length=window_length, work=work))
 
 
 def window_limit(model: SignalModel, windows: SlidingWindows) -> LimitEstimates:
     """Return ``compute_window_limit`` from a cache on disk, by signal model and windows."""
+    if model.noise_std < MIN_NOISE_STD:
+        n_blocks = len(np.unique(windows.block_ids(torch.arange(len(windows))).numpy()))
+        return _zero(model, windows.n_samples, per_block=np.zeros(n_blocks))
     key = {"model": asdict(model), "windows": windows.digest()}
     return _cached(key, lambda: compute_window_limit(model, windows))
+
+
+def _zero(model: SignalModel, window_length: int, *, per_block: Array) -> LimitEstimates:
+    """Limits without noise: the samples determine the components, and a computed error would be rounding."""
+    zero = LimitEstimate(0.0, np.zeros(len(model.components)), np.zeros(window_length), 0.0, per_block)
+    return LimitEstimates(zero, zero, n_windows=model.n_samples - window_length + 1)
+
+
+def compare_with_limit(
+    estimators: Mapping[str, Estimator], windows: WindowDataset, params: Params, *, device: torch.device
+) -> Comparison:
+    """Score estimators as ``compare`` does; without noise the errors of the limits are zero, not their rounding."""
+    compared = compare(estimators, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
+    if params.data.data_file is None and params.signals.noise_std < MIN_NOISE_STD:
+        rows = [name for name in (LIMIT, f"{LIMIT}_{other_view(params)}") if name in estimators]
+        compared.table.loc[rows, list(MEASURES)] = (0.0, 0.0, 0.0, 1.0, 1.0, math.inf)
+        for errors in (compared.per_step, compared.per_block):
+            if errors is not None:
+                errors.loc[rows] = 0.0
+    return compared
 
 
 def validation_limit(params: Params, validation: WindowDataset) -> ValidationLimit | None:
@@ -282,8 +276,7 @@ def validation_limit(params: Params, validation: WindowDataset) -> ValidationLim
         scores = window_limit(SignalModel.from_params(params.signals), validation)
         estimate = scores.two_sided if params.model.bidirectional else scores.causal
         return ValidationLimit(estimate.mse, tuple(estimate.per_block.tolist()))
-    frequencies_hz = params.signals.frequencies_hz
-    compared = compare({LIMIT: known[LIMIT]}, validation, frequencies_hz=frequencies_hz, device=torch.device("cpu"))
+    compared = compare_with_limit({LIMIT: known[LIMIT]}, validation, params, device=torch.device("cpu"))
     blocks = () if compared.per_block is None else tuple(float(value) for value in compared.per_block.to_numpy()[0])
     return ValidationLimit(float(compared.table["mse"][LIMIT, OVERALL]), blocks)
 

@@ -23,6 +23,7 @@ OVERALL = "all"  # the row of all components together
 MODEL = "model"  # the estimator that is evaluated
 CHUNK_SIZE = 2048  # windows
 CONFIDENCE = 0.95  # of every interval
+ZERO_MSE = 1e-12  # of components with amplitude 1; below, an error is rounding of float32
 
 
 def frequency_name(frequency_hz: float) -> str:
@@ -38,6 +39,44 @@ def half_width(values: NDArray[np.floating]) -> float:
     """Half the width of the interval (Student's t) of the mean of independent values; NaN for a single value."""
     n = len(values)
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * stats.sem(values)) if n > 1 else math.nan
+
+
+def limit_ratio(mse: float | None, limit_mse: float | None) -> float | None:
+    """Ratio of a mean squared error to the limit; None if either is unknown or the limit is zero (``ZERO_MSE``)."""
+    return None if mse is None or limit_mse is None or limit_mse < ZERO_MSE else mse / limit_mse
+
+
+def ratio_interval(
+    numerator: NDArray[np.floating], denominator: NDArray[np.floating], *, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """Compute the confidence interval of the ratio of two means of paired values (Fieller, Student's t).
+
+    It has all ratios r for which a paired t-test does not find the mean of ``numerator - r * denominator`` different
+    from zero. If the pairs are normally distributed, its coverage is exact for any number of them.
+
+    Source: E. C. Fieller, "Some Problems in Interval Estimation", Journal of the Royal Statistical Society B 16, 1954.
+
+    Args:
+        numerator: Mean squared errors on independent blocks or realizations, (n_pairs,).
+        denominator: Mean squared errors of the reference on the same, (n_pairs,).
+        confidence: Probability that the interval has the ratio of the expectations.
+
+    Returns:
+        Its ends; None if it is unknown: there is a single pair, or the mean of the denominator is not significantly
+        above zero.
+    """
+    n = len(numerator)
+    if n < 2 or (mean := float(denominator.mean())) < ZERO_MSE:
+        return None
+    ratio = float(numerator.mean()) / mean
+    covariance = np.cov(numerator - ratio * denominator, denominator) / n
+    t_squared = float(stats.t.ppf((1 + confidence) / 2, n - 1)) ** 2
+    # The ends are ratio + x for the roots x of a x² + 2 b x = c.
+    a, b, c = mean**2 - t_squared * covariance[1, 1], t_squared * covariance[0, 1], t_squared * covariance[0, 0]
+    if a <= 0:
+        return None
+    root = math.sqrt(b**2 + a * c)
+    return float(ratio - (b + root) / a), float(ratio + (root - b) / a)
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
 from freqfilter.config import Params
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import SlidingWindows, WindowDataset
 from freqfilter.evaluation.baselines import Mean, TargetMoments
 from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import OVERALL, score
@@ -32,7 +29,6 @@ N_CONSECUTIVE = 2  # measurements above that ratio
 MIN_SLOWDOWN, MIN_SLOWDOWN_S = 1.75, 5.0  # relative to the fastest epoch of the run, as a factor and in seconds
 FALSE_ALARM_RATE = 1e-3  # of runs without a leak, over all their validations
 MIN_BLOCKS = 4  # for a standard error
-CHUNK_SIZE = 65_536  # windows
 
 
 @dataclass(frozen=True)
@@ -197,37 +193,6 @@ def _flat(state: TrainingState) -> Tensor:
     return torch.nn.utils.parameters_to_vector(state.network.parameters()).detach().clone()
 
 
-@dataclass(frozen=True)
-class SampleOverlap:
-    """Overlap of validation and training windows.
-
-    Attributes:
-        n_samples: Number of distinct samples of the mixture in validation windows.
-        n_shared: Number of those that also occur in training windows, noise included.
-    """
-
-    n_samples: int
-    n_shared: int
-
-    def summary(self) -> str:
-        """Return the overlap in one line."""
-        share = self.n_shared / self.n_samples
-        return (
-            f"sample overlap: {self.n_shared:,} of {self.n_samples:,} validation samples ({share:.0%}) also occur in "
-            "training windows, noise included"
-        )
-
-
-def measure_overlap(train: WindowDataset, validation: WindowDataset, *, fresh_noise: bool) -> SampleOverlap:
-    """Count the samples that two sets of windows share; none if each training window has noise of its own.
-
-    A sample is identified by its value and that of its predecessor in the same window: with noise, no two samples of a
-    realization have the same pair. In windows of one sample it is identified by its value alone.
-    """
-    samples = np.unique(_samples(validation))
-    return SampleOverlap(len(samples), 0 if fresh_noise else int(np.isin(samples, _samples(train)).sum()))
-
-
 def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: int) -> Finding | None:
     """Detect a validation error significantly below the limit: validation data leak from training.
 
@@ -247,24 +212,3 @@ def leak(report: EpochReport, limit: ValidationLimit | None, *, n_validations: i
         f"validation MSE {report.val_mse:.4g} in epoch {report.epoch} is below the limit {limit.mse:.4g} on these "
         f"windows (t = {t:.1f} over {n_blocks} blocks): validation data leak from training; try split=independent",
     )
-
-
-def _samples(windows: WindowDataset) -> NDArray[np.uint64]:
-    """Return a key for each sample in the windows; keys are equal if value and predecessor are."""
-    skipped = min(1, windows.n_samples - 1)  # the first sample of a window has no predecessor
-    if not isinstance(windows, SlidingWindows):
-        parts = torch.split(windows.tensors()[0][..., 0].cpu(), CHUNK_SIZE)
-        return np.concatenate([np.unique(_keys(part, n_before=skipped)[:, skipped:]) for part in parts])
-    used = np.zeros(windows.mixtures.shape, dtype=bool)
-    in_windows = sliding_window_view(used, windows.n_samples, axis=1, writeable=True)[:, :: windows.stride]
-    _, start, realization = windows.to(torch.device("cpu")).decode(torch.arange(len(windows)))
-    in_windows[realization.numpy(), start.numpy(), skipped:] = True
-    return _keys(windows.mixtures.cpu(), n_before=skipped)[used]
-
-
-def _keys(mixtures: Tensor, *, n_before: int) -> NDArray[np.uint64]:
-    """Return the bits of each value, (…, n_samples), and of its predecessor if ``n_before`` is 1."""
-    keys = mixtures.contiguous().numpy().view(np.uint32).astype(np.uint64)
-    if n_before:
-        keys[..., 1:] |= keys[..., :-1] << np.uint64(32)
-    return keys

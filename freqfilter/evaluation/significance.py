@@ -11,12 +11,11 @@ from itertools import count
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
 from freqfilter.data.signal_model import random_stream
 from freqfilter.evaluation.heldout import FreshScores, summarize
 from freqfilter.evaluation.limits import LIMIT
-from freqfilter.evaluation.metrics import MODEL, OVERALL, half_width
+from freqfilter.evaluation.metrics import CONFIDENCE, MODEL, OVERALL, ratio_interval
 
 INTERIM_ANALYSES = (6, 12, 24)  # numbers of realizations after which the test is run
 FALSE_PROMOTION_RATE = 0.05  # of candidates equal to the champion, over all interim analyses
@@ -45,8 +44,8 @@ class PairedTest:
     Attributes:
         n_realizations: Number of realizations so far.
         difference: Mean of the candidate's error minus the champion's, as a share of the champion's.
-        low: Lower end of its confidence interval (Student's t).
-        high: Upper end.
+        low: Lower end of its confidence interval (``ratio_interval`` minus 1); -Inf if it is unknown.
+        high: Upper end; Inf if it is unknown.
         p_value: One-sided p-value of ``difference`` below ``margin``.
         margin: Accepted increase of the error, as a share of the champion's; 0 if the candidate has to be better.
         verdict: Verdict of the test.
@@ -95,8 +94,7 @@ def paired_test(
         raise ValueError(f"{n} and {len(champion)} realizations: expected the same number of both, at least two")
     differences = (candidate - champion) / float(champion.mean())
     mean, allowed = float(differences.mean()), FALSE_PROMOTION_RATE / len(looks)
-    half = float(stats.t.isf(allowed, n - 1) * differences.std(ddof=1) / math.sqrt(n))
-    low, high = mean - half, mean + half
+    low, high = _difference_interval(candidate, champion, confidence=1 - 2 * allowed)
     p_value = _p_value_below(differences - margin)
     if p_value <= allowed:
         verdict = Verdict.BETTER
@@ -116,8 +114,8 @@ class Difference:
     Attributes:
         mean: Mean over realizations of the first error minus the second, as a share of the second; below zero the
             first filter is better.
-        low: Lower end of its 95 % interval (Student's t); NaN for a single realization.
-        high: Upper end.
+        low: Lower end of its 95 % interval (``ratio_interval`` minus 1); -Inf if it is unknown.
+        high: Upper end; Inf if it is unknown.
         p_value: Two-sided p-value.
     """
 
@@ -130,9 +128,15 @@ class Difference:
 def paired_difference(one: Array, other: Array) -> Difference:
     """Compare two filters' mean squared errors on each realization, (n_realizations,), as in ``paired_test``."""
     shares = (one - other) / float(other.mean())
-    mean, half = float(shares.mean()), half_width(shares)
+    low, high = _difference_interval(one, other, confidence=CONFIDENCE)
     p_value = min(1.0, 2 * min(_p_value_below(shares), _p_value_below(-shares)))
-    return Difference(mean, mean - half, mean + half, p_value)
+    return Difference(float(shares.mean()), low, high, p_value)
+
+
+def _difference_interval(one: Array, other: Array, *, confidence: float) -> tuple[float, float]:
+    """Confidence interval of the relative difference of two means over the same realizations."""
+    low, high = ratio_interval(one, other, confidence=confidence) or (-math.inf, math.inf)
+    return low - 1, high - 1
 
 
 def holm_correction(p_values: Sequence[float]) -> list[float]:

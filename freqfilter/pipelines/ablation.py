@@ -12,7 +12,7 @@ import pandas as pd
 from freqfilter.config import Params
 from freqfilter.config.load import require_online
 from freqfilter.errors import UserError
-from freqfilter.pipelines.model_card import runs_table
+from freqfilter.pipelines.model_card import escape_markdown, runs_table
 from freqfilter.pipelines.run_metrics import spread_metrics
 from freqfilter.pipelines.setup import setup
 from freqfilter.pipelines.train import TrainingResult, train
@@ -81,7 +81,9 @@ def train_variants(
             run.log_bytes(table.to_csv().encode(), "comparison/runs.csv")
             run.log_bytes(text.encode(), "comparison/runs.md")
             run.log_figure(comparison(table), "comparison/runs.png")
-            run.describe("\n\n".join([text, *(f"{name} failed: {reason}" for name, reason in failed.items())]))
+            run.describe(
+                "\n\n".join([text, *(escape_markdown(f"{name} failed: {reason}") for name, reason in failed.items())])
+            )
         if failed:
             first_name, reason = next(iter(failed.items()))
             raise UserError(f"{len(failed)} of {len(variants)} runs failed; first: {first_name}: {reason}")

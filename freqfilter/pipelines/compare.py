@@ -7,7 +7,7 @@ import io
 import logging
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -22,8 +22,9 @@ from freqfilter.config import TrackingParams
 from freqfilter.config.schema import task_differences
 from freqfilter.errors import UserError
 from freqfilter.evaluation.heldout import fresh_seeds, score_realizations, score_with_limit
+from freqfilter.evaluation.metrics import ZERO_MSE
 from freqfilter.evaluation.significance import PairwiseComparison, min_realizations, pairwise_comparisons
-from freqfilter.pipelines.model_card import UNKNOWN, format_metric
+from freqfilter.pipelines.model_card import UNKNOWN, escape_markdown, format_metric
 from freqfilter.pipelines.run_metrics import fresh_metrics
 from freqfilter.plots.training import Curves, side_by_side
 from freqfilter.process import shutdown
@@ -32,6 +33,7 @@ from freqfilter.tracked_names import (
     EPOCH_SECONDS,
     HOLDOUT_MSE,
     PEAK_MEMORY,
+    TEST_LIMIT_MSE,
     TEST_MSE,
     TEST_MSE_OVER_LIMIT,
     VAL_LIMIT_MSE,
@@ -135,7 +137,7 @@ class ComparisonResult:
     @property
     def remarks(self) -> list[str]:
         """Caveats, and the comparison of each training with the first, a sentence each."""
-        lines = []
+        lines, names = [], {item.training.run_id: item.name for item in self.compared}
         for number, item in enumerate(self.compared):
             training, first = item.training, self.compared[0]
             if differences := item.task_differences(first):
@@ -149,11 +151,16 @@ class ComparisonResult:
                 lines.append(
                     f"{item.name} has other test data than {tested.name}: their test scores are not comparable."
                 )
+            metrics = training.metrics
+            if TEST_MSE_OVER_LIMIT in metrics and f"{TEST_MSE_OVER_LIMIT}_low" not in metrics:
+                lines.append(f"{item.name} has too little test data for an interval of its MSE over the limit.")
+            if metrics.get(TEST_LIMIT_MSE, ZERO_MSE) < ZERO_MSE:
+                lines.append(f"The limit of {item.name} is zero: there is no ratio to it.")
             if training.status != "FINISHED":
                 lines.append(f"{item.name} is {training.status}: its figures are those of its last epoch.")
         for item in self.compared:
             if item.comparison and item.comparison.against:
-                pair = f"{item.name} compared with {item.comparison.against}"
+                pair = f"{item.name} compared with {names[item.comparison.against]}"
                 n_realizations = len(item.comparison.fresh.per_realization)
                 lines.append(f"{pair} on {n_realizations} fresh realizations: {item.comparison.summary}.")
         return lines
@@ -166,9 +173,11 @@ class ComparisonResult:
     @property
     def markdown(self) -> str:
         """The comparison as Markdown."""
-        return self._format("github", str)
+        return self._format("github", escape_markdown)
 
     def _format(self, table_format: str, wrap: Callable[[str], str]) -> str:
+        remarks = self.remarks if table_format == "simple" else [escape_markdown(line) for line in self.remarks]
+
         def shown(table: pd.DataFrame, corner: str) -> str:
             wrapped = table.map(wrap).rename(columns=wrap).rename_axis(corner)
             return str(wrapped.to_markdown(tablefmt=table_format, disable_numparse=True))
@@ -176,7 +185,7 @@ class ComparisonResult:
         parameters = self.parameters
         same = "Their parameters are the same."
         tables = [same if parameters.empty else shown(parameters, "parameter"), shown(self.figures, "figure")]
-        return "\n\n".join([*self.remarks, *tables])
+        return "\n\n".join([*remarks, *tables])
 
     def figure(self) -> Figure:
         """Draw validation and holdout curves with the limit, and ratios of error to limit with their intervals."""
@@ -219,16 +228,18 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
             f"realizations={realizations}: too few for a significant difference among {len(selected)} trainings; "
             f"set at least {required}, or 0 for none"
         )
-    named = dict(zip(distinct_names(selected), selected, strict=True))
     run_ids = " ".join(training.run_id for training in selected)
     options = {"runs": run_ids, "realizations": str(realizations)}
     with open_run(tracking, Job("compare", f"compare {len(selected)} trainings", options)) as run:
         comparisons: dict[str, PairwiseComparison] = {}
         for training in selected:
-            task = {name: other for name, other in named.items() if not task_differences(other.params, training.params)}
-            if training is next(iter(task.values())):  # the first of its task
+            task = [other for other in selected if not task_differences(other.params, training.params)]
+            if training is task[0]:
                 comparisons |= _score(task, realizations)
-        compared = [ComparedTraining(name, training, comparisons.get(name)) for name, training in named.items()]
+        compared = [
+            ComparedTraining(name, training, comparisons.get(training.run_id))
+            for name, training in zip(distinct_names(selected), selected, strict=True)
+        ]
         result = ComparisonResult(RunRef.to(run, tracking_uri), compared)
         drawn = result.figure()
         content = result.page(drawn).encode()
@@ -244,37 +255,43 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
 
 
 def distinct_names(trainings: Sequence[Training]) -> list[str]:
-    """Return a unique name for each training: the run's name without the words that all names share."""
-    words = [training.name.split(" ") for training in trainings]
+    """Return a unique name of one line for each training: the run's name without the words that all names share.
+
+    Names that would be equal are extended by the run's id, shortened or in full.
+    """
+    words = [training.name.split() or ["run"] for training in trainings]
     shared = set(words[0]).intersection(*words)
-    short = [
+    names = [
         " ".join([first, *(word for word in rest if word not in shared)])[:MAX_NAME_LENGTH].strip()
         for first, *rest in words
     ]
-    counts = Counter(short)
-    return [
-        name if counts[name] == 1 else f"{name} {training.run_id[:6]}"
-        for name, training in zip(short, trainings, strict=True)
-    ]
+    for length in (6, 32):
+        counts = Counter(names)
+        names = [
+            name if counts[name] == 1 else f"{name} {training.run_id[:length]}"
+            for name, training in zip(names, trainings, strict=True)
+        ]
+    return names
 
 
-def _score(group: Mapping[str, Training], realizations: int) -> dict[str, PairwiseComparison]:
-    """Compare filters of one task on realizations that were not used in training."""
-    scored = {name: training for name, training in group.items() if training.has_model}
+def _score(group: Sequence[Training], realizations: int) -> dict[str, PairwiseComparison]:
+    """Compare filters of one task on realizations that were not used in training, by run id."""
+    scored = [training for training in group if training.has_model]
     if not scored or not realizations:
         return {}
-    first = next(iter(scored.values())).params
+    first = scored[0].params
     if first.data.data_file is not None:
-        logger.info(f"{', '.join(scored)}: trained on a data file, no fresh realizations available")
+        names = ", ".join(distinct_names(scored))
+        logger.info(f"{names}: trained on a data file, no fresh realizations available")
         return {}
     accelerator = Accelerator.open(first.training.model_copy(update={"device": "auto", "precision": "fp32"}))
-    networks = {
-        name: loading.load_run(training.run_id).module.to(accelerator.device) for name, training in scored.items()
-    }
+    # Keyed by id: a user may have named a run as an estimator is, such as `limit`.
+    run_ids = [training.run_id for training in scored]
+    networks = {run_id: loading.load_run(run_id).module.to(accelerator.device) for run_id in run_ids}
     estimators, errors = score_with_limit(networks, first), {}
-    noise_seeds = fresh_seeds([training.params for training in scored.values()], realizations)
+    noise_seeds = fresh_seeds([training.params for training in scored], realizations)
     for seed, table in score_realizations(estimators, first, noise_seeds, device=accelerator.device):
         shutdown.check()
         errors[seed] = table
         logger.info(f"realization {len(errors)} of {realizations}: {len(scored)} filters scored")
-    return pairwise_comparisons(errors, list(scored))
+    return pairwise_comparisons(errors, run_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -59,19 +60,26 @@ def check_installation(params: Params) -> None:
 
 
 def _check_packages() -> Iterator[tuple[str, str]]:
-    wrong = []
+    lines, required = [], []
     for requirement in map(Requirement, requires("freqfilter") or []):
         if requirement.marker:  # of an extra
             continue
         found = version(requirement.name)
         if not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found} where {requirement.specifier} is required")
-    if wrong:
-        yield PROBLEM, f"installation: {'; '.join(wrong)}; run make install or pip install -c constraints.txt -e ."
+            required.append(f"{requirement.name}{requirement.specifier}")
+            lines.append(f"{requirement.name} {found} where {requirement.specifier} is required")
+    if required:
+        yield PROBLEM, f"installation: {'; '.join(lines)}; {_install_remedy(required)}"
     else:
         yield OK, f"installation: freqfilter {version('freqfilter')}, the versions of all dependencies are as required"
     telemetry_off = os.environ.get("MLFLOW_DISABLE_TELEMETRY", "").lower() in ("true", "1")
     yield OK, f"MLflow telemetry: {'off' if telemetry_off else 'on, set by MLFLOW_DISABLE_TELEMETRY'}"
+
+
+def _install_remedy(required: list[str]) -> str:
+    if (Path(__file__).parents[2] / "constraints.txt").is_file():  # a clone of the project
+        return "run make install or pip install -c constraints.txt -e ."
+    return f"run pip install {shlex.join(required)}"
 
 
 def _check_machine() -> Iterator[tuple[str, str]]:

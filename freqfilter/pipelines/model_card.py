@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from freqfilter.config import Params
-from freqfilter.evaluation.metrics import MODEL, OVERALL
+from freqfilter.evaluation.metrics import MODEL, OVERALL, ZERO_MSE
 from freqfilter.tracking.run import diagnoses
 from freqfilter.training.state import Progress
 
@@ -56,6 +58,15 @@ def run_description(
     return "\n\n".join(lines)
 
 
+def escape_markdown(text: str) -> str:
+    r"""Escape text of a user, so that Markdown shows it as it is, also in a cell of a table.
+
+    >>> print(escape_markdown("a|b <i> *c*"))
+    a\|b &lt;i&gt; \*c\*
+    """
+    return re.sub(r"([\\`*_|\[\]~])", r"\\\1", html.escape(text, quote=False))
+
+
 def run_link(run_id: str) -> str:
     """Return a Markdown link to a run in MLflow's UI."""
     return f"run [`{run_id}`](#/runs/{run_id})"
@@ -77,23 +88,26 @@ def format_metric(metrics: Mapping[str, float], name: str, spec: str) -> str:
 
 
 def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
-    """Format the ratio of a model's MSE to the limit, on its test set or on other ``data``.
+    """Format the ratio of a model's MSE to the limit with its interval, on its test set or on other ``data``.
 
     >>> interval = {"test/mse_over_limit_low": 1.01, "test/mse_over_limit_high": 1.03}
     >>> limit_summary({"test/mse_over_limit": 1.0184} | interval)
     '1.018 × the limit (95 % interval 1.010 to 1.030)'
+    >>> limit_summary({"test/mse_over_limit": 1.0184})
+    '1.018 × the limit (95 % interval unknown, too little data)'
     """
     name = f"{data}/mse_over_limit"
     if name not in metrics:
-        return "limit unknown"
-    return f"{metrics[name]:.3f} × the limit{format_interval(metrics, name, '.3f', '95 % interval ')}"
+        return "limit zero, no ratio to it" if f"{data}/limit_mse" in metrics else "limit unknown"
+    interval = format_interval(metrics, name, ".3f", "95 % interval ") or " (95 % interval unknown, too little data)"
+    return f"{metrics[name]:.3f} × the limit{interval}"
 
 
 def heldout_summary(metrics: Mapping[str, float]) -> str:
     """Format the MSE of a model on fresh realizations.
 
-    >>> heldout_summary({"fresh/realizations": 20, "fresh/mse": 0.212, "fresh/mse_over_limit": 1.02})
-    'On 20 fresh realizations: MSE 0.2120, 1.020 × the limit'
+    >>> heldout_summary({"fresh/realizations": 20, "fresh/mse": 0.212})
+    'On 20 fresh realizations: MSE 0.2120, limit unknown'
     """
     mse = f"MSE {metrics['fresh/mse']:.4f}{format_interval(metrics, 'fresh/mse', '.4f', '95 % interval ')}"
     n_realizations = f"{metrics['fresh/realizations']:.0f} fresh realizations"
@@ -110,6 +124,7 @@ def scores_table(scores: pd.DataFrame, table_format: str) -> str:
     components = scores.index.get_level_values("component").unique()
     estimators = scores.index.get_level_values("estimator").unique()
     table = scores["mse"].unstack("component").loc[estimators, components].rename_axis("test MSE")
+    table = table.where(table >= ZERO_MSE, 0)
     return table.to_markdown(tablefmt=table_format, floatfmt=".4g")
 
 
@@ -123,6 +138,8 @@ def runs_table(table: pd.DataFrame, table_format: str, *, with_spread: bool = Fa
     """
     if with_spread:
         table = pd.concat([table, table.agg(["mean", "std"])])
+    if table_format == "github":
+        table = table.rename(index=escape_markdown)
     alignment = ["left", *["right"] * table.shape[1]]
     text = table.map(_format_value).rename_axis("run")
     return text.to_markdown(tablefmt=table_format, disable_numparse=True, colalign=alignment)

@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from freqfilter.evaluation.heldout import FreshScores
-from freqfilter.evaluation.limits import LIMIT, ratio_interval
-from freqfilter.evaluation.metrics import MEASURES, MODEL, OVERALL, Comparison
+from freqfilter.evaluation.limits import LIMIT
+from freqfilter.evaluation.metrics import MEASURES, MODEL, OVERALL, Comparison, limit_ratio, ratio_interval
 from freqfilter.tracked_names import (
     BEST_HOLDOUT_MSE,
     EPOCH_SECONDS,
@@ -40,7 +40,7 @@ def epoch_metrics(report: EpochReport, *, val_limit_mse: float | None) -> dict[s
         VAL_LOSS: report.val_loss,
         VAL_MSE: report.val_mse,
         VAL_LIMIT_MSE: val_limit_mse,
-        VAL_MSE_OVER_LIMIT: _ratio(report.val_mse, val_limit_mse),
+        VAL_MSE_OVER_LIMIT: limit_ratio(report.val_mse, val_limit_mse),
         HOLDOUT_MSE: report.holdout_mse,
     }
     return {name: value for name, value in metrics.items() if value is not None}
@@ -62,7 +62,7 @@ def best_metrics(state: TrainingState, *, holdout_mse: float | None, val_limit_m
         "best/train_loss": progress.best.train_loss,
         "best/val_loss": progress.best.val_loss,
         "best/val_mse": progress.best.val_mse,
-        "best/val_mse_over_limit": _ratio(progress.best.val_mse, val_limit_mse),
+        "best/val_mse_over_limit": limit_ratio(progress.best.val_mse, val_limit_mse),
         BEST_HOLDOUT_MSE: holdout_mse,
         PEAK_MEMORY: state.accelerator.peak_memory_mb(),
     }
@@ -90,7 +90,8 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
     """Return the scores on the test set.
 
     These are ``test/mse``, ``test/mse_5hz``, ``test/zero_mse`` for the baseline ``zero``, and, if the limit is known,
-    ``test/mse_over_limit`` with its 95 % interval, in decibels, and for each component.
+    ``test/mse_over_limit`` with its 95 % interval, in decibels, and for each component. A ratio to a limit of zero and
+    an interval that is unknown are omitted.
     """
     table, metrics = compared.table, dict[str, float]()
     for (estimator, component), scores in zip(table.index, table.to_dict("records"), strict=True):
@@ -102,8 +103,8 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
         if estimator == LIMIT:
             metrics |= _ratio_metrics("test", suffix, float(table["mse"][MODEL, component]), scores["mse"])
     if LIMIT in compared.per_step.index and compared.per_block is not None:
-        low, high = ratio_interval(compared.per_block, MODEL, LIMIT)
-        metrics |= {f"{TEST_MSE_OVER_LIMIT}_low": low, f"{TEST_MSE_OVER_LIMIT}_high": high}
+        model, limit = (compared.per_block.loc[name].to_numpy() for name in (MODEL, LIMIT))
+        metrics |= _interval_metrics(TEST_MSE_OVER_LIMIT, ratio_interval(model, limit))
     return _finite(metrics)
 
 
@@ -117,21 +118,18 @@ def fresh_metrics(scores: FreshScores) -> dict[str, float]:
         if LIMIT in scores.mean.index:
             metrics[f"fresh/limit_mse{suffix}"] = limit_mse = float(scores.mean[component][LIMIT])
             metrics |= _ratio_metrics("fresh", suffix, mse, limit_mse)
-    if scores.ratio_interval:
-        metrics["fresh/mse_over_limit_low"], metrics["fresh/mse_over_limit_high"] = scores.ratio_interval
-    return _finite(metrics)
+    return _finite(metrics | _interval_metrics("fresh/mse_over_limit", scores.ratio_interval))
+
+
+def _interval_metrics(name: str, interval: tuple[float, float] | None) -> dict[str, float]:
+    return {} if interval is None else {f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def _ratio_metrics(data: str, suffix: str, mse: float, limit_mse: float) -> dict[str, float]:
     """Return the ratio of MSE to limit and, for all components together, the same in decibels."""
-    ratio = _ratio(mse, limit_mse)
+    ratio = limit_ratio(mse, limit_mse)
     metrics = {} if ratio is None else {f"{data}/mse_over_limit{suffix}": ratio}
     return metrics | ({f"{data}/db_over_limit": 10 * math.log10(ratio)} if ratio and not suffix else {})
-
-
-def _ratio(mse: float | None, limit_mse: float | None) -> float | None:
-    """Return the ratio of MSE to limit; None if one of them is unknown or the limit is zero."""
-    return mse / limit_mse if mse is not None and limit_mse else None
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

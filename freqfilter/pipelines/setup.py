@@ -12,7 +12,8 @@ from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
 from freqfilter.evaluation import limits
 from freqfilter.evaluation.limits import ValidationLimit
-from freqfilter.evaluation.monitor import SampleOverlap, measure_overlap
+from freqfilter.evaluation.metrics import ZERO_MSE
+from freqfilter.evaluation.overlap import MIN_RUN, WindowOverlap, measure_overlaps
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.run_metrics import limit_metrics
 from freqfilter.tracking import provenance, registry
@@ -137,12 +138,15 @@ def log_training_data(run: Run, splits: Splits) -> None:
     run.log_data(splits.train, name=name, context="training")
 
 
-def log_overlap(run: Run, splits: Splits) -> SampleOverlap:
-    """Measure, print and log how many samples validation shares with training."""
-    overlap = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
-    run.log_bytes(json.dumps(asdict(overlap), indent=2).encode(), "evaluation/overlap.json")
-    logger.info(overlap.summary())
-    return overlap
+def log_overlaps(run: Run, splits: Splits) -> list[WindowOverlap]:
+    """Measure, print and log how many windows the splits share."""
+    overlaps = measure_overlaps(splits)
+    run.log_bytes(json.dumps([asdict(overlap) for overlap in overlaps], indent=2).encode(), "evaluation/overlap.json")
+    for overlap in overlaps:
+        logger.info(overlap.summary())
+    if not overlaps:
+        logger.info(f"overlap: not measured, windows of fewer than {MIN_RUN} samples coincide by chance")
+    return overlaps
 
 
 def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | None:
@@ -153,6 +157,8 @@ def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | Non
         run.log_metrics(limit_metrics(expected_mse), step=0)
     if expected_mse is None or val_limit is None:
         logger.info("limit: unknown for these validation windows; no ratio to it and no leak alarm")
+    elif val_limit.mse < ZERO_MSE:
+        logger.info("limit: zero on the validation windows; no ratio to it")
     else:
         logger.info(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
     return val_limit

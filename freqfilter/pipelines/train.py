@@ -17,11 +17,12 @@ from freqfilter.data.windows import evenly_spaced
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import Comparison
-from freqfilter.evaluation.monitor import Finding, Monitor, SampleOverlap, check_settings
+from freqfilter.evaluation.monitor import Finding, Monitor, check_settings
+from freqfilter.evaluation.overlap import WindowOverlap, shared_data
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.finalize import finalize
 from freqfilter.pipelines.run_metrics import epoch_metrics
-from freqfilter.pipelines.setup import ResumePoint, TrainingSetup, log_limit, log_overlap, log_resume, log_setup, setup
+from freqfilter.pipelines.setup import ResumePoint, TrainingSetup, log_limit, log_overlaps, log_resume, log_setup, setup
 from freqfilter.plots.training import training_loss
 from freqfilter.process import Interrupted, shutdown
 from freqfilter.progress import show_progress
@@ -56,7 +57,7 @@ class TrainingResult:
         compared: Scores of the model and of the baselines on the test set.
         metrics: Metrics of the best epoch and of the test.
         val_limit_mse: The limit on the validation windows; None where it is not known.
-        overlap: Samples that validation shares with training.
+        overlaps: Windows that validation and test share with other splits.
         diagnoses: Problems found in the training: name to one line.
         model_name: Name of the registered model.
         version: Number of the registered version; None where it was not registered.
@@ -69,7 +70,7 @@ class TrainingResult:
     compared: Comparison
     metrics: dict[str, float]
     val_limit_mse: float | None
-    overlap: SampleOverlap
+    overlaps: list[WindowOverlap]
     diagnoses: dict[str, str]
     model_name: str
     version: int | None
@@ -141,7 +142,9 @@ def train(
             prepared.print_header(run)
             if resume_point:
                 log_resume(run, prepared.state, resume_point)
-            overlap = log_overlap(run, splits)
+            overlaps = log_overlaps(run, splits)
+            if finding := shared_data(overlaps, params):
+                _log_finding(run, finding)
             val_limit = log_limit(run, params, splits)
             val_limit_mse = val_limit.mse if val_limit else None
             for report in prepared.state.progress.history:  # those that a former owner has not delivered
@@ -155,7 +158,7 @@ def train(
         compared=compared,
         metrics=metrics,
         val_limit_mse=val_limit_mse,
-        overlap=overlap,
+        overlaps=overlaps,
         diagnoses=diagnoses(run.tags),
         model_name=params.tracking.model_name,
         version=version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -94,7 +95,9 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
         interval.text(0.5, 0.5, "no champion yet", transform=interval.transAxes, ha="center", va="center")
     else:
         low, middle, high = (100 * value for value in (test.low, test.difference, test.high))
-        interval.errorbar([middle], [0], xerr=[[middle - low], [high - middle]], fmt="o", color=BLUE, capsize=6)
+        known = math.isfinite(low) and math.isfinite(high)
+        spans = [[middle - low], [high - middle]] if known else None
+        interval.errorbar([middle], [0], xerr=spans, fmt="o", color=BLUE, capsize=6)
         if test.margin:
             interval.axvline(100 * test.margin, color=ORANGE, linestyle="--", label="margin")
             interval.legend()

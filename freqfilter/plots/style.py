@@ -39,6 +39,12 @@ def label_axes(axes: Axes, xlabel: str, ylabel: str, title: str = "", *, legend:
         axes.legend()
 
 
+def verbatim(text: str) -> str:
+    """Return a label that is drawn as ``text``: dollar signs are no formula, and no first underscore hides it."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
 def log_scale(axes: Axes) -> None:
     """Make the vertical axis logarithmic, with ticks in plain numbers.
 

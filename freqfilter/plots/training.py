@@ -13,7 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from freqfilter.plots.style import BLUE, GREEN, GREY, ORANGE, colour, label_axes, line_style, log_scale, new_figure
+from freqfilter.evaluation.metrics import ZERO_MSE
+from freqfilter.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    colour,
+    label_axes,
+    line_style,
+    log_scale,
+    new_figure,
+    verbatim,
+)
 from freqfilter.training.reports import EpochReport
 
 HOLDOUT = "holdout: new noise, not used for selection"
@@ -44,10 +56,8 @@ def training_loss(
             lowest = min(lowest, *points.values())
     if best_epoch:
         axes.axvline(best_epoch, label=f"best validation, epoch {best_epoch}", color=GREY, linestyle=":")
-    if val_limit_mse and loss == "mse":
-        label = f"limit on validation: {val_limit_mse:.4f}"
-        axes.axhline(val_limit_mse, label=label, color="black", linestyle="--", linewidth=1)
-        lowest = min(lowest, val_limit_mse)
+    if val_limit_mse is not None and loss == "mse":
+        lowest = min(lowest, _draw_limit(axes, val_limit_mse, "black"))
     if lowest > 0:
         log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -73,7 +83,7 @@ def comparison(table: pd.DataFrame) -> Figure:
     for column, (marker_colour, marker, label) in measures.items():
         if column in table and table[column].notna().any():
             axes.plot(table[column].astype(float), rows, marker, color=marker_colour, label=label)
-    axes.set_yticks(rows, [str(name) for name in table.index])
+    axes.set_yticks(rows, [verbatim(str(name)) for name in table.index])
     axes.invert_yaxis()
     label_axes(axes, "mean squared error", "", "Each run with its best weights", legend=True)
     return figure
@@ -148,23 +158,32 @@ def _draw_losses(axes: Axes, trainings: Mapping[str, Curves]) -> None:
     lowest = math.inf
     for number, (name, curves) in enumerate(trainings.items()):
         if curves.validation is not None:
-            style = line_style(number)
-            axes.plot(curves.validation.index, curves.validation, marker="o", markersize=3, label=name, **style)
+            style = line_style(number) | {"marker": "o", "markersize": 3, "label": verbatim(name)}
+            axes.plot(curves.validation.index, curves.validation, **style)
             lowest = min(lowest, curves.validation.min())
         if curves.holdout is not None:
             axes.plot(curves.holdout.index, curves.holdout, color=colour(number), linestyle=":", linewidth=1)
-        if curves.limit_mse:
-            limits.setdefault(f"{curves.limit_mse:.4f}", number)
+        if curves.limit_mse is not None:
+            limits.setdefault(f"{curves.limit_mse:.4g}", number)
     if any(curves.holdout is not None for curves in trainings.values()):
         axes.plot([], [], color=GREY, linestyle=":", linewidth=1, label=HOLDOUT)
     for limit_mse, number in limits.items():
         # Each of several limits has the colour of its first training.
-        line_colour, label = colour(number) if len(limits) > 1 else "black", f"limit on validation: {limit_mse}"
-        axes.axhline(float(limit_mse), color=line_colour, linestyle="--", linewidth=1, label=label)
+        _draw_limit(axes, float(limit_mse), colour(number) if len(limits) > 1 else "black")
     if lowest > 0:
         log_scale(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     label_axes(axes, "epoch", "mean squared error", "Validation")
+
+
+def _draw_limit(axes: Axes, limit_mse: float, line_colour: str) -> float:
+    """Draw the limit and return it; a limit of zero, for which a logarithmic axis has no place, is only named."""
+    if limit_mse < ZERO_MSE:
+        axes.plot([], [], color=line_colour, linestyle="--", linewidth=1, label="limit on validation: zero")
+        return math.inf
+    label = f"limit on validation: {limit_mse:.4f}"
+    axes.axhline(limit_mse, color=line_colour, linestyle="--", linewidth=1, label=label)
+    return limit_mse
 
 
 def _draw_ratios(axes: Axes, trainings: Mapping[str, Curves]) -> None:
@@ -174,7 +193,7 @@ def _draw_ratios(axes: Axes, trainings: Mapping[str, Curves]) -> None:
             ratio, low, high = curves.over_limit
             errors = [[ratio - low], [high - ratio]]
             axes.errorbar([ratio], [len(names)], xerr=errors, fmt="o", color=colour(number), capsize=4)
-            names.append(name)
+            names.append(verbatim(name))
     axes.axvline(1, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)

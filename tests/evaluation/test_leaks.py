@@ -1,8 +1,7 @@
-"""The sample overlap counts shared samples, and the leak alarm detects leaks with few false alarms."""
+"""The leak alarm detects leaks with few false alarms."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -14,66 +13,10 @@ from scipy import stats
 from freqfilter.config import resolve
 from freqfilter.data.posterior import MMSEEstimator
 from freqfilter.data.signal_model import SignalModel, realization_windows
-from freqfilter.data.splits import Splits
-from freqfilter.data.windows import TensorWindows, WindowDataset
 from freqfilter.evaluation.limits import ValidationLimit
-from freqfilter.evaluation.monitor import SampleOverlap, leak, measure_overlap
+from freqfilter.evaluation.monitor import leak
 from freqfilter.training.reports import EpochReport
 from tests.conftest import SEED, SMALL, Typed, all_runs, artifacts, many, options
-
-
-def stored(windows: WindowDataset) -> TensorWindows:
-    return TensorWindows(*windows.batch(torch.arange(len(windows))))
-
-
-def overlaps(**overrides: str) -> tuple[SampleOverlap, SampleOverlap]:
-    """Return the overlap of a split, and that of the same windows stored as tensors."""
-    splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"} | overrides))
-    train, validation = splits.train, splits.validation
-    return (
-        measure_overlap(train, validation, fresh_noise=False),
-        measure_overlap(stored(train), stored(validation), fresh_noise=False),
-    )
-
-
-def test_validation_on_independent_noise_shares_no_sample() -> None:
-    sliding, stored_overlap = overlaps()
-    assert sliding == stored_overlap
-    assert sliding.n_shared == 0
-    assert sliding.n_samples == 399  # the first has no predecessor
-
-
-def test_a_random_split_shares_nearly_every_sample() -> None:
-    sliding, stored_overlap = overlaps(split="random", allow_shared_realizations="true")
-    assert sliding == stored_overlap
-    assert sliding.n_shared > 0.99 * sliding.n_samples
-
-
-@pytest.mark.parametrize("window_length", ["1", "2", "20"])
-def test_blocks_with_a_gap_share_no_sample_and_use_all_others(window_length: str) -> None:
-    params = resolve(SMALL | {"noise": "fixed", "split": "blocked", "window_length": window_length})
-    splits = Splits.from_params(params)
-    sliding = measure_overlap(splits.train, splits.validation, fresh_noise=False)
-    assert sliding.n_shared == 0
-    n_starts = 400 - int(window_length) + 1
-    n_validation = math.ceil(0.1 * n_starts)
-    assert len(splits.validation) == 4 * n_validation
-    assert len(splits.train) == splits.n_epoch == 4 * (n_starts - n_validation - (int(window_length) - 1))
-
-
-def test_fresh_noise_is_not_shared() -> None:
-    splits = Splits.from_params(resolve(SMALL))
-    by_setting = measure_overlap(splits.train, splits.validation, fresh_noise=splits.fresh_noise)
-    by_content = measure_overlap(stored(splits.epoch(1)), splits.validation, fresh_noise=False)
-    assert by_setting == by_content
-    assert by_setting.n_shared == 0
-
-
-def test_a_single_shared_window_is_counted_sample_by_sample() -> None:
-    splits = Splits.from_params(resolve(SMALL | {"noise": "fixed"}))
-    train, validation = stored(splits.train), stored(splits.validation)
-    train.inputs[7] = validation.inputs[40]
-    assert measure_overlap(train, validation, fresh_noise=False).n_shared == 19
 
 
 def report(blocks: np.ndarray) -> EpochReport:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -150,24 +149,6 @@ def test_a_read_only_cache_raises_no_error(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert limits.expected_limit(model(), window_length=10, work=1e6).causal.mse > 0
-
-
-def test_the_ratio_interval_has_its_stated_coverage() -> None:
-    random = np.random.default_rng(1)
-    n_covered = 0
-    for seed in range(200):
-        denominator = random.gamma(20, 1 / 20, size=20)
-        numerator = 1.5 * denominator * random.gamma(100, 1 / 100, size=20)
-        per_block = pd.DataFrame([numerator, denominator], index=["model", "limit"])
-        low, high = limits.ratio_interval(per_block, "model", "limit", seed=seed)
-        assert low < numerator.mean() / denominator.mean() < high
-        n_covered += low < 1.5 < high
-    assert 0.85 < n_covered / 200 <= 0.99
-
-
-def test_one_block_has_no_interval() -> None:
-    per_block = pd.DataFrame([[2.0], [1.0]], index=["model", "limit"])
-    assert all(math.isnan(end) for end in limits.ratio_interval(per_block, "model", "limit"))
 
 
 def test_a_bidirectional_filter_is_compared_with_the_two_sided_limit() -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
+from mlflow import MlflowClient
 
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
 from freqfilter.pipelines.compare import ComparedTraining, ComparisonResult, distinct_names
-from freqfilter.tracked_names import BEST_HOLDOUT_MSE, HOLDOUT_MSE
+from freqfilter.tracked_names import BEST_HOLDOUT_MSE, HOLDOUT_MSE, VAL_MSE
 from freqfilter.tracking.queries import Training, split_list, trainings
 from freqfilter.tracking.ui_views import RunRef
 from tests.conftest import SMALL, Typed, all_runs, artifacts, download, options, say
@@ -113,18 +116,26 @@ def test_a_run_with_former_names_of_metrics_and_parameters_is_read(folder: Path)
     assert training.curves[HOLDOUT_MSE].to_dict() == {1: 0.3}
 
 
-def compared(name: str, *, status: str = "FINISHED", test_digest: str = "1", **given: str) -> ComparedTraining:
+def compared(
+    name: str,
+    *,
+    status: str = "FINISHED",
+    test_digest: str = "1",
+    run_id: str = "0" * 32,
+    metrics: dict[str, float] | None = None,
+    **given: str,
+) -> ComparedTraining:
     """Create a training that is not in a store."""
     training = Training(
-        run_id="0" * 32,
+        run_id=run_id,
         experiment_id="1",
         name=name,
         status=status,
         started_ms=0,
         params=resolve(SMALL | given),
-        metrics={},
+        metrics=metrics or {},
         tags={},
-        curves={},
+        curves={VAL_MSE: pd.Series([0.3, 0.2], index=[1, 2])},
         test_digest=test_digest,
         has_model=False,
     )
@@ -156,9 +167,59 @@ def test_remarks_state_what_cannot_be_compared() -> None:
 def test_names_are_short_and_unique_even_with_lists() -> None:
     names = ["default epochs=6 frequencies_hz=[2,5,9]", "default epochs=6 cell=gru frequencies_hz=[2,5,9]", "original"]
     assert distinct_names([compared(name).training for name in names[:2]]) == ["default", "default cell=gru"]
-    assert distinct_names([compared(names[0]).training] * 2) == ["default 000000"] * 2
+    both = [compared(names[0], run_id=run_id).training for run_id in ("0" * 32, "1" * 32)]
+    assert distinct_names(both) == ["default 000000", "default 111111"]
     assert split_list(", ".join(names)) == names
     assert split_list(json.dumps(names)) == names
+
+
+STRANGE_NAMES = [
+    "limit", "model", "mean", "all", "limit", "a, b", "pipe | pipe", "two\nlines", "<script>alert(1)</script>", "  ",
+    "$\\frac{", "_hidden", "**bold** `x` [y](z)", "x" * 200, "x" * 201, "limit 000004", "ünïcode",
+]  # fmt: skip
+
+
+def test_any_name_of_a_run_is_shown_as_it_is() -> None:
+    trainings = [compared(name, run_id=f"{number:032}") for number, name in enumerate(STRANGE_NAMES)]
+    names = distinct_names([item.training for item in trainings])
+    assert len(set(names)) == len(STRANGE_NAMES)
+    assert not [name for name in names if "\n" in name or not name.strip()]
+    named = [replace(item, name=name) for item, name in zip(trainings, names, strict=True)]
+    result = ComparisonResult(RunRef("1" * 32, "e", "1", ""), named)
+    assert list(result.figures.columns) == names
+    table = [line for line in result.markdown.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(names) + 2}, "a name splits a row"
+    assert "<script>" not in result.markdown
+    drawn = result.figure()
+    page = result.page(drawn)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert len(drawn.axes[0].get_legend_handles_labels()[1]) == len(names), "a name is not in the legend"
+
+
+def test_runs_named_as_estimators_are_compared(
+    typed: Typed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [train(typed, epochs=epochs) for epochs in ("6", "1", "2")]
+    for run_id, name in zip(ids, ("limit", "model", "mean"), strict=True):
+        MlflowClient().set_tag(run_id, "mlflow.runName", name)
+    code, stdout, stderr = say(["compare", "--runs", ",".join(ids), "--realizations", "7"], capsys, monkeypatch)
+    assert (code, stderr) == (0, "")
+    for name in ("model", "mean"):
+        assert f"{name} compared with limit on 7 fresh realizations: " in stdout
+    (ratios,) = re.findall(r"^fresh MSE over the limit +(.*)$", stdout, re.MULTILINE)
+    assert ratios.split()[0] != "1.000", "scored as the limit"
+
+
+def test_remarks_state_unknown_intervals_and_limits_of_zero() -> None:
+    short = compared("short", metrics={"test/mse_over_limit": 1.1, "test/limit_mse": 0.2})
+    clean = compared("clean", metrics={"test/limit_mse": 1e-71})
+    known = {"test/mse_over_limit_low": 1.0, "test/mse_over_limit_high": 1.2}
+    whole = compared("whole", metrics=short.training.metrics | known)
+    assert ComparisonResult(RunRef("1" * 32, "e", "1", ""), [short, clean, whole]).remarks == [
+        "short has too little test data for an interval of its MSE over the limit.",
+        "The limit of clean is zero: there is no ratio to it.",
+    ]
 
 
 REJECTED = {

@@ -93,4 +93,6 @@ def test_versions_within_the_required_ranges_pass_and_others_are_reported(
     stated[0] = "torch<2.13,>=2.1"
     code, line = typed("doctor")
     assert code == 2
-    assert "installation: torch 2.13.0+cpu where <2.13,>=2.1 is required" in line
+    assert "installation: torch 2.13.0+cpu where <2.13,>=2.1 is required; run make install or pip install -c" in line
+    monkeypatch.setattr("freqfilter.pipelines.doctor.__file__", str(folder / "site-packages/freqfilter/pipelines/x.py"))
+    assert typed("doctor")[1].rstrip().endswith("is required; run pip install 'torch<2.13,>=2.1'")
