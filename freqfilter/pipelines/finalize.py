@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 GOLDEN_WINDOWS = 16
 # Tags of a run that its version has as well.
 VERSION_TAGS = (
-    "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "distributions_sha256",
+    "recipe", "params_digest", "git_commit", "git_path", "git_patch_sha256", "freqfilter_version",
+    "distributions_sha256",
 )  # fmt: skip
 
 
