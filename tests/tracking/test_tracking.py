@@ -132,9 +132,7 @@ def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
     with open_run(tracking_params(folder), Job("test", "a name")) as run:
-        figure = Figure(figsize=(2, 1))
-        figure.subplots()
-        run.log_figure(figure, "visualizations/a.png")
+        run.log_figure(lambda: Figure(figsize=(2, 1)), "visualizations/a.png")
         run.log_arrays("models/b.npz", numbers=[1, 2])
         run.log_bytes(b"text", "c.txt")
     download = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(folder / "got")))
@@ -162,9 +160,7 @@ def test_applying_the_layout_once_draws_what_matplotlib_draws(folder: Path, monk
         return np.array([rows.min(), rows.max(), columns.min(), columns.max()])
 
     with open_run(tracking_params(folder), Job("test", "a name")) as run:
-        once = figure()
-        run.log_figure(once, "a.png")
-        run.log_picture(once, "a")
+        run.log_figure(figure, "a.png", key="a")
     got = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(folder / "got")))
     (small,) = got.glob("images/*.png")
     expected, expected_small = io.BytesIO(), io.BytesIO()
