@@ -36,6 +36,7 @@ PARTS = [
     "data",
     "config",
     "atomic_io",
+    "streams",
     "process",
     "errors",
     "tracked_names",
