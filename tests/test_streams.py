@@ -140,13 +140,6 @@ def test_a_training_is_complete_without_streams(folder: Path, full: int) -> None
     assert [run.info.status for run in all_runs()] == ["FINISHED"] * 3
 
 
-def test_the_reader_of_a_training_may_end(folder: Path, pipe: tuple[int, int]) -> None:
-    os.close(pipe[0])
-    words = ["train", *options(SMALL | {"epochs": "1", "system_metrics_interval": "0"})]
-    assert program(*words, folder=folder, out=pipe[1]) == (0, "", "")
-    assert [run.info.status for run in all_runs()] == ["FINISHED"]
-
-
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help-all"], ["doctor"], ["limit", "--json"]])
 def test_a_command_whose_output_is_its_result_fails_if_it_cannot_be_written(
     words: list[str], folder: Path, full: int

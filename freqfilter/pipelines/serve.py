@@ -108,7 +108,9 @@ def run_server(
         ready: Returns whether the server accepts requests.
         on_ready: Called once, when the server is ready.
     """
-    server, waiting = subprocess.Popen(command, env=os.environ | environment), True
+    # No process of the server imports from the working folder, where a file may have a library's name.
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment})
+    waiting = True
     try:
         with shutdown.deferred():
             while server.poll() is None:
