@@ -21,11 +21,13 @@ from urllib.parse import unquote, urlsplit
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from freqfilter.config.load import EXPERIMENT_ID
 from freqfilter.errors import UserError, one_line, without_credentials
 
 SQLITE = "sqlite:///"
@@ -202,13 +204,31 @@ def temporary_dir(folder: Path) -> Iterator[None]:
         tempfile.tempdir = before
 
 
+def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
+    """Return an experiment by its name, or by ``MLFLOW_EXPERIMENT_ID=ID``; None if there is none of this name.
+
+    Raises:
+        UserError: If there is none of this id.
+    """
+    if not name.startswith(f"{EXPERIMENT_ID}="):
+        return client.get_experiment_by_name(name)
+    with wrap_store_errors(name):
+        return client.get_experiment(name.removeprefix(f"{EXPERIMENT_ID}="))
+
+
+def experiment_name(name: str) -> str:
+    """Return the name of an experiment given as for ``find_experiment``."""
+    experiment = find_experiment(MlflowClient(), name)
+    return str(experiment.name) if experiment else name
+
+
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Return the id of an experiment, which is created if it is missing.
 
     Raises:
-        UserError: If it is deleted.
+        UserError: If it is deleted, or does not exist and has no name.
     """
-    if experiment := client.get_experiment_by_name(name):
+    if experiment := find_experiment(client, name):
         if experiment.lifecycle_stage == "deleted":
             raise UserError(f"experiment={name}: it is deleted; restore it, or give another name")
         return str(experiment.experiment_id)
