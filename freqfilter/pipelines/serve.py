@@ -61,7 +61,9 @@ def ui(*, port: int) -> int:
             ) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
-    return run_server(command, SERVER_ENVIRONMENT, ready=lambda: is_reachable(server), on_ready=print_addresses)
+    return run_server(
+        command, SERVER_ENVIRONMENT, ready=lambda: is_reachable(server, direct=True), on_ready=print_addresses
+    )
 
 
 def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:

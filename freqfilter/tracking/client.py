@@ -37,6 +37,7 @@ FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSIO
 RETRY_TIMEOUT_S = 60.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RESPONSE_TIMEOUT_S = 10.0
+GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy that does not reach the server
 
 Response = TypeVar("Response")
 
@@ -74,7 +75,9 @@ def open_store() -> str:
     except OSError as error:
         raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
-        raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}") from error
+        raise UserError(
+            f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}{_proxy_note(uri)}"
+        ) from error
     return without_credentials(uri)
 
 
@@ -86,21 +89,35 @@ def check_reachable(uri: str) -> None:
     """
     if not is_reachable(uri):
         raise UserError(
-            f"tracking store {uri} does not respond; start it, or train with --tracking offline and deliver later "
-            "with: python -m freqfilter sync"
+            f"tracking store {uri} does not respond{_proxy_note(uri)}; start it, or train with --tracking offline and "
+            "deliver later with: python -m freqfilter sync"
         )
 
 
-def is_reachable(uri: str) -> bool:
-    """Whether an MLflow server responds at this address."""
+def is_reachable(uri: str, *, direct: bool = False) -> bool:
+    """Whether an MLflow server responds at this address, through the proxy of the environment unless ``direct``."""
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if direct else []))
     try:
-        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=RESPONSE_TIMEOUT_S).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        return True
+        opener.open(f"{without_credentials(uri).rstrip('/')}/health", timeout=RESPONSE_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        return error.code not in GATEWAY_ERRORS or not _proxy_note(uri)
     except (OSError, http.client.HTTPException) as error:
         # A server whose certificate is not trusted is reachable; MLflow may use other certificates.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True
+
+
+def _proxy_note(uri: str) -> str:
+    """Part of an error message with the proxy through which requests to a server are sent; empty if there is none."""
+    server, proxies = urlsplit(uri), urllib.request.getproxies()
+    proxy = proxies.get(server.scheme) or proxies.get("all") or ""
+    address = without_credentials(proxy if "://" in proxy else f"http://{proxy}")
+    if not proxy or not server.hostname or urllib.request.proxy_bypass(server.hostname):
+        return ""
+    return (
+        f" through the proxy {address} of the environment; set NO_PROXY={server.hostname} if the server is not behind "
+        "it"
+    )
 
 
 def check_path(name: str, path: str) -> None:

@@ -6,12 +6,15 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
 import freqfilter
+from freqfilter.config import resolve
 from freqfilter.tracking import provenance
+from freqfilter.tracking.lifecycle import Job, open_run
 
 CODE = "\n\n".join(f"def f{number}():\n    a = {number}\n\n    return a" for number in range(12)) + "\n"
 # Lines on which the algorithms of git differ.
@@ -295,3 +298,16 @@ def test_an_installed_package_has_no_commit_and_no_warning(
     run_from(root / "elsewhere", monkeypatch)
     assert provenance.source().tags == {"git_commit": "unknown: freqfilter is an installed package"}
     assert not caplog.messages
+
+
+def test_the_patch_needs_no_space_for_temporary_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = []
+
+    def source() -> provenance.Source:
+        used.append(tempfile.gettempdir())
+        return provenance.Source("commit")
+
+    monkeypatch.setattr(provenance, "source", source)
+    with open_run(resolve({"experiment": "e", "run_dir": str(folder / "runs")}).tracking, Job("test", "name")) as run:
+        assert used == [str(run.folder)]
+        assert tempfile.gettempdir() != str(run.folder)
