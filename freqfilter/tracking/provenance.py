@@ -30,7 +30,7 @@ SETTINGS = (
 DIFF_OPTIONS = (
     *("--binary", "--full-index", "--src-prefix=a/", "--dst-prefix=b/", "--no-relative", "-O/dev/null"),
     *("--unified=3", "--inter-hunk-context=0", "--diff-algorithm=myers", "--indent-heuristic", "--no-renames"),
-    *("--submodule=short", "--ignore-submodules=dirty", "--no-textconv", "--no-ext-diff", "--no-color"),
+    *("--no-textconv", "--no-ext-diff", "--no-color"),
 )
 # Of git's variables, those that state where its settings are and how it searches for a repository.
 KEPT = {

@@ -19,6 +19,7 @@ from freqfilter.tracking.lifecycle import Job, open_run
 CODE = "\n\n".join(f"def f{number}():\n    a = {number}\n\n    return a" for number in range(12)) + "\n"
 # Lines on which the algorithms of git differ.
 MOVED = "\n".join("aaabbbccxyaabbccddaabb"), "\n".join("bbccxaabcaabbyccddzbbaa")
+BLOCKS = tuple(f"\ntry:\n    {name}()\n" for name in "abc")  # the second is new; its first line is that of the third
 
 
 def git(root: Path, *words: str) -> str:
@@ -30,14 +31,16 @@ def write_project(root: Path) -> None:
     (root / "freqfilter").mkdir(parents=True)
     for name in ("MLproject", "freqfilter/__init__.py", "params.yaml"):
         (root / name).write_text("old\n")
-    (root / "freqfilter/filtör.py").write_text(CODE + MOVED[0])
+    (root / "freqfilter/filtör.py").write_text(CODE + MOVED[0] + BLOCKS[0] + "\n" + BLOCKS[2])
     (root / "freqfilter/moved.py").write_text(CODE)
     (root / "picture.png").write_bytes(bytes(range(256)))
+    (root / ".gitattributes").write_text("*.png diff=shown\n")
 
 
 def change_project(root: Path) -> None:
     """Change, add, move and delete files, of text and binary."""
     code = CODE.replace("a = 2", "a = 20").replace("a = 4", "a = 40") + MOVED[1]
+    code += "\n".join(BLOCKS)
     (root / "freqfilter/filtör.py").write_text(code)
     (root / "freqfilter/moved.py").rename(root / "freqfilter/renamed.py")
     (root / "freqfilter/renamed.py").chmod(0o755)
