@@ -19,7 +19,7 @@ from freqfilter.config.ablation import ablation_variants, default_run_name
 from freqfilter.config.load import DEFAULT_RECIPE, require_online
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import UserError
-from freqfilter.process import Interrupted, shutdown
+from freqfilter.process import Interrupted, shutdown, tolerant_of_warnings
 from freqfilter.progress import progress_output
 from freqfilter.tracking import configure_environment
 
@@ -270,7 +270,7 @@ def _job(progress: bool) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in handled}
     configure_environment()
     try:
-        with progress_output(progress), shutdown.installed() if handled else nullcontext():
+        with progress_output(progress), tolerant_of_warnings(), shutdown.installed() if handled else nullcontext():
             yield
     except Interrupted as interrupted:
         remedy = f"; resume with: {interrupted.remedy}" if interrupted.remedy else ""

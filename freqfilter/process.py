@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +106,22 @@ class ShutdownHandler:
 
 
 shutdown = ShutdownHandler()  # of this process
+
+
+@contextmanager
+def tolerant_of_warnings() -> Iterator[None]:
+    """Context manager that prints warnings which ``-W error`` or ``PYTHONWARNINGS=error`` turn into errors.
+
+    Those of a library would end a job.
+    """
+    if not sys.warnoptions:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filters[:] = [  # type: ignore[index]
+            ("default" if action == "error" else action, *rest) for action, *rest in warnings.filters
+        ]
+        yield
 
 
 SHELLS = {"bash", "sh", "dash", "zsh"}

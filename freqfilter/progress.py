@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Never
 
 from tqdm import tqdm
 
+from freqfilter.streams import safe_streams
 from freqfilter.training.reports import EpochReport, StepReport
 
 logger = logging.getLogger(__name__)
@@ -40,12 +39,15 @@ class ProgressHandler(logging.Handler):
         self._position = (0, 0.0)  # epoch and batch of the last report
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a message, or display a report of ``show_progress``."""
-        if (report := getattr(record, "report", None)) is not None:
-            self.show(report, epochs=record.__dict__["epochs"])
-        elif record.levelno >= logging.INFO:
-            self._close_bar()
-            self._write(record.getMessage())
+        """Print a message, or display a report of ``show_progress``; an error of a stream does not end the job."""
+        try:
+            if (report := getattr(record, "report", None)) is not None:
+                self.show(report, epochs=record.__dict__["epochs"])
+            elif record.levelno >= logging.INFO:
+                self._close_bar()
+                self._write(record.getMessage())
+        except (OSError, ValueError):  # of a stream that the user's program has put in place of standard output
+            self.handleError(record)
 
     def show(self, report: StepReport | EpochReport, *, epochs: int) -> None:
         """Advance the progress bar after a step, or print a line after an epoch."""
@@ -80,11 +82,8 @@ class ProgressHandler(logging.Handler):
 
     def _write(self, line: str) -> None:
         self._written = time.monotonic()
-        try:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:  # continue without output
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process ends)
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
     def close(self) -> None:
         """Remove the progress bar."""
@@ -110,7 +109,8 @@ def progress_output(enabled: bool = True) -> Iterator[None]:
     package.setLevel(logging.DEBUG)
     package.propagate = False  # the root logger's handlers would print each message again
     try:
-        yield
+        with safe_streams():
+            yield
     finally:
         package.removeHandler(handler)
         package.setLevel(level)

@@ -37,6 +37,7 @@ PARTS = [
     "data",
     "config",
     "atomic_io",
+    "streams",
     "process",
     "errors",
     "tracked_names",

@@ -15,12 +15,14 @@ from freqfilter.config import Params, load
 from freqfilter.config.ablation import default_run_name
 from freqfilter.errors import UserError
 from freqfilter.process import launched_by_mlflow, launcher_folder
+from freqfilter.streams import standard_output
 
 if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
 
 PATHS = {name for _, name, field in load.fields() if load.is_path(field)}  # parameters that are paths
 RECIPES = (load.DEFAULT_RECIPE, *load.recipe_names())
+OUTPUT_ONLY = {"history", "limit", "doctor"}  # commands whose output is their result
 SHOW_ALL = "freqfilter.show_all"  # key in click's context: whether help shows all parameters
 
 
@@ -35,6 +37,12 @@ class ParameterOption(click.Option):
 
 class Command(click.Command):
     """A command whose ``--help`` shows its own options and the everyday parameters, and ``--help-all`` everything."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; if it has results beside its output, a full disk behind standard output is no error."""
+        if (output := standard_output()) and (self.name not in OUTPUT_ONLY or launched_by_mlflow()):
+            output.forwards = True
+        return super().invoke(context)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options, with a heading for each section of parameters."""

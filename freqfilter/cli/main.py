@@ -8,11 +8,13 @@ import sys
 import click
 
 from freqfilter.errors import UserError
-from freqfilter.process import Interrupted, launched_by_mlflow, launcher, shutdown
+from freqfilter.process import Interrupted, launched_by_mlflow, launcher, shutdown, tolerant_of_warnings
 from freqfilter.progress import progress_output
+from freqfilter.streams import safe_streams, standard_output
 from freqfilter.tracking import configure_environment
 
 USER_ERROR = 2  # exit status of errors that a user can fix
+OUTPUT_ERROR = 1  # exit status of a command whose output is its only result, and could not be written
 
 
 def load_commands() -> click.Group:
@@ -30,11 +32,15 @@ def load_commands() -> click.Group:
 def main() -> None:
     """Run the command line."""
     configure_environment()
-    with shutdown.installed():
+    with safe_streams(), tolerant_of_warnings(), shutdown.installed():
+        if output := standard_output():
+            output.forwards = False  # until a command starts that has results beside its output
         try:
             commands = load_commands()
             with progress_output():
                 commands(standalone_mode=False)
+            if output and output.error and not output.forwards:
+                sys.exit(OUTPUT_ERROR)
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(USER_ERROR)

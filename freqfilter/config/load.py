@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from freqfilter.tracked_names import with_current_names
 
 DEFAULT_RECIPE = "default"
 NULLS = ("", "~", "null")
+EXPERIMENT_ID, EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"  # MLflow's variables
 # A data file has its own noise and split, and no signal model to generate holdout windows from.
 FORCED_BY_DATA_FILE = {"noise": "fixed", "split": "file", "holdout_every": "0"}
 # Defaults with a data file: it has few windows, and each is used once an epoch.
@@ -77,6 +79,8 @@ def resolve(
 ) -> Params:
     """Resolve the parameters: overrides take precedence over the recipe, and the recipe over the defaults.
 
+    The default of ``experiment`` is that of ``MLFLOW_EXPERIMENT_ID`` or ``MLFLOW_EXPERIMENT_NAME``, if one is set.
+
     Args:
         overrides: Values by name; text is parsed as YAML.
         recipe: A name of ``recipe_names()``, ``default``, or the path of a file in the format of params.yaml.
@@ -88,13 +92,21 @@ def resolve(
     folder = folder or Path.cwd()
     given = _parse_values(overrides or {})
     stated = _recipe(recipe, folder) | given
-    values = defaults() | stated
+    values = defaults() | _experiment_of_environment() | stated
     if values["data_file"] is not None:
         values |= DEFAULT_WITH_DATA_FILE | stated
         values |= {name: forced for name, forced in FORCED_BY_DATA_FILE.items() if name not in given}
     if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
         values["targets"] = "clean"  # the only targets that they allow
     return _validated(values, folder)
+
+
+def _experiment_of_environment() -> dict[str, str]:
+    """The experiment that MLflow's variables choose; one chosen by its id is named when the store is read."""
+    if experiment_id := os.environ.get(EXPERIMENT_ID):
+        return {"experiment": f"{EXPERIMENT_ID}={experiment_id}"}
+    name = os.environ.get(EXPERIMENT_NAME)
+    return {"experiment": name} if name else {}
 
 
 def with_overrides(params: Params, given: Mapping[str, Any], *, folder: Path) -> Params:

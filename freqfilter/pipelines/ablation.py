@@ -6,6 +6,7 @@ import logging
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 
@@ -80,7 +81,7 @@ def train_variants(
             text = runs_table(table, "github", with_spread=with_spread)
             run.log_bytes(table.to_csv().encode(), "comparison/runs.csv")
             run.log_bytes(text.encode(), "comparison/runs.md")
-            run.log_figure(comparison(table), "comparison/runs.png")
+            run.log_figure(partial(comparison, table), "comparison/runs.png")
             run.describe(
                 "\n\n".join([text, *(escape_markdown(f"{name} failed: {reason}") for name, reason in failed.items())])
             )

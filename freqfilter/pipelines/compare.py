@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import textwrap
 from collections import Counter
@@ -26,6 +25,7 @@ from freqfilter.evaluation.metrics import ZERO_MSE
 from freqfilter.evaluation.significance import PairwiseComparison, min_realizations, pairwise_comparisons
 from freqfilter.pipelines.model_card import UNKNOWN, escape_markdown, format_metric
 from freqfilter.pipelines.run_metrics import fresh_metrics
+from freqfilter.plots.style import render
 from freqfilter.plots.training import Curves, side_by_side
 from freqfilter.process import shutdown
 from freqfilter.tracked_names import (
@@ -191,10 +191,9 @@ class ComparisonResult:
         """Draw validation and holdout curves with the limit, and ratios of error to limit with their intervals."""
         return side_by_side({item.name: item.curves() for item in self.compared})
 
-    def page(self, drawn: Figure) -> str:
-        """The comparison with its figure as a self-contained HTML page."""
-        picture = io.BytesIO()
-        drawn.savefig(picture, format="png", dpi=110)
+    def page(self) -> str:
+        """The comparison with its figure, if it can be drawn, as a self-contained HTML page."""
+        picture = b"".join(render(self.figure, "the figure of the page", 110))
         template = files("freqfilter.pipelines").joinpath("comparison.html").read_text(encoding="utf-8")
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         return environment.from_string(template).render(
@@ -202,7 +201,7 @@ class ComparisonResult:
             parameters=self.parameters,
             figures=self.figures,
             remarks=self.remarks,
-            picture=base64.b64encode(picture.getvalue()).decode(),
+            picture=base64.b64encode(picture).decode(),
         )
 
 
@@ -241,12 +240,11 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
             for name, training in zip(distinct_names(selected), selected, strict=True)
         ]
         result = ComparisonResult(RunRef.to(run, tracking_uri), compared)
-        drawn = result.figure()
-        content = result.page(drawn).encode()
+        content = result.page().encode()
         if page is not None:
             with atomic_write(page) as file:
                 file.write(content)
-        run.log_figure(drawn, "comparison/side_by_side.png")
+        run.log_figure(result.figure, "comparison/side_by_side.png")
         run.log_bytes(content, "comparison/report.html")
         run.log_bytes(result.figures.to_csv(index_label="figure").encode(), "comparison/figures.csv")
         run.log_bytes(result.parameters.to_csv(index_label="parameter").encode(), "comparison/parameters.csv")

@@ -16,7 +16,7 @@ from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import open_store
+from freqfilter.tracking.client import experiment_name, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
@@ -127,4 +127,5 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
         files, evidence = checked_files(chosen.uri, Path(folder) / "model"), Path(folder) / aliases.DECISION
         if decision_run := chosen.tags.get("decision_run"):
             download(decision_run, aliases.DECISION, Path(folder))
-        return register_copy(to, name, files, evidence, tags=tags, experiment=tracking.experiment)
+        experiment = experiment_name(tracking.experiment)  # an id is of this store alone
+        return register_copy(to, name, files, evidence, tags=tags, experiment=experiment)

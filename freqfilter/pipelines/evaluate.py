@@ -140,7 +140,7 @@ def log_evaluation(
     run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
     run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
     run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), "evaluation/test_mse_over_window.csv")
-    drawn = catalog.evaluation_figures(
+    figures = catalog.evaluation_figures(
         partial(estimate, network),
         splits.test,
         splits.first_windows,
@@ -149,7 +149,5 @@ def log_evaluation(
         sample_rate_hz=signals.sample_rate_hz,
         device=accelerator.device,
     )
-    for artifact, figure in drawn:
-        run.log_figure(figure, artifact)
-        if artifact in COMPARED:
-            run.log_picture(figure, COMPARED[artifact])
+    for artifact, draw in figures:
+        run.log_figure(draw, artifact, key=COMPARED.get(artifact))

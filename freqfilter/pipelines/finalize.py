@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+from functools import partial
 
 import torch
 
@@ -33,7 +34,8 @@ logger = logging.getLogger(__name__)
 GOLDEN_WINDOWS = 16
 # Tags of a run that its version has as well.
 VERSION_TAGS = (
-    "recipe", "params_digest", "git_commit", "git_patch_sha256", "freqfilter_version", "distributions_sha256",
+    "recipe", "params_digest", "git_commit", "git_path", "git_patch_sha256", "freqfilter_version",
+    "distributions_sha256",
 )  # fmt: skip
 
 
@@ -63,11 +65,14 @@ def finalize(
 def log_training_files(run: Run, state: TrainingState, params: Params, *, val_limit_mse: float | None) -> None:
     """Log the loss curves, the best weights and the history, under the names of the original script."""
     history = state.progress.history
-    figure = training_loss(
-        history, loss=params.training.loss, best_epoch=state.progress.best_epoch, val_limit_mse=val_limit_mse
+    draw = partial(
+        training_loss,
+        history,
+        loss=params.training.loss,
+        best_epoch=state.progress.best_epoch,
+        val_limit_mse=val_limit_mse,
     )
-    run.log_figure(figure, LOSSES, dpi=300)
-    run.log_picture(figure, COMPARED[LOSSES])
+    run.log_figure(draw, LOSSES, dpi=300, key=COMPARED[LOSSES])
     write_weights(run.folder / "models/best_model.pth", state.best_weights)
     run.log_file(run.folder / "models/best_model.pth")
     run.log_arrays(

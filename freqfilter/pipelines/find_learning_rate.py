@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -64,10 +65,9 @@ def find_learning_rate(
         run.log_bytes(curve.to_csv(index=False).encode(), "range_test/curve.csv")
         suggested, now = suggest_learning_rate(points), params.training.learning_rate
         if len(points):
-            figure = learning_rate_range(
-                rates, losses, means, suggested=suggested, current=now, loss=params.training.loss
-            )
-            run.log_figure(figure, "range_test/learning_rate.png")
+            loss = params.training.loss
+            draw = partial(learning_rate_range, rates, losses, means, suggested=suggested, current=now, loss=loss)
+            run.log_figure(draw, "range_test/learning_rate.png")
         verdict = (
             "the loss does not fall at any of these rates; check the data, or increase n_steps"
             if suggested is None

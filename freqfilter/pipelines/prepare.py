@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ from freqfilter.evaluation.limits import MAX_WINDOWS, MAX_WORK, LimitEstimates
 from freqfilter.evaluation.metrics import frequency_name
 from freqfilter.plots import catalog
 from freqfilter.plots.limit import limit_curves
+from freqfilter.plots.style import render
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, check_launched_run, open_run
 from freqfilter.tracking.ui_views import RunRef
@@ -62,8 +65,8 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
         logger.info("drawing the data")
         model = SignalModel.from_params(params.signals)
         drawn = first_windows(model, data.window_length, FIRST_SAMPLES, data.train_noise_seed)
-        for artifact, figure in catalog.data_figures(params.signals, drawn):
-            run.log_figure(figure, artifact)
+        for artifact, draw in catalog.data_figures(params.signals, drawn):
+            run.log_figure(draw, artifact)
     return RunRef.to(run, tracking_uri)
 
 
@@ -134,10 +137,10 @@ def compute_limit(params: Params, *, noise_seed: int | None, picture: Path | Non
         max_windows = MAX_WINDOWS * len(model.components)
         scores = limits.window_limit(model, evenly_spaced_windows(model, window_length, max_windows, noise_seed))
     if picture is not None:
-        figure = _draw(params, scores)
-        with atomic_write(picture) as file:
-            figure.savefig(file, format="png", dpi=150)
-        logger.info(f"written: {picture}")
+        for content in render(_drawing(params, scores), str(picture), 150):
+            with atomic_write(picture) as file:
+                file.write(content)
+            logger.info(f"written: {picture}")
     return LimitReport(scores, params.signals.frequencies_hz)
 
 
@@ -160,16 +163,16 @@ def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str)
         scores = report.scores
         run.log_metrics({"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}, step=0)
         run.log_bytes(json.dumps(report.to_dict(), indent=2).encode(), "limit/limit.json")
-        run.log_figure(_draw(params, scores), "limit/limit.png")
+        run.log_figure(_drawing(params, scores), "limit/limit.png")
         run.describe(f"{report.remarks()}\n\n{report.table('github')}")
     return report, RunRef.to(run, tracking_uri)
 
 
-def _draw(params: Params, scores: LimitEstimates) -> Figure:
-    """Draw the limit over the samples of a window and over window lengths."""
+def _drawing(params: Params, scores: LimitEstimates) -> Callable[[], Figure]:
+    """Compute the limit over window lengths, and return what draws it and the limit over the samples of a window."""
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     by_length = {}
     for length in sorted({length for length in (*LENGTHS, window_length) if length <= model.n_samples}):
         logger.info(f"limit of windows of {length} samples")
         by_length[length] = limits.expected_limit(model, window_length=length, work=MAX_WORK_PER_LENGTH)
-    return limit_curves(scores, by_length)
+    return partial(limit_curves, scores, by_length)

@@ -283,7 +283,7 @@ def _record(run: Run, decision: PromotionResult) -> dict[str, str]:
     text = decision_report(decision)
     run.log_bytes(text.encode(), f"{DECISION}/report.md")
     if errors:
-        run.log_figure(decision.figure(), f"{DECISION}/errors.png")
+        run.log_figure(decision.figure, f"{DECISION}/errors.png")
         table = pd.concat(errors, names=["side", "noise_seed"])
         run.log_bytes(table.to_csv().encode(), f"{DECISION}/errors.csv")
     run.describe(text)

@@ -61,7 +61,9 @@ def ui(*, port: int) -> int:
             ) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
-    return run_server(command, SERVER_ENVIRONMENT, ready=lambda: is_reachable(server), on_ready=print_addresses)
+    return run_server(
+        command, SERVER_ENVIRONMENT, ready=lambda: is_reachable(server, direct=True), on_ready=print_addresses
+    )
 
 
 def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
@@ -108,7 +110,9 @@ def run_server(
         ready: Returns whether the server accepts requests.
         on_ready: Called once, when the server is ready.
     """
-    server, waiting = subprocess.Popen(command, env=os.environ | environment), True
+    # No process of the server imports from the working folder, where a file may have a library's name.
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment})
+    waiting = True
     try:
         with shutdown.deferred():
             while server.poll() is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,24 +19,31 @@ from freqfilter.tracked_names import COMPONENTS, PREDICTION
 N_STARTS_SHOWN = 4
 
 
-def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tuple[str, Figure]]:
-    """Yield artifact path and figure of a realization in time and frequency, and of its windows, all or the first."""
+def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yield artifact path and drawing function of each figure of a realization and of its windows.
+
+    The figures show the realization in time and frequency, and all windows or the first.
+    """
     frequencies_hz, rate_hz = signals.frequencies_hz, signals.sample_rate_hz
     mixture = windows.mixtures[0].double().numpy()
     components = windows.components.double().numpy()
     time_s = np.arange(len(mixture)) / rate_hz
     clean = components.mean(axis=0)
-    yield "visualizations/01_time.png", data.time(time_s, mixture, clean, slowest_hz=min(frequencies_hz))
+    yield "visualizations/01_time.png", partial(data.time, time_s, mixture, clean, slowest_hz=min(frequencies_hz))
     for file, draw in (("02_spectrum", data.spectrum), ("03_spectrogram", data.spectrogram)):
-        yield f"visualizations/{file}.png", draw(mixture, sample_rate_hz=rate_hz, frequencies_hz=frequencies_hz)
-    overlay = data.overlay(time_s, components, mixture, frequencies_hz=frequencies_hz)
+        yield (
+            f"visualizations/{file}.png",
+            partial(draw, mixture, sample_rate_hz=rate_hz, frequencies_hz=frequencies_hz),
+        )
+    overlay = partial(data.overlay, time_s, components, mixture, frequencies_hz=frequencies_hz)
     yield "visualizations/04_components.png", overlay
 
     n_components, length = windows.n_components, windows.n_samples
     starts = torch.linspace(0, windows.n_starts - 1, min(N_STARTS_SHOWN, windows.n_starts)).round().long()
     positions = starts[:, None] * n_components + torch.arange(n_components)
     inputs, targets = windows.batch(positions.flatten())
-    sample_windows = data.windows(
+    sample_windows = partial(
+        data.windows,
         np.arange(length) / rate_hz,
         inputs[::n_components, :, 0].numpy(),
         targets[..., 0].numpy().reshape(len(starts), n_components, length),
@@ -43,7 +51,7 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
         frequencies_hz=frequencies_hz,
     )
     yield "visualizations/05_windows.png", sample_windows
-    structure = data.structure(inputs[0].numpy(), targets[0].numpy(), frequencies_hz=frequencies_hz)
+    structure = partial(data.structure, inputs[0].numpy(), targets[0].numpy(), frequencies_hz=frequencies_hz)
     yield "visualizations/06_structure.png", structure
 
 
@@ -56,21 +64,21 @@ def evaluation_figures(
     frequencies_hz: Sequence[float],
     sample_rate_hz: float,
     device: torch.device,
-) -> Iterator[tuple[str, Figure]]:
-    """Yield artifact path and figure of estimates, errors and scores of an estimator and the baselines on a test set.
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yield artifact path and drawing function of each figure of an estimator and the baselines on a test set.
 
     ``first_windows`` are the first windows of its realization; None for a data file, whose windows have no known order
     and hence no spectrum and no long segment.
     """
     estimates = window_estimates(estimator, windows, frequencies_hz=frequencies_hz, device=device)
-    yield PREDICTION, evaluation.prediction(estimates)
-    yield "visualizations/09_errors.png", evaluation.errors(estimates)
-    yield "visualizations/10_scatter.png", evaluation.scatter(estimates)
+    yield PREDICTION, partial(evaluation.prediction, estimates)
+    yield "visualizations/09_errors.png", partial(evaluation.errors, estimates)
+    yield "visualizations/10_scatter.png", partial(evaluation.scatter, estimates)
     if first_windows is not None:
         segment = segment_estimates(
             estimator, first_windows, frequencies_hz=frequencies_hz, sample_rate_hz=sample_rate_hz, device=device
         )
-        yield "visualizations/11_spectrum.png", evaluation.spectra(segment)
-        yield "visualizations/12_long_stretch.png", evaluation.long_segment(segment)
-    yield COMPONENTS, evaluation.mse_of_components(compared.table)
-    yield "visualizations/14_mse_over_window.png", evaluation.mse_over_window(compared.per_step)
+        yield "visualizations/11_spectrum.png", partial(evaluation.spectra, segment)
+        yield "visualizations/12_long_stretch.png", partial(evaluation.long_segment, segment)
+    yield COMPONENTS, partial(evaluation.mse_of_components, compared.table)
+    yield "visualizations/14_mse_over_window.png", partial(evaluation.mse_over_window, compared.per_step)

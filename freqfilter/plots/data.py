@@ -15,6 +15,7 @@ from freqfilter.plots.style import (
     MAX_PANELS,
     ORANGE,
     add_legend,
+    default_style,
     label_axes,
     line_style,
     new_figure,
@@ -42,6 +43,7 @@ def amplitude_spectrum(samples: Samples, sample_rate_hz: float) -> tuple[Samples
     return frequencies_hz, np.sqrt(2 * power)
 
 
+@default_style()
 def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float) -> Figure:
     """Draw a realization over time, and its beginning with and without noise, each (n_samples,)."""
     figure = new_figure(12, 7)
@@ -55,6 +57,7 @@ def time(time_s: Samples, mixture: Samples, clean: Samples, *, slowest_hz: float
     return figure
 
 
+@default_style()
 def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequence[float]) -> Figure:
     """Draw the amplitude spectrum of the mixture (n_samples,), with the components marked."""
     figure = new_figure(12, 6)
@@ -69,6 +72,7 @@ def spectrum(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequenc
     return figure
 
 
+@default_style()
 def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequence[float]) -> Figure:
     """Draw the spectrogram of the mixture (n_samples,).
 
@@ -92,6 +96,7 @@ def spectrogram(mixture: Samples, *, sample_rate_hz: float, frequencies_hz: Sequ
     return figure
 
 
+@default_style()
 def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
     """Draw the clean components (n_components, n_samples) in one panel and the mixture (n_samples,) below."""
     figure = new_figure(12, 7)
@@ -107,6 +112,7 @@ def overlay(time_s: Samples, components: Samples, mixture: Samples, *, frequenci
     return figure
 
 
+@default_style()
 def windows(
     time_s: Samples, mixtures: Samples, targets: Samples, *, starts_s: Sequence[float], frequencies_hz: Sequence[float]
 ) -> Figure:
@@ -130,6 +136,7 @@ def windows(
     return figure
 
 
+@default_style()
 def structure(inputs: Samples, target: Samples, *, frequencies_hz: Sequence[float]) -> Figure:
     """Draw one window: its inputs (n_samples, 1 + n_components) in rows, its target (n_samples, 1) below."""
     n_samples, n_features = inputs.shape

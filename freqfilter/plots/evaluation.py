@@ -25,6 +25,7 @@ from freqfilter.plots.style import (
     ORANGE,
     add_legend,
     colour,
+    default_style,
     label_axes,
     line_style,
     new_figure,
@@ -41,6 +42,7 @@ MAX_SAMPLES_SHOWN = 2_000_000
 Array = NDArray[np.float32]
 
 
+@default_style()
 def window(*, time_s: Samples, mixture: Samples, target: Samples, estimate: Samples, title: str) -> Figure:
     """Draw the mixture, the clean component and its estimate, each (n_samples,), over time in seconds."""
     figure = new_figure(9, 4.5)
@@ -52,6 +54,7 @@ def window(*, time_s: Samples, mixture: Samples, target: Samples, estimate: Samp
     return figure
 
 
+@default_style()
 def prediction(estimates: WindowEstimates) -> Figure:
     """Draw the estimate and its target, for each component in the window of median error."""
     components = np.unique(estimates.component)[:MAX_PANELS]
@@ -70,6 +73,7 @@ def prediction(estimates: WindowEstimates) -> Figure:
     return figure
 
 
+@default_style()
 def errors(estimates: WindowEstimates) -> Figure:
     """Draw the distribution of the errors with the normal density of equal mean and variance, and a Q–Q plot."""
     error = (estimates.estimate - estimates.target).astype(np.float64).flatten()
@@ -91,6 +95,7 @@ def errors(estimates: WindowEstimates) -> Figure:
     return figure
 
 
+@default_style()
 def scatter(estimates: WindowEstimates) -> Figure:
     """Draw estimates over targets, a panel for each component; perfect estimates lie on the diagonal."""
     components = np.unique(estimates.component)[:MAX_PANELS]
@@ -108,6 +113,7 @@ def scatter(estimates: WindowEstimates) -> Figure:
     return figure
 
 
+@default_style()
 def spectra(segment: SegmentEstimates) -> Figure:
     """Draw amplitude spectra of each component and of its estimate in consecutive windows."""
     figure, all_axes = panels(min(len(segment.targets), MAX_PANELS))
@@ -123,6 +129,7 @@ def spectra(segment: SegmentEstimates) -> Figure:
     return figure
 
 
+@default_style()
 def long_segment(segment: SegmentEstimates) -> Figure:
     """Draw estimates of consecutive windows and their targets; the state of the filter is reset at each window."""
     n_panels = min(len(segment.targets), MAX_PANELS)
@@ -142,6 +149,7 @@ def long_segment(segment: SegmentEstimates) -> Figure:
     return figure
 
 
+@default_style()
 def mse_of_components(scores: pd.DataFrame) -> Figure:
     """Draw the mean squared error (``Comparison.table``) of each estimator, overall and for each component."""
     components = list(scores.index.get_level_values("component").unique())[: MAX_PANELS + 1]
@@ -167,6 +175,7 @@ def mse_of_components(scores: pd.DataFrame) -> Figure:
     return figure
 
 
+@default_style()
 def mse_over_window(per_step: pd.DataFrame) -> Figure:
     """Draw the mean squared error (``Comparison.per_step``) of each estimator at each position in the window."""
     figure = new_figure(12, 6)

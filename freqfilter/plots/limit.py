@@ -13,12 +13,23 @@ from matplotlib.ticker import StrMethodFormatter
 from freqfilter.evaluation.limits import LimitEstimate, LimitEstimates
 from freqfilter.evaluation.significance import PairedTest
 from freqfilter.plots.data import Samples
-from freqfilter.plots.style import BLUE, GREY, MAX_PANELS, ORANGE, add_legend, label_axes, new_figure, panels
+from freqfilter.plots.style import (
+    BLUE,
+    GREY,
+    MAX_PANELS,
+    ORANGE,
+    add_legend,
+    default_style,
+    label_axes,
+    new_figure,
+    panels,
+)
 
 SIDES = {"causal": (BLUE, "-", "samples so far"), "two_sided": (ORANGE, "--", "whole window")}
 COLOURS = {"candidate": BLUE, "champion": ORANGE, "limit": GREY}
 
 
+@default_style()
 def limit_curves(scores: LimitEstimates, by_length: Mapping[int, LimitEstimates]) -> Figure:
     """Draw the limit over positions in the window, and over ascending window lengths with that of ``scores`` marked."""
     figure = new_figure(12, 5)
@@ -45,6 +56,7 @@ def limit_curves(scores: LimitEstimates, by_length: Mapping[int, LimitEstimates]
     return figure
 
 
+@default_style()
 def posterior(
     mixture: Samples, targets: Samples, means: Samples, variances: Samples, *, frequencies_hz: Sequence[float]
 ) -> Figure:
@@ -71,6 +83,7 @@ def posterior(
     return figure
 
 
+@default_style()
 def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure:
     """Draw mean squared errors of each component and the interval of the difference from the champion.
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+from freqfilter.errors import one_line
+
+logger = logging.getLogger(__name__)
 
 # Okabe and Ito, "Color Universal Design", 2008: distinguishable with colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
@@ -14,6 +23,45 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#7F7F7F"
 COLOURS = (BLUE, "#E69F00", GREEN, "#CC79A7", "#56B4E9", ORANGE)
 LINES = ("-", "--", ":", "-.")
 MAX_PANELS = 8  # components drawn in separate panels
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Context manager and decorator: Matplotlib's default settings, whatever the user's ``matplotlibrc`` states."""
+    with matplotlib.style.context("default"):
+        yield
+
+
+def render(draw: Callable[[], Figure], name: str, *dpi: int) -> tuple[bytes, ...]:
+    """Draw a figure and return it as PNG files.
+
+    Args:
+        draw: Draws the figure.
+        name: Name of the figure, for the warning if it cannot be drawn.
+        dpi: Dots per inch of each file.
+
+    Returns:
+        A file for each resolution; none if the figure cannot be drawn, since no job depends on a figure.
+    """
+    files = [io.BytesIO() for _ in dpi]
+    try:
+        with default_style():
+            figure = draw()
+            _apply_layout(figure, dpi[0])
+            for file, resolution in zip(files, dpi, strict=True):
+                figure.savefig(file, format="png", dpi=resolution)
+    except Exception as error:  # of Matplotlib and its libraries, of any type
+        logger.warning(f"{name} cannot be drawn: {type(error).__name__}: {one_line(error)}")
+        return ()
+    return tuple(file.getvalue() for file in files)
+
+
+def _apply_layout(figure: Figure, dpi: int) -> None:
+    """Apply the layout engine once; Matplotlib would run it twice for each file."""
+    if engine := figure.get_layout_engine():
+        figure.set_dpi(dpi)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -20,6 +20,7 @@ from freqfilter.plots.style import (
     GREY,
     ORANGE,
     colour,
+    default_style,
     label_axes,
     line_style,
     log_scale,
@@ -31,6 +32,7 @@ from freqfilter.training.reports import EpochReport
 HOLDOUT = "holdout: new noise, not used for selection"
 
 
+@default_style()
 def training_loss(
     history: Sequence[EpochReport],
     *,
@@ -65,6 +67,7 @@ def training_loss(
     return figure
 
 
+@default_style()
 def comparison(table: pd.DataFrame) -> Figure:
     """Draw the mean squared errors of runs, each with its best weights by validation.
 
@@ -89,6 +92,7 @@ def comparison(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@default_style()
 def learning_rate_range(
     learning_rates: NDArray[np.floating],
     losses: NDArray[np.floating],
@@ -139,6 +143,7 @@ class Curves:
     over_limit: tuple[float, float, float] | None = None
 
 
+@default_style()
 def side_by_side(trainings: Mapping[str, Curves]) -> Figure:
     """Draw validation and holdout of trainings over epochs with the limits and, if known, ratios of error to limit."""
     has_ratios = any(curves.over_limit for curves in trainings.values())

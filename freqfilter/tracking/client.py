@@ -21,11 +21,13 @@ from urllib.parse import unquote, urlsplit
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from freqfilter.config.load import EXPERIMENT_ID
 from freqfilter.errors import UserError, one_line, without_credentials
 
 SQLITE = "sqlite:///"
@@ -35,6 +37,7 @@ FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSIO
 RETRY_TIMEOUT_S = 60.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RESPONSE_TIMEOUT_S = 10.0
+GATEWAY_ERRORS = (502, 503, 504)  # statuses of a proxy that does not reach the server
 
 Response = TypeVar("Response")
 
@@ -71,7 +74,9 @@ def open_store() -> str:
     except OSError as error:
         raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
-        raise UserError(f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}") from error
+        raise UserError(
+            f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}{_proxy_note(uri)}"
+        ) from error
     return without_credentials(uri)
 
 
@@ -110,21 +115,35 @@ def check_reachable(uri: str) -> None:
     """
     if not is_reachable(uri):
         raise UserError(
-            f"tracking store {uri} does not respond; start it, or train with --tracking offline and deliver later "
-            "with: python -m freqfilter sync"
+            f"tracking store {uri} does not respond{_proxy_note(uri)}; start it, or train with --tracking offline and "
+            "deliver later with: python -m freqfilter sync"
         )
 
 
-def is_reachable(uri: str) -> bool:
-    """Whether an MLflow server responds at this address."""
+def is_reachable(uri: str, *, direct: bool = False) -> bool:
+    """Whether an MLflow server responds at this address, through the proxy of the environment unless ``direct``."""
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if direct else []))
     try:
-        urllib.request.urlopen(f"{without_credentials(uri).rstrip('/')}/health", timeout=RESPONSE_TIMEOUT_S).close()  # noqa: S310
-    except urllib.error.HTTPError:
-        return True
+        opener.open(f"{without_credentials(uri).rstrip('/')}/health", timeout=RESPONSE_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        return error.code not in GATEWAY_ERRORS or not _proxy_note(uri)
     except (OSError, http.client.HTTPException) as error:
         # A server whose certificate is not trusted is reachable; MLflow may use other certificates.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True
+
+
+def _proxy_note(uri: str) -> str:
+    """Part of an error message with the proxy through which requests to a server are sent; empty if there is none."""
+    server, proxies = urlsplit(uri), urllib.request.getproxies()
+    proxy = proxies.get(server.scheme) or proxies.get("all") or ""
+    address = without_credentials(proxy if "://" in proxy else f"http://{proxy}")
+    if not proxy or not server.hostname or urllib.request.proxy_bypass(server.hostname):
+        return ""
+    return (
+        f" through the proxy {address} of the environment; set NO_PROXY={server.hostname} if the server is not behind "
+        "it"
+    )
 
 
 def check_path(name: str, path: str) -> None:
@@ -228,13 +247,31 @@ def temporary_dir(folder: Path) -> Iterator[None]:
         tempfile.tempdir = before
 
 
+def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
+    """Return an experiment by its name, or by ``MLFLOW_EXPERIMENT_ID=ID``; None if there is none of this name.
+
+    Raises:
+        UserError: If there is none of this id.
+    """
+    if not name.startswith(f"{EXPERIMENT_ID}="):
+        return client.get_experiment_by_name(name)
+    with wrap_store_errors(name):
+        return client.get_experiment(name.removeprefix(f"{EXPERIMENT_ID}="))
+
+
+def experiment_name(name: str) -> str:
+    """Return the name of an experiment given as for ``find_experiment``."""
+    experiment = find_experiment(MlflowClient(), name)
+    return str(experiment.name) if experiment else name
+
+
 def experiment_id(client: MlflowClient, name: str) -> str:
     """Return the id of an experiment, which is created if it is missing.
 
     Raises:
-        UserError: If it is deleted.
+        UserError: If it is deleted, or does not exist and has no name.
     """
-    if experiment := client.get_experiment_by_name(name):
+    if experiment := find_experiment(client, name):
         if experiment.lifecycle_stage == "deleted":
             raise UserError(f"experiment={name}: it is deleted; restore it, or give another name")
         return str(experiment.experiment_id)

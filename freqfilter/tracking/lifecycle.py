@@ -24,7 +24,14 @@ from freqfilter.config import TrackingParams
 from freqfilter.errors import TrainingError, UserError, one_line, without_credentials
 from freqfilter.process import Interrupted, launched_run, launcher, running, shutdown
 from freqfilter.tracking import provenance
-from freqfilter.tracking.client import STORE_ERRORS, check_artifacts, check_path, experiment_id, wrap_store_errors
+from freqfilter.tracking.client import (
+    STORE_ERRORS,
+    check_artifacts,
+    check_path,
+    experiment_id,
+    temporary_dir,
+    wrap_store_errors,
+)
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import PROCESS, RunLock, RunOwner, TakenOverError, check_owner, set_status_after
 from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard
@@ -104,7 +111,9 @@ def open_run(
     try:
         if not resumed:
             run.log_params(job.params)
-            run.log_source(provenance.source())
+            with temporary_dir(run.folder):
+                source = provenance.source()
+            run.log_source(source)
             run.log_tags(job.tags)
         with wrap_memory_errors():
             yield run

@@ -4,8 +4,8 @@ Where the run's folder is shared, the lock decides which process works on a run:
 ends, also in another PID namespace or after a step of the clock. Where it is not, nothing decides by itself: a
 take-over writes a new owner to the store, and the former owner stops before its next delivery.
 
-``python -m freqfilter.tracking.owner RUN_ID STATUS PID [OWNER_ID]`` waits for a launcher to end and sets the status,
-because ``mlflow run`` marks a run FAILED when its child was stopped, even if the child has ended the run as KILLED:
+A process of its own waits for a launcher to end and then sets the status (``set_status_after``), because ``mlflow run``
+marks a run FAILED when its child was stopped, even if the child has ended the run as KILLED:
 ``mlflow.projects._maybe_set_run_terminated`` compares the name of the status with numbers, so that no status counts as
 terminal (MLflow 3.17.2).
 """
@@ -34,6 +34,12 @@ from freqfilter.errors import UserError
 PROCESS = "process"  # tag of the owner
 LOCK, OWNERS = "owner.lock", "owners.json"  # in the run's folder
 LONGEST_WAIT_S = 60.0  # for the launcher to end
+# The program of `set_status_after`. It imports this package from where this process has it, but nothing else from
+# there.
+WAITER = (
+    f"import importlib, sys, typing; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); import freqfilter; "
+    f"del sys.path[0]; from {__name__} import _set_status_after; _set_status_after(*sys.argv[1:])"
+)
 
 
 class TakenOverError(UserError):
@@ -194,19 +200,15 @@ def set_status_after(launcher: psutil.Process, run_id: str, status: str, *, owne
         owner_id: Id of its owner; empty for a run without one, None for any.
     """
     owner = [] if owner_id is None else [owner_id]
-    command = [sys.executable, "-P", "-m", __name__, run_id, status, str(launcher.pid), *owner]
+    command = [sys.executable, "-P", "-c", WAITER, run_id, status, str(launcher.pid), *owner]
     quiet = subprocess.DEVNULL
     subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
-def _main(run_id: str, status: str, pid: str, *owner_ids: str) -> None:
+def _set_status_after(run_id: str, status: str, pid: str, *owner_ids: str) -> None:
     with suppress(psutil.Error):  # it has ended already, or does not end in time
         psutil.Process(int(pid)).wait(LONGEST_WAIT_S)
     client = MlflowClient()
     if owner_ids:
         check_owner(client, run_id, owner_ids)
     client.set_terminated(run_id, status)
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -26,7 +26,14 @@ from freqfilter.errors import UserError
 from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_NAMES, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import experiment_id, open_store, retry, temporary_env, wrap_store_errors
+from freqfilter.tracking.client import (
+    experiment_id,
+    find_experiment,
+    open_store,
+    retry,
+    temporary_env,
+    wrap_store_errors,
+)
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunLock, RunOwner, owner_ids
@@ -88,7 +95,11 @@ def stored_runs(having: str, *, experiment: str | None = None) -> Iterator[RunRe
     """
     client = MlflowClient()
     with wrap_store_errors("cannot read the store's runs"):
-        ids = [each.experiment_id for each in client.search_experiments() if experiment in (None, each.name)]
+        if experiment is None:
+            ids = [each.experiment_id for each in client.search_experiments()]
+        else:
+            found = find_experiment(client, experiment)
+            ids = [found.experiment_id] if found and found.lifecycle_stage == "active" else []
         token = None
         while ids:
             page = client.search_runs(ids, having, order_by=["start_time DESC"], page_token=token)
@@ -255,7 +266,7 @@ def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, max_
     """Search runs of the experiment, the newest first."""
     if launched := launched_run():
         searched = client.get_run(launched).info.experiment_id
-    elif experiment := client.get_experiment_by_name(tracking.experiment):
+    elif experiment := find_experiment(client, tracking.experiment):
         searched = experiment.experiment_id
     else:
         raise UserError(f"experiment={tracking.experiment}: no such experiment; give the name of one in the store")

@@ -6,15 +6,15 @@ import importlib.util
 import io
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import mlflow
 import numpy as np
 import PIL.Image
-from matplotlib.figure import Figure
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES, MLFLOW_RUN_NOTE
 from numpy.typing import ArrayLike
@@ -23,12 +23,17 @@ from freqfilter.atomic_io import atomic_write, writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError, install_hint
+from freqfilter.plots.style import render
 from freqfilter.tracked_names import BEST_HOLDOUT_MSE, FILES, OUTBOX, SYSTEM, TEST_MSE
 from freqfilter.tracking.outbox import METRICS, Outbox, describe_dataset, logged_points, now_ms, sender
 from freqfilter.tracking.owner import RunLock, RunOwner
 from freqfilter.tracking.provenance import MAX_PATCH_BYTES, Source
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DELIVERY_TIMEOUT_S = 60.0
+IMAGE_DPI = 60  # of images beside those of other runs
 MAX_PICTURE_WIDTH = 640  # pixels; 256, as in MLflow, is unreadable
 DIAGNOSIS = "diagnosis"  # prefix of its tags
 
@@ -179,24 +184,30 @@ class Run:
             np.savez(file, allow_pickle=False, **arrays)
         self.log_file(self.folder / artifact)
 
-    def log_figure(self, figure: Figure, artifact: str, *, dpi: int = 120) -> None:
-        """Log a figure as a PNG file with ``dpi`` dots per inch."""
-        _apply_layout(figure, dpi)
-        with atomic_write(self.folder / artifact) as file:
-            figure.savefig(file, format="png", dpi=dpi)
-        self.log_file(self.folder / artifact)
+    def log_figure(self, draw: Callable[[], Figure], artifact: str, *, dpi: int = 120, key: str | None = None) -> None:
+        """Log a figure as a PNG file, if it can be drawn.
 
-    def log_picture(self, figure: Figure, key: str) -> None:
-        """Log a figure as an image, which MLflow's UI shows beside those of other runs with the same key.
-
-        Logging it again replaces it: its name, in the form of ``MlflowClient.log_image``, has no time or random part.
+        Args:
+            draw: Draws the figure.
+            artifact: Path of the file.
+            dpi: Dots per inch of the file.
+            key: If given, the figure is logged as an image too, which MLflow's UI shows beside those of other runs
+                with the same key.
         """
-        rendered = io.BytesIO()
-        figure.savefig(rendered, format="png", dpi=60)
+        if files := render(draw, artifact, dpi, *([IMAGE_DPI] if key else [])):
+            self.log_bytes(files[0], artifact)
+            if key:
+                self._log_image(files[1], key)
+
+    def _log_image(self, content: bytes, key: str) -> None:
+        """Log an image; logging it again replaces it.
+
+        Its name, in the form of ``MlflowClient.log_image``, has no time or random part.
+        """
         name = _picture(key)
-        self.log_bytes(rendered.getvalue(), f"{name}.png")
+        self.log_bytes(content, f"{name}.png")
         small = io.BytesIO()
-        compress_image_size(PIL.Image.open(rendered), MAX_PICTURE_WIDTH).save(small, format="webp")
+        compress_image_size(PIL.Image.open(io.BytesIO(content)), MAX_PICTURE_WIDTH).save(small, format="webp")
         self.log_bytes(small.getvalue(), f"{name}+compressed.webp")
         self.log_tags({MLFLOW_LOGGED_IMAGES: "True"})
 
@@ -238,14 +249,6 @@ def pad_table_columns(markdown: str) -> str:
 def picture_url(run_id: str, key: str) -> str:
     """Relative address of a logged picture, for Markdown on a page of MLflow's UI."""
     return f"get-artifact?run_uuid={run_id}&path={quote(_picture(key))}.png"
-
-
-def _apply_layout(figure: Figure, dpi: int) -> None:
-    """Apply the layout engine once; matplotlib would run it twice for each picture."""
-    if engine := figure.get_layout_engine():
-        figure.set_dpi(dpi)
-        engine.execute(figure)
-        figure.set_layout_engine("none")
 
 
 def _picture(key: str) -> str:

@@ -34,23 +34,22 @@ def half(inputs: Tensor) -> Tensor:
 
 def data_figures(params: Params) -> dict[str, Figure]:
     windows = Splits.from_params(params).test
-    return dict(catalog.data_figures(params.signals, windows))  # type: ignore[arg-type]
+    return {name: draw() for name, draw in catalog.data_figures(params.signals, windows)}  # type: ignore[arg-type]
 
 
 def evaluation_figures(params: Params) -> dict[str, Figure]:
     splits, frequencies_hz = Splits.from_params(params), params.signals.frequencies_hz
     compared = compare({"model": half, "zero": zero}, splits.test, frequencies_hz=frequencies_hz, device=CPU)
-    return dict(
-        catalog.evaluation_figures(
-            half,
-            splits.test,
-            splits.first_windows,
-            compared,
-            frequencies_hz=frequencies_hz,
-            sample_rate_hz=params.signals.sample_rate_hz,
-            device=CPU,
-        )
+    figures = catalog.evaluation_figures(
+        half,
+        splits.test,
+        splits.first_windows,
+        compared,
+        frequencies_hz=frequencies_hz,
+        sample_rate_hz=params.signals.sample_rate_hz,
+        device=CPU,
     )
+    return {name: draw() for name, draw in figures}
 
 
 @pytest.mark.parametrize(

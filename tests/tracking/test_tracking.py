@@ -26,7 +26,7 @@ from freqfilter.models.export import exported_program, onnx_model
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
 from freqfilter.plots.style import label_axes, new_figure
 from freqfilter.process import Interrupted
-from freqfilter.tracking import configure_environment, loading, provenance, registry
+from freqfilter.tracking import configure_environment, loading, registry
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.outbox import UndeliveredError
@@ -133,9 +133,7 @@ def test_a_parameter_that_the_launcher_has_logged_is_not_logged_again(
 
 def test_artifacts_keep_their_names(folder: Path) -> None:
     with open_run(tracking_params(folder), Job("test", "a name")) as run:
-        figure = Figure(figsize=(2, 1))
-        figure.subplots()
-        run.log_figure(figure, "visualizations/a.png")
+        run.log_figure(lambda: Figure(figsize=(2, 1)), "visualizations/a.png")
         run.log_arrays("models/b.npz", numbers=[1, 2])
         run.log_bytes(b"text", "c.txt")
     download = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(folder / "got")))
@@ -163,9 +161,7 @@ def test_applying_the_layout_once_draws_what_matplotlib_draws(folder: Path, monk
         return np.array([rows.min(), rows.max(), columns.min(), columns.max()])
 
     with open_run(tracking_params(folder), Job("test", "a name")) as run:
-        once = figure()
-        run.log_figure(once, "a.png")
-        run.log_picture(once, "a")
+        run.log_figure(figure, "a.png", key="a")
     got = Path(mlflow.artifacts.download_artifacts(run_id=run.run_id, dst_path=str(folder / "got")))
     (small,) = got.glob("images/*.png")
     expected, expected_small = io.BytesIO(), io.BytesIO()
@@ -462,39 +458,6 @@ def test_a_file_that_is_not_a_database_is_not_changed(tmp_path: Path, monkeypatc
     with pytest.raises(UserError, match="not a database"):
         open_store()
     assert (tmp_path / "mlflow.db").read_text() == "my notes"
-
-
-def git(root: Path, *words: str) -> str:
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    return subprocess.run(["git", *identity, *words], cwd=root, capture_output=True, text=True, check=True).stdout
-
-
-def test_the_patch_includes_new_files_and_leaves_the_index_unchanged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "freqfilter").mkdir()
-    for name in ("MLproject", "freqfilter/__init__.py"):
-        (tmp_path / name).write_text("old\n")
-    git(tmp_path, "init", "-q")
-    git(tmp_path, "add", ".")
-    git(tmp_path, "commit", "-qm", "first")
-    monkeypatch.setattr(freqfilter, "__file__", str(tmp_path / "freqfilter/__init__.py"))
-    clean = provenance.source()
-    assert clean.tags == {"git_commit": git(tmp_path, "rev-parse", "HEAD").strip()}
-
-    (tmp_path / "MLproject").write_text("new\n")
-    (tmp_path / "freqfilter" / "added.py").write_text("x = 1\n")
-    (tmp_path / ".env").write_text("PASSWORD=secret\n")
-    before = git(tmp_path, "status", "--porcelain")
-    dirty = provenance.source()
-    assert b"+x = 1" in dirty.patch
-    assert b"-old" in dirty.patch
-    assert b"secret" not in dirty.patch
-    assert set(dirty.tags) == {"git_commit", "git_patch_sha256"}
-    assert git(tmp_path, "status", "--porcelain") == before
-
-    monkeypatch.setattr(freqfilter, "__file__", str(tmp_path / "elsewhere/freqfilter/__init__.py"))
-    assert provenance.source().tags == {}
 
 
 def test_a_home_folder_and_options_in_the_address_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
