@@ -9,7 +9,7 @@ from itertools import count, islice
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from freqfilter.config import Params
 from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows
@@ -77,12 +77,32 @@ def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Ite
     """
     if noise_seeds is None:
         test = Splits.from_params(params).test
-        for number, part in enumerate(torch.arange(len(test)).tensor_split(min(N_FILE_PARTS, len(test)))):
+        inputs, _ = test.tensors()
+        for number, part in enumerate(stratified_parts(inputs[:, 0, 1:].argmax(dim=1), N_FILE_PARTS)):
             yield number, test.subset(part)
         return
     model = SignalModel.from_params(params.signals)
     for noise_seed in noise_seeds:
         yield noise_seed, evenly_spaced_windows(model, params.data.window_length, N_WINDOWS, noise_seed)
+
+
+def stratified_parts(selectors: Tensor, n_parts: int) -> list[Tensor]:
+    """Divide windows into parts that each have windows of every component that occurs, neighbours together.
+
+    Args:
+        selectors: Component of each window, (n_windows,).
+        n_parts: Number of parts; there are fewer if a component has fewer windows.
+
+    Returns:
+        Positions of each part's windows.
+
+    >>> [part.tolist() for part in stratified_parts(torch.tensor([0, 0, 0, 0, 1, 1]), 20)]
+    [[0, 1, 4], [2, 3, 5]]
+    """
+    components = [torch.nonzero(selectors == component).flatten() for component in sorted(set(selectors.tolist()))]
+    n_parts = min(n_parts, *map(len, components))
+    strata = zip(*(positions.tensor_split(n_parts) for positions in components), strict=True)
+    return [torch.cat(part).sort().values for part in strata]
 
 
 def score_realizations(
