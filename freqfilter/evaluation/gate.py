@@ -20,8 +20,8 @@ class Check:
 
     Attributes:
         name: Name of the criterion.
-        passed: Whether the candidate passed; None if the check does not apply.
-        summary: The figures, or why the check does not apply.
+        passed: Whether the candidate passed; None if it was not checked.
+        summary: The figures, or why it was not checked.
     """
 
     name: str
@@ -71,19 +71,16 @@ def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, fl
     return ratio, half_width(((errors - ratio * limit) / limit_mse).to_numpy())
 
 
-def check_improvement(test: PairedTest | None, *, same_weights: bool = False) -> Check:
+def check_improvement(test: PairedTest, candidate_number: int) -> Check:
     """Check that the candidate is better than the champion or, with a margin, worse by less than the margin.
 
     Args:
-        test: Paired comparison with the champion; None if there is no champion yet.
-        same_weights: Whether both have identical weights.
+        test: Paired comparison with the champion.
+        candidate_number: Number of the candidate among those that were compared with the champion, from 1.
     """
-    if same_weights:
-        return Check("better than the champion", False, "identical weights")
-    if test is None:
-        return Check("better than the champion", None, "no champion yet")
     criterion = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
-    return Check(f"{criterion} than the champion", test.verdict == Verdict.BETTER, test.summary)
+    summary = f"{test.summary}, candidate {candidate_number} against this champion"
+    return Check(f"{criterion} than the champion", test.verdict == Verdict.BETTER, summary)
 
 
 def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Check]:
@@ -96,8 +93,18 @@ def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Ch
     ]
 
 
-def check_leak(diagnoses: str) -> Check:
-    """Check that the training run raised no leak alarm; ``diagnoses`` are its problems, separated by spaces."""
+def check_leak(diagnoses: str | None, bounds: Bounds) -> Check:
+    """Check that the training run raised no leak alarm.
+
+    Args:
+        diagnoses: Problems of the training run, separated by spaces; None if the training is unknown.
+        bounds: Bounds, which state whether an unknown training is accepted.
+    """
+    if diagnoses is None:
+        summary = "not known: the version was registered without the record of its training"
+        if not bounds.allow_unknown_training:
+            return Check("no leak", False, f"{summary}; accept it with allow_unknown_training=true")
+        return Check("no leak", None, f"{summary}; accepted by allow_unknown_training")
     leaks = "leak" in diagnoses.split()
     summary = "its training run raised a leak alarm" if leaks else "no leak alarm in its training run"
     return Check("no leak", not leaks, summary)
