@@ -44,7 +44,7 @@ from freqfilter.tracking.client import open_store
 from freqfilter.tracking.history import last_champion, version_tags
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
-from freqfilter.tracking.queries import stored_run
+from freqfilter.tracking.queries import training_run
 from freqfilter.tracking.run import Run, diagnoses
 from freqfilter.tracking.ui_views import RunRef
 
@@ -156,8 +156,8 @@ def _training_diagnoses(candidate: RegisteredVersion) -> str | None:
     """Problems of the training that a version records, or else its training run; None if it is unknown."""
     if "diagnoses" in candidate.tags:
         return candidate.tags["diagnoses"]
-    run = stored_run(candidate.run_id) if candidate.run_id else None
-    return " ".join(diagnoses(run.tags)) if run and run.workflow == "train" else None
+    run = training_run(candidate)
+    return " ".join(diagnoses(run.tags)) if run else None
 
 
 def _too_few_windows(n_parts: int, params: Params, rate: float) -> str | None:

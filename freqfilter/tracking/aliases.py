@@ -139,6 +139,16 @@ def all_versions(model_name: str) -> list[RegisteredVersion]:
     return sorted(map(RegisteredVersion.from_mlflow, versions), key=lambda version: version.version)
 
 
+def created_ms(model_name: str) -> int:
+    """Time of a registered model's creation, milliseconds since 1970.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    with wrap_store_errors(f"model_name={model_name}"):
+        return int(MlflowClient().get_registered_model(model_name).creation_timestamp)
+
+
 def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, description: str = "") -> None:
     """Set tags of a version, and prepend a paragraph to its description.
 

@@ -71,8 +71,13 @@ def decisions(model_name: str, versions: Sequence[aliases.RegisteredVersion]) ->
         if (run.tags["version"], run.tags.get(REGISTERED_MS)) in registered
         or (run.run_id in linked and run.tags["model_name"] not in others)
     }
-    names = {model_name, *own.values()} - others
-    return [run for run in found if run.run_id in own or run.tags["model_name"] in names]
+    names, created_ms = {model_name, *own.values()} - others, aliases.created_ms(model_name)
+
+    def of_deleted_version(run: RunRecord) -> bool:
+        # Another model may have had the name before.
+        return run.tags["model_name"] in names and int(run.tags.get(REGISTERED_MS, run.started_ms)) >= created_ms
+
+    return [run for run in found if run.run_id in own or of_deleted_version(run)]
 
 
 def version_tags(version: aliases.RegisteredVersion) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
@@ -78,6 +79,20 @@ def stored_run(run_id: str) -> RunRecord:
     """
     with wrap_store_errors(f"run {run_id}"):
         return _record(MlflowClient().get_run(run_id))
+
+
+def training_run(version: aliases.RegisteredVersion) -> RunRecord | None:
+    """The training that logged the model of a version; None if it is unknown, as for files registered by hand."""
+    client, model_id = MlflowClient(), version.source.removeprefix("models:/")
+    if not model_id.startswith("m-"):
+        return None
+    try:
+        run = _record(client.get_run(client.get_logged_model(model_id).source_run_id))
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+    return run if run.workflow == "train" else None
 
 
 def stored_runs(having: str, *, experiment: str | None = None, deleted: bool = False) -> Iterator[RunRecord]:
