@@ -116,7 +116,7 @@ def test_a_bad_value_is_refused_before_anything_is_created(
         (["prepare", "--noise", "fresh"], ["noise=fresh", "fixed"]),
         (["prepare", "--data_file", "x.npz"], ["data_file", "from a signal model"]),
         (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot create this folder"]),
-        (["evaluate"], ["frequency-filter/latest", "not found"]),
+        (["evaluate"], ["model_name=frequency-filter", "not found"]),
         (["evaluate", "--version", "7"], ["frequency-filter/7"]),
         (["evaluate", "--version", "../7"], ["../7"]),
         (["evaluate", "--run_id", "absent"], ["run_id=absent"]),
