@@ -146,7 +146,7 @@ def run_checks(
     checks.append(gate.check_leak(_training_diagnoses(candidate), bounds))
     checks += gate.check_cost(description["milliseconds"], description["megabytes"], bounds)
     if trial and (few := _too_few_windows(len(candidate_errors), params, trial.rate)):
-        test, uncompared = None, Check(IMPROVEMENT, False, few)
+        test, trial, uncompared = None, None, Check(IMPROVEMENT, False, few)  # it spends no part of the error rate
     checks.append(gate.check_improvement(test, trial.number) if test and trial else uncompared)
     shown = {name: errors[name] for name in ("candidate", "champion", LIMIT) if name in errors}
     return GateReport(checks, shown, test, trial, seeds_summary)
@@ -264,7 +264,7 @@ class PromotionResult:
 
     @property
     def checks(self) -> pd.DataFrame:
-        """A row for each check: whether it passed (None if it does not apply) and its figures as text."""
+        """A row for each check: whether it passed (None if it was not checked) and its figures as text."""
         return pd.DataFrame(self.report.checks).set_index("name")
 
     def figure(self) -> Figure:

@@ -81,9 +81,9 @@ def next_trial(
         noise_seed: Noise seed that the user has given; None: noise is derived from the digest of the first of the
             equal candidates, so that training it again brings no new noise.
     """
-    noise = f"digest {candidate.tags.get(MODEL_DIGEST, candidate.uri)}" if noise_seed is None else ""
-    noise = noise or f"noise_seed {noise_seed}"
-    number = 0
+    number, noise = 0, f"noise_seed {noise_seed}"
+    if noise_seed is None:
+        noise = f"digest {candidate.tags.get(MODEL_DIGEST, candidate.uri)}"
     for trial in sorted(earlier, key=lambda trial: trial.number):
         number = max(number, trial.number)
         on_same_noise = trial.noise.startswith("digest ") if noise_seed is None else trial.noise == noise

@@ -126,4 +126,5 @@ def test_windows_grouped_by_selector_or_few_are_no_failure_of_the_model(
         code, output, _ = say([*words, "--version", "2"], capsys, monkeypatch)
         assert (code, expected in output) == (0, True), output
     line = next(line for line in output.splitlines() if "too few" in line)
-    assert "mine.npz has 1 of one of the components, and at least" in line
+    assert "mine.npz has 1 of one of the components, and at least 9 of each are needed" in line
+    assert "trial" not in last_decision().data.tags
