@@ -117,7 +117,7 @@ def test_a_bad_value_is_refused_before_anything_is_created(
         (["prepare", "--data_file", "x.npz"], ["data_file", "from a signal model"]),
         (["prepare", "--output", "/proc/x/y.npz"], ["/proc/x", "cannot create this folder"]),
         (["evaluate"], ["model_name=frequency-filter", "not found"]),
-        (["evaluate", "--version", "7"], ["frequency-filter/7"]),
+        (["evaluate", "--version", "7"], ["version=7", "not found"]),
         (["evaluate", "--version", "../7"], ["../7"]),
         (["evaluate", "--run_id", "absent"], ["run_id=absent"]),
         (["evaluate", "--run_id", "x", "--version", "1"], ["give one"]),

@@ -80,7 +80,10 @@ def limit(request: Request, noise_seed: int | None, as_json: bool, picture: Path
     "--realizations", type=REALIZATIONS, default=0, help="number of fresh noise realizations to score on as well"
 )
 def evaluate(tracking: TrackingParams, version: int | None, run_id: str | None, realizations: int) -> RunRef:
-    """Score a version, by default the newest, or a run's model on its test set."""
+    """Score a version or a run's model on its test set.
+
+    The default is the newest version.
+    """
     from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
     result = run_evaluate(tracking, version=version, run_id=run_id, realizations=realizations)

@@ -109,7 +109,10 @@ def history(tracking: TrackingParams, form: str | None) -> None:
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
 @click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
 def copy(tracking: TrackingParams, version: int | None, to: str, to_name: str | None) -> None:
-    """Copy a version, by default the newest, to another model registry."""
+    """Copy a version to another model registry.
+
+    The default is the newest version.
+    """
     from freqfilter.pipelines.deploy import copy_version
 
     number = copy_version(tracking, version=version, to=to, to_name=to_name)
@@ -120,7 +123,10 @@ def copy(tracking: TrackingParams, version: int | None, to: str, to_name: str | 
 @version_option
 @click.option("--output", metavar="FILE", default="filter.onnx", help="file to write")
 def export(tracking: TrackingParams, version: int | None, output: Path) -> None:
-    """Write a version, by default the newest, as an ONNX file."""
+    """Write a version as an ONNX file.
+
+    The default is the newest version.
+    """
     from freqfilter.pipelines.deploy import export as run_export
 
     exported, difference = run_export(tracking, version=version, output=output)
