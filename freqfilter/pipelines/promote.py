@@ -107,19 +107,15 @@ def run_checks(
         if champion is None and (lost := last_champion(candidate.model_name)):
             uncompared = Check(IMPROVEMENT, None, f"version {lost}, the last champion, was deleted or lost its alias")
         if champion:  # loaded before the candidate's process starts, which could disturb it
-            champion_worker = opened.enter_context(ModelWorker(server, champion.uri))
-            try:
-                champion_params = champion_worker.params
-            except ModelWorkerError as error:
-                champion_worker = None
-                uncompared = Check(IMPROVEMENT, None, f"the champion could not be loaded: {error}")
+            champion_worker, reason = _load_champion(opened, server, champion.uri)
+            uncompared = Check(IMPROVEMENT, None, f"the champion could not be loaded: {reason}")
         worker = opened.enter_context(ModelWorker(server, candidate.uri))
         try:
             description, params = worker.description, worker.params
         except ModelWorkerError as error:
             return GateReport([Check("loads", False, str(error))])
         checks = [Check("loads", True, "in a separate process, without unpickling"), _check_golden(description)]
-        if champion_worker and (differences := task_differences(params, champion_params)):
+        if champion_worker and (differences := task_differences(params, champion_worker.params)):
             summary = f"its task differs from the champion's: {differences[0]}; use another model_name"
             checks.append(Check("comparable", False, summary))
             champion_worker, uncompared = None, Check(IMPROVEMENT, None, "not of the champion's task")
@@ -150,6 +146,23 @@ def run_checks(
     checks.append(gate.check_improvement(test, trial.number) if test and trial else uncompared)
     shown = {name: errors[name] for name in ("candidate", "champion", LIMIT) if name in errors}
     return GateReport(checks, shown, test, trial, seeds_summary)
+
+
+def _load_champion(opened: ExitStack, server: ModelServer, uri: str) -> tuple[ModelWorker | None, str]:
+    """Load the champion in a process; None and the reason if it cannot be loaded.
+
+    Raises:
+        UserError: If its process was killed from outside.
+    """
+    try:
+        worker = opened.enter_context(ModelWorker(server, uri))
+    except UserError as error:  # its files cannot be copied
+        return None, str(error)
+    try:
+        worker.description, worker.params  # noqa: B018 (they load it)
+    except ModelWorkerError as error:
+        return None, str(error)
+    return worker, ""
 
 
 def _training_diagnoses(candidate: RegisteredVersion) -> str | None:
