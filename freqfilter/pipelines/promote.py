@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 from freqfilter.config import Params, TrackingParams
 from freqfilter.config.schema import Bounds, task_differences
@@ -22,7 +23,7 @@ from freqfilter.errors import UserError
 from freqfilter.evaluation import gate
 from freqfilter.evaluation.baselines import baseline_estimators
 from freqfilter.evaluation.gate import Check
-from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
+from freqfilter.evaluation.heldout import N_FILE_PARTS, Repetition, repeat_estimates, score_realizations
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import INTERIM_ANALYSES, PairedTest, Verdict, paired_test
@@ -103,17 +104,19 @@ def run_checks(
         same = bool(champion_worker and champion_worker.description["weights_sha256"] == description["weights_sha256"])
         seeds, seeds_summary = _noise_seeds(params, candidate, champion, noise_seed)
         try:
-            errors, test = _measure(worker, None if same else champion_worker, params, seeds, bounds)
+            errors, test, repetition = _measure(worker, None if same else champion_worker, params, seeds, bounds)
         except ModelWorkerError as error:
             if error.uri != candidate.uri:
                 raise UserError(f"the champion failed, no decision was made: {error}") from error
             return GateReport([*checks, Check("predicts", False, str(error))], seeds=seeds_summary)
     candidate_errors = errors["candidate"]
     baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
-    checks += [gate.check_finite(candidate_errors), *gate.check_baselines(candidate_errors, baselines)]
+    checks += [gate.check_finite(candidate_errors), gate.check_repetition(repetition)]
+    checks += [*gate.check_baselines(candidate_errors, baselines)]
     checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
+    checks.append(gate.check_not_below_limit(candidate_errors, baselines.get(LIMIT)))
     checks.append(gate.check_leak(candidate.tags.get("diagnoses", "")))
-    checks += gate.check_cost(description["milliseconds"], description["megabytes"], bounds)
+    checks += gate.check_cost(repetition.milliseconds, description["megabytes"], bounds)
     checks.append(gate.check_improvement(test, same_weights=same))
     shown = {name: errors[name] for name in ("candidate", "champion", LIMIT) if name in errors}
     return GateReport(checks, shown, test, seeds_summary)
@@ -145,22 +148,35 @@ def _noise_seeds(
 
 def _measure(
     candidate: ModelWorker, champion: ModelWorker | None, params: Params, seeds: list[int] | None, bounds: Bounds
-) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
-    """Measure errors until the paired test decides; return a table of each estimator, and the test."""
+) -> tuple[dict[str, pd.DataFrame], PairedTest | None, Repetition]:
+    """Measure errors until the paired test decides; return a table of each estimator, the test, and repetitions."""
     rows: defaultdict[str, dict[int, dict[Any, float]]] = defaultdict(dict)
     baselines, test = baseline_estimators(params, Splits.from_params(params)), None
     estimators = {name: each for name, each in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
     workers = {"candidate": candidate} | ({"champion": champion} if champion else {})
+    scored: list[tuple[Tensor, Tensor]] = []  # inputs and estimates of the candidate's first request
+
+    def request(inputs: Tensor) -> Tensor:
+        shutdown.check()
+        for worker in workers.values():
+            worker.request(inputs)
+        return baselines["zero"](inputs)
+
+    def read_candidate(inputs: Tensor) -> Tensor:
+        estimates = candidate.read(inputs)
+        if not scored:
+            scored.append((inputs, estimates))
+        return estimates
+
+    # The processes compute while this one evaluates the baselines: in the order of this dict.
+    estimators = {"zero": request} | {name: each for name, each in estimators.items() if name != "zero"}
+    estimators |= {name: worker.read for name, worker in workers.items()} | {"candidate": read_candidate}
     for first, last in zip((0, *INTERIM_ANALYSES), INTERIM_ANALYSES, strict=False):
         shutdown.check()
         part = seeds[first:last] if seeds is not None else None
-        for worker in workers.values():
-            worker.request_scores(part)
         tables = dict(score_realizations(estimators, params, part, device=torch.device("cpu")))
         for name in estimators:
             rows[name] |= {n: table.loc[name].to_dict() for n, table in tables.items()}
-        for name, worker in workers.items():
-            rows[name] |= worker.read_scores(len(tables))
         if champion:
             candidate_mse, champion_mse = (pd.DataFrame(rows[name]).T[OVERALL].to_numpy() for name in workers)
             looks = INTERIM_ANALYSES if seeds is not None else (len(tables),)
@@ -168,7 +184,8 @@ def _measure(
         logger.info(f"{len(rows['candidate'])} realizations{f': {test.summary}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
             break
-    return {name: pd.DataFrame(errors).T for name, errors in rows.items()}, test
+    repetition = repeat_estimates(candidate.estimate, *scored[0])
+    return {name: pd.DataFrame(errors).T for name, errors in rows.items()}, test, repetition
 
 
 class Outcome(StrEnum):
