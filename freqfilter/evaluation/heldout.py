@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,8 +109,7 @@ class Repetition:
     """Estimates of the same windows in requests of other sizes and orders.
 
     Attributes:
-        difference: Largest difference from the first estimates, relative to the largest of them if that is above 1;
-            NaN or Inf if a repeated estimate is.
+        difference: Largest difference from the first estimates, relative to the largest of them if that is above 1.
         milliseconds: Median time of a request of a single window.
     """
 
@@ -132,18 +130,15 @@ def repeat_estimates(estimator: Estimator, inputs: Tensor, estimates: Tensor) ->
     for size in (*REPEATED_SIZES, len(inputs)):
         sizes.append(min(size, n_left))
         n_left -= sizes[-1]
-    largest, times = 0.0, []
+    differences, times = [], []
     for positions in (torch.arange(len(inputs)).flip(0), *torch.split(order, [size for size in sizes if size])):
         started = time.perf_counter()
         repeated = estimator(inputs[positions])
         if len(positions) == 1:
             times.append(time.perf_counter() - started)
-        largest = max(largest, float((repeated - estimates[positions]).abs().max()))
-        if not torch.isfinite(repeated).all():
-            largest = math.nan
-            break
+        differences.append(float((repeated - estimates[positions]).abs().max()))
     scale = max(1.0, float(estimates.abs().max()))
-    return Repetition(largest / scale, 1000 * float(np.median(times)) if times else math.nan)
+    return Repetition(max(differences) / scale, 1000 * float(np.median(times)))
 
 
 def score_with_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Estimator]:

@@ -111,8 +111,8 @@ def receive(connection: socket.socket, *, deadline: float = math.inf) -> dict[st
         return None
     try:
         content = json.loads(message)
-    except RecursionError as error:
-        raise ValueError("a message with too many levels") from error
+    except (RecursionError, ValueError) as error:
+        raise ValueError("a message that is not JSON") from error
     if not isinstance(content, dict):
         raise ValueError("a message that is not a JSON object")
     return content
@@ -331,12 +331,14 @@ def main(arguments: list[str]) -> None:
     os.dup2(nothing, 0)
     os.close(nothing)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # KeyboardInterrupt is lost where it is raised in a callback
-    connection: socket.socket | None = given
+    connection = given
     if WORKER not in arguments:
         import_loader()
         gc.collect()
         gc.freeze()  # so that collections in a worker leave these pages shared
-        connection = _Server(given).serve()
-    if connection is not None:
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # at the end of the server, whatever ends it
-        _work(connection)
+        served = _Server(given).serve()
+        if served is None:
+            os._exit(0)  # without the libraries' clean-up, which takes a second
+        connection = served
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # at the end of the server, whatever ends it
+    _work(connection)

