@@ -199,10 +199,11 @@ def _refuse_what_is_read_too_late(environment: dict[str, str]) -> None:
     _zygote()
     imported_with = _zygote_environment()
     for name in sorted(environment.keys() | imported_with.keys()):
-        if name.startswith(READ_WHEN_IMPORTED) and name not in GIVEN_AGAIN:
-            # What is absent needs no value: a model's process gets no settings but those of an allow-list.
-            if name in environment and environment[name] != imported_with.get(name, LEAVES_NO_TRACE.get(name)):
-                raise ValueError(f"{name} is read while importing: start this program with subprocess")
+        if name not in environment or name in GIVEN_AGAIN:  # a model's process gets few variables
+            continue
+        differs = environment[name] != imported_with.get(name, LEAVES_NO_TRACE.get(name))
+        if name.startswith(READ_WHEN_IMPORTED) and differs:
+            raise ValueError(f"{name} is read while importing: start this program with subprocess")
 
 
 @cache

@@ -6,21 +6,26 @@ with the rights to register versions can.
 
 from __future__ import annotations
 
+import errno
+import signal
+import subprocess
+import sys
 import textwrap
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
 from freqfilter.evaluation import heldout
-from freqfilter.pipelines import promote, sandbox
-from freqfilter.pipelines.sandbox import ModelServer
+from freqfilter.pipelines import sandbox
 from freqfilter.tracking.loading import checked_files, files_digest
 from tests import zygote
-from tests.conftest import all_runs, artifacts, download, many, say
+from tests.conftest import Typed, all_runs, download, say
 from tests.promotion.making import BOUNDS, NAME, aliases, version
 
 pytestmark = pytest.mark.slow
@@ -158,14 +163,20 @@ ATTACKS = {
         predict="out *= 0",
     ),
 }
-STARTS_A_PROCESS = {
-    "child": "child = subprocess.Popen(['sleep', '900'])\nnote(child.pid)",
-    "child_in_a_session": "child = subprocess.Popen(['sleep', '900'], start_new_session=True)\nnote(child.pid)",
-    "fork": "if os.fork() == 0:\n    note(os.getpid())\n    time.sleep(900)",
-    "daemon": (
-        "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        note(os.getpid())\n        time.sleep(900)\n"
-        "    os._exit(0)\nos.wait()"
-    ),
+# Statements that start a process, which writes its id to the report.
+STARTS = {
+    "child": "subprocess.Popen(['sh', '-c', f'echo $$ > {REPORT}; sleep 900'])",
+    "child_in_a_session": "subprocess.Popen(['sh', '-c', f'echo $$ > {REPORT}; sleep 900'], start_new_session=True)",
+    "fork": "if os.fork() == 0: open(REPORT, 'w').write(str(os.getpid())); time.sleep(900)",
+    "daemon": """
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            open(REPORT, 'w').write(str(os.getpid()))
+            time.sleep(900)
+        os._exit(0)
+    os.wait()
+    """,
 }
 
 
@@ -185,7 +196,7 @@ def rewritten(attack: Attack, folder: Path, report: Path) -> int:
     return int(made.version)
 
 
-Promote = Callable[[Attack], tuple[object, str, str]]
+Promote = Callable[..., tuple[object, str, str]]
 
 
 @pytest.fixture
@@ -217,7 +228,7 @@ def assert_not_promoted(attack: Attack, code: object, printed: str, stderr: str,
         assert (code, stderr.count("\n"), run.info.status) == (2, 1, "FAILED"), (printed, stderr)
         assert attack.expected in stderr
         assert "no decision was made" in stderr
-        assert "decision" not in version(int(run.data.tags["version"])).tags if "version" in run.data.tags else True
+        assert "decision" not in run.data.tags
         return
     assert (code, run.data.tags["decision"]) == (1, "REJECTED")
     report = download(run, "decision/report.md", folder).read_text()
@@ -226,9 +237,125 @@ def assert_not_promoted(attack: Attack, code: object, printed: str, stderr: str,
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_refused(name: str, attacked: Promote, tmp_path: Path, registry_with: object) -> None:
-    attack = ATTACKS[name]
-    before = sorted(Path.cwd().iterdir())
-    code, printed, stderr = attacked(attack)
-    print(code, printed, stderr)
-    assert_not_promoted(attack, code, printed, stderr, tmp_path)
+def test_an_attack_is_refused(name: str, attacked: Promote, tmp_path: Path) -> None:
+    folder = Path.cwd()
+    before = sorted(folder.iterdir())
+    result = attacked(ATTACKS[name])
+    assert_not_promoted(ATTACKS[name], *result, tmp_path)
+    assert set(folder.iterdir()) - set(before) <= {folder / "runs"}
+    if name == "environment":
+        report = (tmp_path / "report").read_text()
+        assert "MLFLOW_ALLOW_PICKLE_DESERIALIZATION" in report
+        assert SECRET not in report
+        assert report.endswith("[]")
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("ends", ["at_once", "later"])
+def test_processes_that_a_version_starts_are_killed(name: str, ends: str, attacked: Promote, tmp_path: Path) -> None:
+    wait = f"while not os.path.exists({str(tmp_path / 'report')!r}): time.sleep(0.01)\n"
+    load = f"import os, subprocess, time\n{textwrap.dedent(STARTS[name])}\n{wait}"
+    if ends == "at_once":
+        attack = Attack("ended with exit code 0", load=f"{load}os._exit(0)")
+    else:
+        attack = Attack(ZERO, load=load, predict="out *= 0")
+    assert_not_promoted(attack, *attacked(attack), tmp_path)
+    assert not psutil.pid_exists(int((tmp_path / "report").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_what_a_version_has_started(
+    number: signal.Signals, registry_with: Callable[[int | None], Path], tmp_path: Path
+) -> None:
+    folder, report = registry_with(1), tmp_path / "report"
+    load = f"import os, subprocess, time\n{textwrap.dedent(STARTS['daemon'])}\ntime.sleep(900)"
+    candidate = rewritten(Attack("", load=load), tmp_path / "evil", report)
+    command = [sys.executable, "-m", "freqfilter", "promote", "--version", str(candidate), *BOUNDS]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = zygote.Popen(command, cwd=folder, text=True, **pipes)
+    try:
+        while not (report.exists() and report.read_text()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)  # far below the time limit of a response
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert f"freqfilter: stopped by {number.name}" in stderr
+    assert not psutil.pid_exists(int(report.read_text()))
+    assert all_runs()[-1].info.status == "KILLED"
+    assert aliases()["champion"] == 1
+
+
+def test_knowledge_of_the_noise_is_refused(attacked: Promote, tmp_path: Path) -> None:
+    """A version that has the targets is below the limit, which no filter can be."""
+    load = f"""
+    from freqfilter.config import restore
+    from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows
+    def targets(facts):
+        params = restore(facts["params"])
+        model = SignalModel.from_params(params.signals)
+        known = {{}}
+        for noise_seed in range(123, 129):
+            windows = evenly_spaced_windows(model, params.data.window_length, {N_WINDOWS}, noise_seed)
+            inputs, clean = windows.batch(torch.arange(len(windows)))
+            known |= {{each.numpy().tobytes(): target.numpy() for each, target in zip(inputs, clean)}}
+        return known
+    """
+    predict = """
+    if not hasattr(self, "known"):
+        self.known = targets(self.facts)
+    for n, window in enumerate(inputs):
+        out[n] = 0.5 * out[n] + 0.5 * self.known.get(window.tobytes(), out[n])
+    """
+    attack = Attack("below it by more than chance; targets have leaked", load=load, predict=predict)
+    assert_not_promoted(attack, *attacked(attack, "--noise_seed", "123"), tmp_path)
+
+
+MODULES = ("queue", "random", "select", "signal", "types", "copy", "logging", "json", "torch", "mlflow", "freqfilter")
+
+
+def test_modules_of_the_working_directory_are_not_imported(attacked: Promote) -> None:
+    for name in MODULES:
+        Path(f"{name}.py").write_text("raise SystemExit(3)")
+    code, printed, stderr = attacked(Attack("", predict="out *= 0"))
+    assert (code, "passed   loads" in printed) == (1, True), stderr
+
+
+def no_descriptors(*_: object, **__: object) -> None:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "message"),
+    [
+        ("freqfilter.pipelines.sandbox.subprocess", SimpleNamespace(Popen=no_descriptors, STDOUT=0), "Too many open"),
+        ("freqfilter.pipelines.sandbox.tempfile.TemporaryFile", no_space, "No space left"),
+        ("freqfilter.pipelines.sandbox.socket.socketpair", no_descriptors, "Too many open"),
+        ("freqfilter.tracking.loading.mlflow.artifacts.download_artifacts", no_space, "No space left"),
+        ("freqfilter.pipelines.sandbox.command", lambda: [sys.executable, "-c", "raise SystemExit(3)"], "exit code 3"),
+    ],
+)
+def test_failures_of_the_machine_are_not_decisions(
+    where: str, what: object, message: str, registry_with: object, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry_with(1)  # type: ignore[operator]
+    monkeypatch.setattr(where, what)
+    code, line = typed("promote", "--version", str(HONEST), *BOUNDS)
+    assert (code, line.count("\n")) == (2, 1), line
+    assert message in line
+    assert aliases()["champion"] == 1
+    assert "decision" not in version(HONEST).tags
+
+
+def test_lack_of_memory_of_the_machine_is_not_a_decision(
+    attacked: Promote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**9))
+    attack = Attack("Unable to allocate", predict=ATTACKS["memory"].predict, error=True)
+    assert_not_promoted(attack, *attacked(attack), tmp_path)

@@ -146,12 +146,17 @@ def test_a_model_that_exits_is_an_error_of_the_model(worker_with: Callable[[str]
             _ = worker.description
 
 
+def read_responses(worker: ModelWorker) -> None:
+    """Read the description, which a worker may have sent before it was killed, and estimates."""
+    _ = worker.description
+    worker.estimate(WINDOWS)
+
+
 def test_a_killed_worker_is_not_an_error_of_the_model(worker_with: Callable[[str], ModelWorker]) -> None:
     for number, worker in [(number, worker_with("")) for number in sandbox.KILL_SIGNALS]:
         os.kill(worker.pid, number)
         with pytest.raises(UserError, match=f"ended by {number.name} from outside") as raised:
-            _ = worker.description  # the response may have been sent before
-            worker.estimate(WINDOWS)
+            read_responses(worker)
         assert not isinstance(raised.value, ModelWorkerError)
 
 
