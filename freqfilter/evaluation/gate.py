@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
+from scipy import stats
 
 from freqfilter.config.schema import Bounds
+from freqfilter.evaluation.heldout import Repetition
 from freqfilter.evaluation.metrics import OVERALL, half_width
 from freqfilter.evaluation.significance import PairedTest, Verdict
 
+FALSE_REFUSAL_RATE = 0.001  # of candidates whose expected error is the limit
+BELOW_LIMIT_MARGIN = 0.0005  # share of the limit; smaller differences are those of rounding
+REPETITION_TOLERANCE = 1e-5  # the order of summation depends on the size of a batch
 BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # trivial baselines, and the best linear filter
 
 
@@ -62,6 +67,43 @@ def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds
     return checks
 
 
+def check_not_below_limit(errors: pd.DataFrame, limit: pd.DataFrame | None) -> Check:
+    """Check that no error is below the limit by more than chance, which needs knowledge of the targets.
+
+    An error is below if the upper end of the one-sided interval of its mean paired difference (Student's t) is below
+    ``-BELOW_LIMIT_MARGIN`` of the limit. Each component and their mean have an equal share of
+    ``FALSE_REFUSAL_RATE`` (Bonferroni).
+
+    Args:
+        errors: Mean squared error of the candidate: a row for each realization, a column for all components together
+            and one for each.
+        limit: That of the limit; None if it is unknown.
+    """
+    name = "not below the limit"
+    if limit is None:
+        return Check(name, None, "no limit: the signal model of a data file is unknown")
+    below, n = [], len(errors)
+    quantile = float(stats.t.isf(FALSE_REFUSAL_RATE / len(errors.columns), n - 1)) if n > 1 else math.inf
+    for component in errors.columns:
+        if not (limit_mse := float(limit[component].mean())):
+            continue
+        difference = (errors[component] - limit[component]) / limit_mse
+        ratio, error = 1 + float(difference.mean()), float(stats.sem(difference)) if n > 1 else math.nan
+        if ratio + quantile * error < 1 - BELOW_LIMIT_MARGIN:
+            which = "" if component == OVERALL else f", {component}"
+            below.append(f"{ratio:.4f} ± {quantile * error:.4f} × the limit{which}")
+    if below:
+        return Check(name, False, f"impossible: {'; '.join(below)}, below it by more than chance; targets have leaked")
+    return Check(name, True, "no error is below the limit by more than chance")
+
+
+def check_repetition(repetition: Repetition) -> Check:
+    """Check that estimates of the same windows do not depend on size, order and number of requests."""
+    difference = repetition.difference
+    summary = f"largest difference of repeated estimates {difference:.1e}, at most {REPETITION_TOLERANCE:.0e}"
+    return Check("same answers", difference <= REPETITION_TOLERANCE, summary)
+
+
 def _ratio(errors: pd.Series[float], limit: pd.Series[float]) -> tuple[float, float]:
     """Ratio of two means over the same realizations, and half the width of its interval (paired delta method)."""
     limit_mse = float(limit.mean())
@@ -108,9 +150,3 @@ def check_leak(diagnoses: str | None, bounds: Bounds) -> Check:
     leaks = "leak" in diagnoses.split()
     summary = "its training run raised a leak alarm" if leaks else "no leak alarm in its training run"
     return Check("no leak", not leaks, summary)
-
-
-def check_finite(errors: pd.DataFrame) -> Check:
-    """Check that all errors, and hence all estimates, are finite."""
-    finite = bool(np.isfinite(errors.to_numpy()).all())
-    return Check("finite", finite, "all estimates are finite" if finite else "estimates contain NaN or Inf")

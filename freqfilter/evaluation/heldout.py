@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from freqfilter.config import Params
-from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows
+from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows, random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
@@ -25,6 +27,7 @@ FIRST_NOISE_SEED = 10_000
 # Of a realization, evenly spaced: neighbouring windows share nearly all of their noise, so that the windows left out
 # would add almost no information.
 N_WINDOWS = 8_000
+REPEATED_SIZES = (1,) * 64 + (7,) * 16 + (64,) * 8  # windows of a request, when estimates are computed again
 N_FILE_PARTS = 20  # of the test windows of a data file, in place of realizations
 
 
@@ -119,6 +122,43 @@ def score_realizations(
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
         yield number, table.loc[list(estimators), columns]
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Estimates of the same windows in requests of other sizes and orders.
+
+    Attributes:
+        difference: Largest difference from the first estimates, relative to the largest of them if that is above 1.
+        milliseconds: Median time of a request of a single window.
+    """
+
+    difference: float
+    milliseconds: float
+
+
+def repeat_estimates(estimator: Estimator, inputs: Tensor, estimates: Tensor) -> Repetition:
+    """Compute estimates again: in reverse order, then shuffled in requests of ``REPEATED_SIZES`` windows.
+
+    Args:
+        estimator: The estimator.
+        inputs: (n_windows, n_samples, 1 + n_components).
+        estimates: Its estimates of them, (n_windows, n_samples, 1).
+    """
+    order = torch.from_numpy(random_stream(0, "repeat").permutation(len(inputs)))
+    sizes, n_left = [], len(inputs)
+    for size in (*REPEATED_SIZES, len(inputs)):
+        sizes.append(min(size, n_left))
+        n_left -= sizes[-1]
+    differences, times = [], []
+    for positions in (torch.arange(len(inputs)).flip(0), *torch.split(order, [size for size in sizes if size])):
+        started = time.perf_counter()
+        repeated = estimator(inputs[positions])
+        if len(positions) == 1:
+            times.append(time.perf_counter() - started)
+        differences.append(float((repeated - estimates[positions]).abs().max()))
+    scale = max(1.0, float(estimates.abs().max()))
+    return Repetition(max(differences) / scale, 1000 * float(np.median(times)))
 
 
 def score_with_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Estimator]:

@@ -56,6 +56,11 @@ def run_description(
     return "\n\n".join(lines)
 
 
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is: HTML, links, code and the borders of table cells become entities."""
+    return text.translate({ord(character): f"&#{ord(character)};" for character in "<>[]`|"})
+
+
 def run_link(run_id: str) -> str:
     """Return a Markdown link to a run in MLflow's UI."""
     return f"run [`{run_id}`](#/runs/{run_id})"

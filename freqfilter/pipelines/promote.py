@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 from freqfilter.config import Params, TrackingParams
 from freqfilter.config.schema import Bounds, task_differences
@@ -22,7 +23,7 @@ from freqfilter.errors import UserError
 from freqfilter.evaluation import gate
 from freqfilter.evaluation.baselines import baseline_estimators
 from freqfilter.evaluation.gate import Check
-from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
+from freqfilter.evaluation.heldout import N_FILE_PARTS, Repetition, repeat_estimates, score_realizations
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import (
@@ -30,12 +31,11 @@ from freqfilter.evaluation.significance import (
     INTERIM_ANALYSES,
     PairedTest,
     Verdict,
-    min_parts,
     paired_test,
 )
-from freqfilter.pipelines.model_card import run_link
+from freqfilter.pipelines.model_card import escape_markdown, run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
-from freqfilter.pipelines.trials import Trial, identity_errors, next_trial, trials
+from freqfilter.pipelines.trials import Trial, identity_errors, next_trial, too_few_windows, trials
 from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases
@@ -124,10 +124,10 @@ def run_checks(
         trial, seeds_summary = None, ""
         try:
             if champion and champion_worker:
-                trial = next_trial(trials(champion), candidate, identity_errors(worker, params), noise_seed)
+                trial = next_trial(trials(champion), candidate, identity_errors(worker.estimate, params), noise_seed)
             seeds, seeds_summary = _noise_seeds(params, candidate, champion, noise_seed, trial)
             rate = trial.rate if trial else FALSE_PROMOTION_RATE
-            errors, test = _measure(worker, champion_worker, params, seeds, bounds, rate)
+            errors, test, repetition = _measure(worker, champion_worker, params, seeds, bounds, rate)
         except ModelWorkerError as error:
             if error.uri != candidate.uri:
                 raise UserError(
@@ -137,11 +137,13 @@ def run_checks(
             return GateReport([*checks, Check("predicts", False, str(error))], seeds=seeds_summary)
     candidate_errors = errors["candidate"]
     baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
-    checks += [gate.check_finite(candidate_errors), *gate.check_baselines(candidate_errors, baselines)]
+    checks += [Check("predicts", True, "all estimates are finite"), gate.check_repetition(repetition)]
+    checks += [*gate.check_baselines(candidate_errors, baselines)]
     checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
+    checks.append(gate.check_not_below_limit(candidate_errors, baselines.get(LIMIT)))
     checks.append(gate.check_leak(_training_diagnoses(candidate), bounds))
-    checks += gate.check_cost(description["milliseconds"], description["megabytes"], bounds)
-    if trial and (few := _too_few_windows(len(candidate_errors), params, trial.rate)):
+    checks += gate.check_cost(repetition.milliseconds, description["megabytes"], bounds)
+    if trial and (few := too_few_windows(len(candidate_errors), params, trial.rate)):
         test, trial, uncompared = None, None, Check(IMPROVEMENT, False, few)  # it spends no part of the error rate
     checks.append(gate.check_improvement(test, trial.number) if test and trial else uncompared)
     shown = {name: errors[name] for name in ("candidate", "champion", LIMIT) if name in errors}
@@ -171,17 +173,6 @@ def _training_diagnoses(candidate: RegisteredVersion) -> str | None:
         return candidate.tags["diagnoses"]
     run = training_run(candidate)
     return " ".join(diagnoses(run.tags)) if run else None
-
-
-def _too_few_windows(n_parts: int, params: Params, rate: float) -> str | None:
-    """State that the parts of a data file are too few for a verdict; None if they are enough."""
-    needed = min_parts(rate)
-    if params.data.data_file is None or n_parts >= min(needed, N_FILE_PARTS):
-        return None
-    return (
-        f"too few test windows for a verdict: {params.data.data_file} has {n_parts} of one of the components, "
-        f"and at least {needed} of each are needed"
-    )
 
 
 def _check_golden(description: dict[str, float | None]) -> Check:
@@ -221,22 +212,35 @@ def _measure(
     seeds: list[int] | None,
     bounds: Bounds,
     rate: float,
-) -> tuple[dict[str, pd.DataFrame], PairedTest | None]:
-    """Measure errors until the paired test decides; return a table of each estimator, and the test."""
+) -> tuple[dict[str, pd.DataFrame], PairedTest | None, Repetition]:
+    """Measure errors until the paired test decides; return a table of each estimator, the test, and repetitions."""
     rows: defaultdict[str, dict[int, dict[Any, float]]] = defaultdict(dict)
     baselines, test = baseline_estimators(params, Splits.from_params(params)), None
     estimators = {name: each for name, each in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
     workers = {"candidate": candidate} | ({"champion": champion} if champion else {})
+    scored: list[tuple[Tensor, Tensor]] = []  # inputs and estimates of the candidate's first request
+
+    def request(inputs: Tensor) -> Tensor:
+        shutdown.check()
+        for worker in workers.values():
+            worker.request(inputs)
+        return baselines["zero"](inputs)
+
+    def read_candidate(inputs: Tensor) -> Tensor:
+        estimates = candidate.read(inputs)
+        if not scored:
+            scored.append((inputs, estimates))
+        return estimates
+
+    # The processes compute while this one evaluates the baselines: in the order of this dict.
+    estimators = {"zero": request} | {name: each for name, each in estimators.items() if name != "zero"}
+    estimators |= {name: worker.read for name, worker in workers.items()} | {"candidate": read_candidate}
     for first, last in zip((0, *INTERIM_ANALYSES), INTERIM_ANALYSES, strict=False):
         shutdown.check()
         part = seeds[first:last] if seeds is not None else None
-        for worker in workers.values():
-            worker.request_scores(part)
         tables = dict(score_realizations(estimators, params, part, device=torch.device("cpu")))
         for name in estimators:
             rows[name] |= {n: table.loc[name].to_dict() for n, table in tables.items()}
-        for name, worker in workers.items():
-            rows[name] |= worker.read_scores(len(tables))
         if champion and len(rows["candidate"]) > 1:
             candidate_mse, champion_mse = (pd.DataFrame(rows[name]).T[OVERALL].to_numpy() for name in workers)
             looks = INTERIM_ANALYSES if seeds is not None else (len(tables),)
@@ -244,7 +248,8 @@ def _measure(
         logger.info(f"{len(rows['candidate'])} realizations{f': {test.summary}' if test else ''}")
         if seeds is None or test is None or test.verdict != Verdict.OPEN:
             break
-    return {name: pd.DataFrame(errors).T for name, errors in rows.items()}, test
+    repetition = repeat_estimates(candidate.estimate, *scored[0])
+    return {name: pd.DataFrame(errors).T for name, errors in rows.items()}, test, repetition
 
 
 class Outcome(StrEnum):
@@ -322,7 +327,10 @@ def promote(
             outcome, reason = _decide(report, force=force)
             decision = PromotionResult(RunRef.to(run, tracking_uri), outcome, reason, candidate, champion, report)
             with shutdown.deferred():
-                tags, description = _record(run, decision), f"{outcome}: {reason[:500]} ({run_link(run.run_id)})"
+                tags, description = (
+                    _record(run, decision),
+                    f"{outcome}: {escape_markdown(reason[:500])} ({run_link(run.run_id)})",
+                )
                 if outcome != Outcome.PROMOTED:
                     if champion is None or champion.version != candidate.version:  # a champion keeps its own evidence
                         aliases.tag_version(candidate, tags, description=description)
@@ -380,10 +388,11 @@ def decision_report(decision: PromotionResult) -> str:
     candidate, champion, report = decision.candidate, decision.champion, decision.report
     against = f"the champion, version {champion.version}" if champion else "no champion, since there is none"
     origin = f", candidate trained by run `{candidate.run_id}`" if candidate.run_id else ""
-    checks = [[check.name, LABELS[check.passed], check.summary] for check in report.checks]
+    checks = [[check.name, LABELS[check.passed], escape_markdown(check.summary)] for check in report.checks]
+    reason = escape_markdown(f"{decision.reason[:1].upper()}{decision.reason[1:]}").rstrip(".")
     lines = [
         f"# {decision.outcome}: {candidate.model_name} version {candidate.version}",
-        f"{decision.reason[:1].upper()}{decision.reason[1:]}.",
+        f"{reason}.",
         f"Compared with {against}. Evidence: run `{decision.run.run_id}`{origin}.",
         tabulate(checks, headers=["check", "", "figures"], tablefmt="github"),
     ]

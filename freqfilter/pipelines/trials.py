@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from freqfilter.config import Params
-from freqfilter.evaluation.heldout import evaluation_windows
-from freqfilter.evaluation.significance import FALSE_PROMOTION_RATE, error_rate
-from freqfilter.pipelines.sandbox import ModelWorker
+from freqfilter.evaluation.heldout import N_FILE_PARTS, score_realizations
+from freqfilter.evaluation.metrics import MODEL, Estimator
+from freqfilter.evaluation.significance import FALSE_PROMOTION_RATE, error_rate, min_parts
 from freqfilter.tracking.aliases import RegisteredVersion
 from freqfilter.tracking.loading import MODEL_DIGEST
 from freqfilter.tracking.queries import stored_runs
@@ -98,13 +99,19 @@ def _same_errors(stored: str, errors: pd.Series[float]) -> bool:
     return before.shape == now.shape and bool(np.allclose(before, now, rtol=SAME_ERRORS, atol=1e-12))
 
 
-def identity_errors(worker: ModelWorker, params: Params) -> pd.Series[float]:
-    """Mean squared errors of a model, overall and for each component, that tell candidates apart.
-
-    Raises:
-        ModelWorkerError: If the model fails.
-    """
+def identity_errors(estimator: Estimator, params: Params) -> pd.Series[float]:
+    """Mean squared errors of a candidate, overall and for each component, that tell candidates apart."""
     noise_seeds = [IDENTITY_SEED] if params.data.data_file is None else None
-    worker.request_scores(noise_seeds)
-    n_parts = sum(1 for _ in evaluation_windows(params, noise_seeds))
-    return pd.DataFrame(worker.read_scores(n_parts)).mean(axis=1)
+    scored = score_realizations({MODEL: estimator}, params, noise_seeds, device=torch.device("cpu"))
+    return pd.DataFrame([table.loc[MODEL] for _, table in scored]).mean()
+
+
+def too_few_windows(n_parts: int, params: Params, rate: float) -> str | None:
+    """State that the parts of a data file are too few for a verdict; None if they are enough."""
+    needed = min_parts(rate)
+    if params.data.data_file is None or n_parts >= min(needed, N_FILE_PARTS):
+        return None
+    return (
+        f"too few test windows for a verdict: {params.data.data_file} has {n_parts} of one of the components, "
+        f"and at least {needed} of each are needed"
+    )

@@ -117,7 +117,7 @@ def test_windows_grouped_by_selector_or_few_are_no_failure_of_the_model(
     assert say([*words, "--version", "1", "--force", "a first champion"], capsys, monkeypatch)[0] == 0
     for chosen, expected in (
         (grouped, "PROMOTED: own version 2"),
-        (np.arange(40), "finite: all estimates are finite"),
+        (np.arange(40), "predicts: all estimates are finite"),
         (np.arange(12), "too few test windows for a verdict"),
         (np.arange(4), "too few test windows for a verdict"),
     ):
