@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from freqfilter.pipelines.ablation import SweepResult
     from freqfilter.pipelines.compare import ComparisonResult
     from freqfilter.pipelines.evaluate import EvaluationResult
-    from freqfilter.pipelines.promote import PromotionResult, RollbackResult
+    from freqfilter.pipelines.promote import PromotionResult
+    from freqfilter.pipelines.rollback import RollbackResult
     from freqfilter.pipelines.train import TrainingResult
 
 DEFAULT_REALIZATIONS = 12  # of a comparison; fewer than six cannot show a difference between two filters
@@ -114,8 +115,7 @@ def evaluate(
     with _job(progress):
         from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
-        number = None if version is None else str(version)
-        return run_evaluate(_tracking(tracking), version=number, run_id=run_id, realizations=realizations)
+        return run_evaluate(_tracking(tracking), version=version, run_id=run_id, realizations=realizations)
 
 
 def compare(
@@ -156,6 +156,7 @@ def promote(
     margin: float = Bounds.margin,
     max_latency_ms: float = Bounds.max_latency_ms,
     max_size_mb: float = Bounds.max_size_mb,
+    allow_unknown_training: bool = Bounds.allow_unknown_training,
     noise_seed: int | None = None,
     force: str | None = None,
     progress: bool = True,
@@ -170,6 +171,8 @@ def promote(
         margin: Share of the champion's error by which it may be worse; 0: it has to be better.
         max_latency_ms: Largest latency for one window, milliseconds.
         max_size_mb: Largest size of its files, MB.
+        allow_unknown_training: Accept a version that was registered without the record of its training, hence of its
+            leak alarms.
         noise_seed: Seed of the first noise realization; None: derived from both models' digests.
         force: Reason to promote it even if checks fail.
         progress: Print progress.
@@ -178,7 +181,9 @@ def promote(
     Raises:
         UserError: If there is no such version.
     """
-    bounds = Bounds(max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb)
+    bounds = Bounds(
+        max_mse_ratio, max_mse_ratio_per_frequency, margin, max_latency_ms, max_size_mb, allow_unknown_training
+    )
     with _job(progress):
         from freqfilter.pipelines.promote import promote as run_promote
 
@@ -186,7 +191,7 @@ def promote(
 
 
 def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> RollbackResult:
-    """Make the previous champion, or a version, the champion again.
+    """Make the previous champion, or a version, the champion again, also if there is no champion at present.
 
     Args:
         version: Version of the registered model; None: the previous champion.
@@ -194,10 +199,10 @@ def rollback(version: int | None = None, *, reason: str, **tracking: Any) -> Rol
         **tracking: Parameters of section ``tracking``, such as ``model_name``.
 
     Raises:
-        UserError: If there is no champion or no such version, or it cannot be loaded.
+        UserError: If there is no such version, or it cannot be loaded.
     """
     with _job(progress=False):
-        from freqfilter.pipelines.promote import rollback as run_rollback
+        from freqfilter.pipelines.rollback import rollback as run_rollback
 
         return run_rollback(_tracking(tracking), version=version, reason=reason)
 
@@ -212,7 +217,7 @@ def history(**tracking: Any) -> pd.DataFrame:
         UserError: If there is no such model.
     """
     configure_environment()
-    from freqfilter.tracking.queries import history as run_history
+    from freqfilter.tracking.history import history as run_history
 
     return run_history(_tracking(tracking))
 
@@ -237,15 +242,16 @@ def load(
             that were registered.
     """
     configure_environment()
-    from freqfilter.tracking import loading
+    from freqfilter.tracking import aliases, loading
 
-    if (name is None) == (run_id is None) or (version is not None and alias is not None):
-        raise UserError("load: give a name, with a version or an alias, or a run_id")
-    if run_id is not None:
+    if run_id is not None and name is None:
         return loading.load_run(run_id)
-    if alias is not None:
-        return loading.load_uri(f"models:/{name}@{alias}")
-    return loading.load_uri(f"models:/{name}/{'latest' if version is None else version}")
+    if name is None or run_id is not None or (version is not None and alias is not None):
+        raise UserError("load: give a name, with a version or an alias, or a run_id")
+    if version is not None:
+        return loading.load_uri(f"models:/{name}/{version}")
+    chosen = aliases.candidate_version(name, None) if alias is None else aliases.require_alias(name, alias)
+    return loading.load_uri(chosen.uri)
 
 
 def _tracking(given: Mapping[str, Any]) -> TrackingParams:

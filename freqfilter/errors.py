@@ -19,6 +19,15 @@ def one_line(error: object, *, max_length: int = 200) -> str:
     return " ".join(without_credentials(str(error)).split())[:max_length]
 
 
+def printable(text: str) -> str:
+    r"""Text of a program that is not trusted, on one line, with control characters as escape sequences.
+
+    >>> print(printable("\x1b[31mred\nand more"))
+    \x1b[31mred and more
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in one_line(text))
+
+
 class UserError(Exception):
     """Error on one line: what is wrong, where, and what to do. Printed without traceback and credentials."""
 

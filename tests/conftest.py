@@ -334,7 +334,8 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def fork_model_workers(patch: pytest.MonkeyPatch) -> None:
     """Let this process fork its model servers from the zygote; other processes start them anew."""
-    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, STDOUT=subprocess.STDOUT))
+    names = {"STDOUT": subprocess.STDOUT, "TimeoutExpired": subprocess.TimeoutExpired}
+    patch.setattr(sandbox, "subprocess", SimpleNamespace(Popen=zygote.Popen, **names))
 
 
 Typed = Callable[..., tuple[object, str]]

@@ -199,10 +199,11 @@ def _refuse_what_is_read_too_late(environment: dict[str, str]) -> None:
     _zygote()
     imported_with = _zygote_environment()
     for name in sorted(environment.keys() | imported_with.keys()):
-        if name.startswith(READ_WHEN_IMPORTED) and name not in GIVEN_AGAIN:
-            default = LEAVES_NO_TRACE.get(name)
-            if environment.get(name, default) != imported_with.get(name):
-                raise ValueError(f"{name} is read while importing: start this program with subprocess")
+        if name not in environment or name in GIVEN_AGAIN:  # a model's process gets few variables
+            continue
+        differs = environment[name] != imported_with.get(name, LEAVES_NO_TRACE.get(name))
+        if name.startswith(READ_WHEN_IMPORTED) and differs:
+            raise ValueError(f"{name} is read while importing: start this program with subprocess")
 
 
 @cache
@@ -390,6 +391,7 @@ def _become(words: list[str]) -> None:
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
+        sys.path[:1] = [] if safe_path else [""]
         sys.argv = ["-c", *rest[1:]]
         main = sys.modules["__main__"] = ModuleType("__main__")
         exec(compile(rest[0], "<string>", "exec"), main.__dict__)  # noqa: S102 (as python -c does)

@@ -71,6 +71,7 @@ def _print_all(context: click.Context, _option: click.Parameter, value: bool) ->
         context.exit()
 
 
+version_option = click.option("--version", type=click.IntRange(min=1), metavar="N", help="version of model_name")
 help_all_option = click.option(
     "--help-all",
     is_flag=True,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from freqfilter.api import DEFAULT_REALIZATIONS
-from freqfilter.cli.command import Request, cli, command, recipe_option
+from freqfilter.cli.command import Request, cli, command, recipe_option, version_option
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
 from freqfilter.process import launched_by_mlflow
@@ -74,13 +74,16 @@ def limit(request: Request, noise_seed: int | None, as_json: bool, picture: Path
 
 
 @command(parameters=("tracking",))
-@click.option("--version", "version", metavar="N", help="version of model_name  [default: the newest]")
+@version_option
 @click.option("--run_id", metavar="ID", help="run whose model is scored instead of a version")
 @click.option(
     "--realizations", type=REALIZATIONS, default=0, help="number of fresh noise realizations to score on as well"
 )
-def evaluate(tracking: TrackingParams, version: str | None, run_id: str | None, realizations: int) -> RunRef:
-    """Score a version or a run's model on its test set."""
+def evaluate(tracking: TrackingParams, version: int | None, run_id: str | None, realizations: int) -> RunRef:
+    """Score a version or a run's model on its test set.
+
+    The default is the newest version.
+    """
     from freqfilter.pipelines.evaluate import evaluate as run_evaluate
 
     result = run_evaluate(tracking, version=version, run_id=run_id, realizations=realizations)

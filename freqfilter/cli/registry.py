@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freqfilter.cli.command import command, run_links
+from freqfilter.cli.command import command, run_links, version_option
 from freqfilter.config import TrackingParams
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import without_credentials
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
 
 REFUSAL = 1  # exit status of a refusal; that of an error is 2
 
-version_option = click.option("--version", type=click.IntRange(min=1), metavar="N", help="version of model_name")
-
 
 def bound_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator that adds an option for each acceptance criterion."""
     for bound in reversed(fields(Bounds)):
-        option = click.option(
-            f"--{bound.name}", type=click.FloatRange(min=0), default=bound.default, help=bound.metadata["help"]
-        )
+        kind = click.BOOL if isinstance(bound.default, bool) else click.FloatRange(min=0)
+        option = click.option(f"--{bound.name}", type=kind, default=bound.default, help=bound.metadata["help"])
         option(function)
     return function
 
@@ -44,7 +41,7 @@ def bound_options(function: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--force", metavar="REASON", help="promote even if checks fail; the reason is recorded")
 def promote(
-    tracking: TrackingParams, version: int | None, noise_seed: int | None, force: str | None, **bounds: float
+    tracking: TrackingParams, version: int | None, noise_seed: int | None, force: str | None, **bounds: Any
 ) -> None:
     """Make a version the champion if it is better.
 
@@ -79,12 +76,11 @@ def rollback(tracking: TrackingParams, version: int | None, reason: str) -> RunR
 
     With --version, that version becomes the champion.
     """
-    from freqfilter.pipelines.promote import rollback as run_rollback
+    from freqfilter.pipelines.rollback import rollback as run_rollback
 
     result = run_rollback(tracking, version=version, reason=reason)
-    click.echo(
-        f"champion of {tracking.model_name}: version {result.before.version} before, version {result.after.version} now"
-    )
+    before = f"version {result.before.version}" if result.before else "none"
+    click.echo(f"champion of {tracking.model_name}: {before} before, version {result.after.version} now")
     click.echo(f"run {result.run.run_id}")
     return result.run
 
@@ -96,7 +92,7 @@ def history(tracking: TrackingParams, form: str | None) -> None:
     """Show a model's registrations and decisions."""
     from tabulate import tabulate
 
-    from freqfilter.tracking.queries import history as run_history
+    from freqfilter.tracking.history import history as run_history
 
     table = run_history(tracking)
     if form == "csv":
@@ -113,7 +109,10 @@ def history(tracking: TrackingParams, form: str | None) -> None:
 @click.option("--to", required=True, metavar="URI", help="tracking URI of the other registry")
 @click.option("--to_name", metavar="NAME", help="name of the model there  [default: the same]")
 def copy(tracking: TrackingParams, version: int | None, to: str, to_name: str | None) -> None:
-    """Copy a version to another model registry."""
+    """Copy a version to another model registry.
+
+    The default is the newest version.
+    """
     from freqfilter.pipelines.deploy import copy_version
 
     number = copy_version(tracking, version=version, to=to, to_name=to_name)
@@ -124,7 +123,10 @@ def copy(tracking: TrackingParams, version: int | None, to: str, to_name: str | 
 @version_option
 @click.option("--output", metavar="FILE", default="filter.onnx", help="file to write")
 def export(tracking: TrackingParams, version: int | None, output: Path) -> None:
-    """Write a version as an ONNX file."""
+    """Write a version as an ONNX file.
+
+    The default is the newest version.
+    """
     from freqfilter.pipelines.deploy import export as run_export
 
     exported, difference = run_export(tracking, version=version, output=output)

@@ -322,7 +322,7 @@ def task_differences(params: Params, other: Params) -> list[str]:
     return [f"{name}={task[name]} and not {other_task[name]}" for name in TASK if task[name] != other_task[name]]
 
 
-def _bound(default: float, text: str) -> float:
+def _bound(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
@@ -337,3 +337,6 @@ class Bounds:
     )
     max_latency_ms: float = _bound(50.0, "largest latency for one window on one thread, milliseconds")
     max_size_mb: float = _bound(20.0, "largest size of its files, MB")
+    allow_unknown_training: bool = _bound(
+        False, "accept a version that was registered without the record of its training, hence of its leak alarms"
+    )

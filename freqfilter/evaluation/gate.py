@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
+from scipy import stats
 
 from freqfilter.config.schema import Bounds
+from freqfilter.evaluation.heldout import Repetition
 from freqfilter.evaluation.metrics import OVERALL, limit_ratio, ratio_interval
 from freqfilter.evaluation.significance import PairedTest, Verdict
 
+FALSE_REFUSAL_RATE = 0.001  # of candidates whose expected error is the limit
+BELOW_LIMIT_MARGIN = 0.0005  # share of the limit; smaller differences are those of rounding
+REPETITION_TOLERANCE = 1e-5  # the order of summation depends on the size of a batch
 BASELINES_TO_BEAT = ("zero", "mean", "linear_mmse")  # trivial baselines, and the best linear filter
 
 
@@ -21,8 +25,8 @@ class Check:
 
     Attributes:
         name: Name of the criterion.
-        passed: Whether the candidate passed; None if the check does not apply.
-        summary: The figures, or why the check does not apply.
+        passed: Whether the candidate passed; None if it was not checked.
+        summary: The figures, or why it was not checked.
     """
 
     name: str
@@ -70,19 +74,53 @@ def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds
     return checks
 
 
-def check_improvement(test: PairedTest | None, *, same_weights: bool = False) -> Check:
+def check_not_below_limit(errors: pd.DataFrame, limit: pd.DataFrame | None) -> Check:
+    """Check that no error is below the limit by more than chance, which needs knowledge of the targets.
+
+    An error is below if the upper end of the one-sided interval of its mean paired difference (Student's t) is below
+    ``-BELOW_LIMIT_MARGIN`` of the limit. Each component and their mean have an equal share of
+    ``FALSE_REFUSAL_RATE`` (Bonferroni).
+
+    Args:
+        errors: Mean squared error of the candidate: a row for each realization, a column for all components together
+            and one for each.
+        limit: That of the limit; None if it is unknown.
+    """
+    name = "not below the limit"
+    if limit is None:
+        return Check(name, None, "no limit: the signal model of a data file is unknown")
+    below, n = [], len(errors)
+    quantile = float(stats.t.isf(FALSE_REFUSAL_RATE / len(errors.columns), n - 1)) if n > 1 else math.inf
+    for component in errors.columns:
+        if not (limit_mse := float(limit[component].mean())):
+            continue
+        difference = (errors[component] - limit[component]) / limit_mse
+        ratio, error = 1 + float(difference.mean()), float(stats.sem(difference)) if n > 1 else math.nan
+        if ratio + quantile * error < 1 - BELOW_LIMIT_MARGIN:
+            which = "" if component == OVERALL else f", {component}"
+            below.append(f"{ratio:.4f} ± {quantile * error:.4f} × the limit{which}")
+    if below:
+        return Check(name, False, f"impossible: {'; '.join(below)}, below it by more than chance; targets have leaked")
+    return Check(name, True, "no error is below the limit by more than chance")
+
+
+def check_repetition(repetition: Repetition) -> Check:
+    """Check that estimates of the same windows do not depend on size, order and number of requests."""
+    difference = repetition.difference
+    summary = f"largest difference of repeated estimates {difference:.1e}, at most {REPETITION_TOLERANCE:.0e}"
+    return Check("same answers", difference <= REPETITION_TOLERANCE, summary)
+
+
+def check_improvement(test: PairedTest, candidate_number: int) -> Check:
     """Check that the candidate is better than the champion or, with a margin, worse by less than the margin.
 
     Args:
-        test: Paired comparison with the champion; None if there is no champion yet.
-        same_weights: Whether both have identical weights.
+        test: Paired comparison with the champion.
+        candidate_number: Number of the candidate among those that were compared with the champion, from 1.
     """
-    if same_weights:
-        return Check("better than the champion", False, "identical weights")
-    if test is None:
-        return Check("better than the champion", None, "no champion yet")
     criterion = f"less than {100 * test.margin:g} % worse" if test.margin else "better"
-    return Check(f"{criterion} than the champion", test.verdict == Verdict.BETTER, test.summary)
+    summary = f"{test.summary}, candidate {candidate_number} against this champion"
+    return Check(f"{criterion} than the champion", test.verdict == Verdict.BETTER, summary)
 
 
 def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Check]:
@@ -95,14 +133,18 @@ def check_cost(milliseconds: float, megabytes: float, bounds: Bounds) -> list[Ch
     ]
 
 
-def check_leak(diagnoses: str) -> Check:
-    """Check that the training run reported no leak; ``diagnoses`` are its problems, separated by spaces."""
+def check_leak(diagnoses: str | None, bounds: Bounds) -> Check:
+    """Check that the training run reported no leak.
+
+    Args:
+        diagnoses: Problems of the training run, separated by spaces; None if the training is unknown.
+        bounds: Bounds, which state whether an unknown training is accepted.
+    """
+    if diagnoses is None:
+        summary = "not known: the version was registered without the record of its training"
+        if not bounds.allow_unknown_training:
+            return Check("no leak", False, f"{summary}; accept it with allow_unknown_training=true")
+        return Check("no leak", None, f"{summary}; accepted by allow_unknown_training")
     reported = {"leak": "raised a leak alarm", "overlap": "had the same data in two of its splits"}
     found = " and ".join(text for name, text in reported.items() if name in diagnoses.split())
     return Check("no leak", not found, f"its training run {found}" if found else "no leak alarm in its training run")
-
-
-def check_finite(errors: pd.DataFrame) -> Check:
-    """Check that all errors, and hence all estimates, are finite."""
-    finite = bool(np.isfinite(errors.to_numpy()).all())
-    return Check("finite", finite, "all estimates are finite" if finite else "estimates contain NaN or Inf")

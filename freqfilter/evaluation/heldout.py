@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from freqfilter.config import Params
-from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows
+from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows, random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.data.windows import WindowDataset
 from freqfilter.errors import UserError
@@ -34,6 +36,7 @@ FIRST_NOISE_SEED = 10_000
 # Of a realization, evenly spaced: neighbouring windows share nearly all of their noise, so that the windows left out
 # would add almost no information.
 N_WINDOWS = 8_000
+REPEATED_SIZES = (1,) * 64 + (7,) * 16 + (64,) * 8  # windows of a request, when estimates are computed again
 N_FILE_PARTS = 20  # of the test windows of a data file, in place of realizations
 
 
@@ -86,12 +89,32 @@ def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Ite
     """
     if noise_seeds is None:
         test = Splits.from_params(params).test
-        for number, part in enumerate(torch.arange(len(test)).tensor_split(min(N_FILE_PARTS, len(test)))):
+        inputs, _ = test.tensors()
+        for number, part in enumerate(stratified_parts(inputs[:, 0, 1:].argmax(dim=1), N_FILE_PARTS)):
             yield number, test.subset(part)
         return
     model = SignalModel.from_params(params.signals)
     for noise_seed in noise_seeds:
         yield noise_seed, evenly_spaced_windows(model, params.data.window_length, N_WINDOWS, noise_seed)
+
+
+def stratified_parts(selectors: Tensor, n_parts: int) -> list[Tensor]:
+    """Divide windows into parts that each have windows of every component that occurs, neighbours together.
+
+    Args:
+        selectors: Component of each window, (n_windows,).
+        n_parts: Number of parts; there are fewer if a component has fewer windows.
+
+    Returns:
+        Positions of each part's windows.
+
+    >>> [part.tolist() for part in stratified_parts(torch.tensor([0, 0, 0, 0, 1, 1]), 20)]
+    [[0, 1, 4], [2, 3, 5]]
+    """
+    components = [torch.nonzero(selectors == component).flatten() for component in sorted(set(selectors.tolist()))]
+    n_parts = min(n_parts, *map(len, components))
+    strata = zip(*(positions.tensor_split(n_parts) for positions in components), strict=True)
+    return [torch.cat(part).sort().values for part in strata]
 
 
 def score_realizations(
@@ -108,6 +131,43 @@ def score_realizations(
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
         yield number, table.loc[list(estimators), columns]
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Estimates of the same windows in requests of other sizes and orders.
+
+    Attributes:
+        difference: Largest difference from the first estimates, relative to the largest of them if that is above 1.
+        milliseconds: Median time of a request of a single window.
+    """
+
+    difference: float
+    milliseconds: float
+
+
+def repeat_estimates(estimator: Estimator, inputs: Tensor, estimates: Tensor) -> Repetition:
+    """Compute estimates again: in reverse order, then shuffled in requests of ``REPEATED_SIZES`` windows.
+
+    Args:
+        estimator: The estimator.
+        inputs: (n_windows, n_samples, 1 + n_components).
+        estimates: Its estimates of them, (n_windows, n_samples, 1).
+    """
+    order = torch.from_numpy(random_stream(0, "repeat").permutation(len(inputs)))
+    sizes, n_left = [], len(inputs)
+    for size in (*REPEATED_SIZES, len(inputs)):
+        sizes.append(min(size, n_left))
+        n_left -= sizes[-1]
+    differences, times = [], []
+    for positions in (torch.arange(len(inputs)).flip(0), *torch.split(order, [size for size in sizes if size])):
+        started = time.perf_counter()
+        repeated = estimator(inputs[positions])
+        if len(positions) == 1:
+            times.append(time.perf_counter() - started)
+        differences.append(float((repeated - estimates[positions]).abs().max()))
+    scale = max(1.0, float(estimates.abs().max()))
+    return Repetition(max(differences) / scale, 1000 * float(np.median(times)))
 
 
 def score_with_limit(networks: Mapping[str, nn.Module], params: Params) -> dict[str, Estimator]:

@@ -17,11 +17,11 @@ from freqfilter.evaluation.heldout import FreshScores, summarize
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import CONFIDENCE, MODEL, OVERALL, ratio_interval
 
-INTERIM_ANALYSES = (6, 12, 24)  # numbers of realizations after which the test is run
-FALSE_PROMOTION_RATE = 0.05  # of candidates equal to the champion, over all interim analyses
+INTERIM_ANALYSES = (8, 16, 24)  # numbers of realizations after which the test is run
+FALSE_PROMOTION_RATE = 0.05  # of candidates equal to the champion, over all candidates that are compared with it
 INDIFFERENCE = 0.0005  # share of the champion's error; smaller differences count as equal
 
-MAX_EXACT = 12  # realizations; up to here all sign patterns are enumerated
+MAX_EXACT = 24  # realizations; up to here all sign patterns are counted
 N_SIGN_FLIPS = 20_000  # random sign patterns for more realizations
 SIGNIFICANCE_LEVEL = 0.05
 
@@ -48,6 +48,7 @@ class PairedTest:
         high: Upper end; Inf if it is unknown.
         p_value: One-sided p-value of ``difference`` below ``margin``.
         margin: Accepted increase of the error, as a share of the champion's; 0 if the candidate has to be better.
+        level: Largest p-value of a better candidate.
         verdict: Verdict of the test.
     """
 
@@ -57,26 +58,57 @@ class PairedTest:
     high: float
     p_value: float
     margin: float
+    level: float
     verdict: Verdict
 
     @property
     def summary(self) -> str:
-        """The difference with its interval, p-value and number of realizations, as text."""
+        """The difference with its interval, p-value, level and number of realizations, as text."""
         span = f"{100 * self.low:+.3f} % to {100 * self.high:+.3f} %"
         figures = f"{100 * self.difference:+.3f} % of the champion's error ({span})"
-        return f"{figures}, p = {self.p_value:.3f}, {self.n_realizations} realizations"
+        return f"{figures}, p = {self.p_value:.2g} (at most {self.level:.2g}), {self.n_realizations} realizations"
+
+
+def error_rate(number: int) -> float:
+    """Return the false-promotion rate of the ``number``-th candidate, from 1, that is compared with a champion.
+
+    The rates of all candidates, however many, add up to ``FALSE_PROMOTION_RATE``, since the sum of 1 / k² is π² / 6.
+
+    Source: alpha-spending rules in D. P. Foster and R. A. Stine, "α-investing: a procedure for sequential control of
+    expected false discoveries", Journal of the Royal Statistical Society B 70, 2008.
+
+    >>> round(error_rate(1), 4), round(error_rate(2), 4)
+    (0.0304, 0.0076)
+    """
+    return FALSE_PROMOTION_RATE * 6 / (math.pi * number) ** 2
+
+
+def min_parts(rate: float) -> int:
+    """Return the least number of parts of a data file with which a candidate can be better at this error rate.
+
+    The smallest p-value of n parts is that of one of the 2ⁿ sign patterns.
+
+    >>> min_parts(error_rate(1)), min_parts(error_rate(2))
+    (6, 8)
+    """
+    return math.ceil(-math.log2(rate))
 
 
 def paired_test(
-    candidate: Array, champion: Array, *, margin: float = 0.0, looks: tuple[int, ...] = INTERIM_ANALYSES
+    candidate: Array,
+    champion: Array,
+    *,
+    margin: float = 0.0,
+    rate: float = FALSE_PROMOTION_RATE,
+    looks: tuple[int, ...] = INTERIM_ANALYSES,
 ) -> PairedTest:
     """Compare two filters' errors on the same realizations by a group-sequential paired permutation test.
 
     The noise of a realization moves both errors in the same direction, so that their difference varies much less than
     they do. Under the null hypothesis the sign of each difference is random: the mean is compared with those under
     all sign patterns. A t-test has too many false positives on so few realizations, since the differences are not
-    normal. Each interim analysis has an equal share of ``FALSE_PROMOTION_RATE`` (Bonferroni), which bounds the rate of
-    false promotions over all of them.
+    normal. Each interim analysis has an equal share of ``rate`` (Bonferroni), which bounds the rate of false promotions
+    over all of them. The other verdicts promote nothing, and use ``FALSE_PROMOTION_RATE``.
 
     Source: R. A. Fisher, "The Design of Experiments", 1935, section 21.
 
@@ -84,6 +116,7 @@ def paired_test(
         candidate: Mean squared error of the candidate on each realization, (n_realizations,).
         champion: Mean squared error of the champion, (n_realizations,).
         margin: Accepted increase of the error, as a share of the champion's.
+        rate: Rate of false promotions of this comparison; see ``error_rate``.
         looks: Numbers of realizations at the interim analyses; the last one decides.
 
     Raises:
@@ -96,7 +129,8 @@ def paired_test(
     mean, allowed = float(differences.mean()), FALSE_PROMOTION_RATE / len(looks)
     low, high = _difference_interval(candidate, champion, confidence=1 - 2 * allowed)
     p_value = _p_value_below(differences - margin)
-    if p_value <= allowed:
+    level = rate / len(looks)
+    if p_value <= level:
         verdict = Verdict.BETTER
     elif _p_value_below(margin - differences) <= allowed:
         verdict = Verdict.NOT_BETTER
@@ -104,7 +138,7 @@ def paired_test(
         verdict = Verdict.EQUAL
     else:
         verdict = Verdict.NOT_BETTER if n >= looks[-1] else Verdict.OPEN
-    return PairedTest(n, mean, low, high, p_value, margin, verdict)
+    return PairedTest(n, mean, low, high, p_value, margin, level, verdict)
 
 
 @dataclass(frozen=True)
@@ -157,14 +191,19 @@ def holm_correction(p_values: Sequence[float]) -> list[float]:
 
 def _p_value_below(values: Array) -> float:
     """One-sided permutation p-value: share of sign patterns whose sum is at most that of the values."""
+    n, largest = len(values), values.sum() + 1e-12 * np.abs(values).sum()
+    if n <= MAX_EXACT:  # 2ⁿ sums, each of one of either half
+        first, second = (_signed_sums(half) for half in np.array_split(values, 2))
+        return float(np.searchsorted(np.sort(first), largest - second, side="right").sum() / 2**n)
+    signs = random_stream(0, "signs").choice([-1, 1], size=(N_SIGN_FLIPS, n))
+    signs[0] = 1  # the observed pattern
+    return float((signs @ values <= largest).mean())
+
+
+def _signed_sums(values: Array) -> Array:
+    """Sums of the values under all sign patterns, (2ⁿ,)."""
     n = len(values)
-    if n <= MAX_EXACT:
-        signs = 1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)
-    else:
-        signs = random_stream(0, "signs").choice([-1, 1], size=(N_SIGN_FLIPS, n))
-        signs[0] = 1  # the observed pattern
-    sums = signs @ values
-    return float((sums <= values.sum() + 1e-12 * np.abs(values).sum()).mean())
+    return np.asarray((1 - 2 * (np.arange(2**n)[:, None] >> np.arange(n) & 1)) @ values)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from freqfilter.pipelines.run_metrics import fresh_metrics, score_metrics
 from freqfilter.plots import catalog
 from freqfilter.process import shutdown
 from freqfilter.tracked_names import COMPARED
-from freqfilter.tracking import loading, provenance
+from freqfilter.tracking import aliases, loading, provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.run import Run
@@ -65,13 +65,13 @@ class EvaluationResult:
 
 @wrap_memory_errors()
 def evaluate(
-    tracking: TrackingParams, *, version: str | None, run_id: str | None, realizations: int
+    tracking: TrackingParams, *, version: int | None, run_id: str | None, realizations: int
 ) -> EvaluationResult:
     """Evaluate a model and its baselines in a tracked run.
 
     Args:
         tracking: Tracking parameters with the experiment and the name of the model.
-        version: Version of ``model_name``; the newest if neither it nor ``run_id`` is given.
+        version: Version number; the newest of ``model_name`` if neither it nor ``run_id`` is given.
         run_id: Run whose model is evaluated, instead of a version.
         realizations: Number of fresh realizations, in addition to the test set.
 
@@ -82,8 +82,11 @@ def evaluate(
     if version and run_id:
         raise UserError("version and run_id: both select a model; give one")
     tracking_uri = open_store()
-    chosen = {"run_id": run_id} if run_id else {"model_name": tracking.model_name, "version": version or "latest"}
-    model = loading.load_run(run_id) if run_id else loading.load_uri("models:/{model_name}/{version}".format(**chosen))
+    if run_id:
+        chosen, model = {"run_id": run_id}, loading.load_run(run_id)
+    else:
+        found = aliases.candidate_version(tracking.model_name, version)
+        chosen, model = {"model_name": found.model_name, "version": str(found.version)}, loading.load_uri(found.uri)
     params = model.params
     noise_seeds = fresh_seeds([params], realizations) if realizations else []
     # Models are used in float32, on the available device.

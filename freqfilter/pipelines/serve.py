@@ -15,7 +15,7 @@ from pathlib import Path
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
 from freqfilter.process import shutdown
-from freqfilter.tracking.aliases import CHAMPION
+from freqfilter.tracking import aliases
 from freqfilter.tracking.client import is_reachable, open_store
 from freqfilter.tracking.queries import TRAININGS, stored_runs
 from freqfilter.tracking.ui_views import RunRef
@@ -78,16 +78,19 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
         The exit code of the server.
 
     Raises:
-        UserError: If there is no such version, or its checksum does not match.
+        UserError: If there is no such version, its files are missing, or their checksum does not match.
     """
     from freqfilter.tracking.loading import checked_files  # imports PyTorch, which the UI does not need
 
     open_store()
     name = tracking.model_name
-    uri = f"models:/{name}/{version}" if version is not None else f"models:/{name}@{CHAMPION}"
+    chosen = aliases.candidate_version(name, version) if version else aliases.require_alias(name, aliases.CHAMPION)
     with tempfile.TemporaryDirectory() as folder:
-        files = checked_files(uri, Path(folder))  # serve exactly the files that were checked
-        logger.info(f"serving {uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
+        try:
+            files = checked_files(chosen.uri, Path(folder))  # serve exactly the files that were checked
+        except UserError as error:
+            raise UserError(f"{error}; serve another version with --version N") from error
+        logger.info(f"serving {chosen.uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
         arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
             [sys.executable, "-m", "mlflow", *arguments, "--port", str(port)],

@@ -105,7 +105,7 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=len(sides))
     interval.axvline(0, color=GREY, linewidth=1)
     if test is None:
-        interval.text(0.5, 0.5, "no champion yet", transform=interval.transAxes, ha="center", va="center")
+        interval.text(0.5, 0.5, "not compared with a champion", transform=interval.transAxes, ha="center", va="center")
     else:
         low, middle, high = (100 * value for value in (test.low, test.difference, test.high))
         known = math.isfinite(low) and math.isfinite(high)

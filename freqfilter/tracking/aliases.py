@@ -64,26 +64,62 @@ class RegisteredVersion:
 
 
 def candidate_version(model_name: str, version: int | None) -> RegisteredVersion:
-    """Return the version of a number, or the newest one.
+    """Return the version of a number or, without one, the newest that exists, whatever alias it has.
 
     Raises:
         UserError: If there is no such version.
     """
-    candidate = version_at_alias(model_name, CANDIDATE) if version is None else _version(model_name, version)
-    if candidate is None:
-        raise UserError(f"model_name={model_name}: no version has the alias {CANDIDATE}; give one with version=N")
-    return candidate
+    if version is not None:
+        return _version(model_name, version)
+    with wrap_store_errors(f"model_name={model_name}"):
+        newest = retry(lambda: _newest_version(MlflowClient(), model_name))
+    if newest is None:
+        raise UserError(f"model_name={model_name}: it has no version; train one with `freqfilter train`")
+    return RegisteredVersion.from_mlflow(newest)
+
+
+def _newest_version(client: MlflowClient, model_name: str) -> ModelVersion | None:
+    client.get_registered_model(model_name)  # raises if there is none
+    found = client.search_model_versions(_of_model(model_name), max_results=1, order_by=["version_number DESC"])
+    return next(iter(found), None)
+
+
+def _of_model(model_name: str) -> str:
+    """Filter of a model's versions, in MLflow's syntax, which has no escape character."""
+    quote = '"' if "'" in model_name else "'"
+    return f"name = {quote}{model_name}{quote}"
 
 
 def version_at_alias(model_name: str, alias: str) -> RegisteredVersion | None:
-    """Return the version of an alias; None if the alias is not set.
+    """Return the version of an alias; None if the alias is not set or its version is deleted.
 
     Raises:
         UserError: If there is no such model.
     """
     with wrap_store_errors(f"model_name={model_name}"):
-        version = retry(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
-    return None if version is None else _version(model_name, int(version))
+        number = retry(lambda: MlflowClient().get_registered_model(model_name)).aliases.get(alias)
+        if number is None:
+            return None
+        try:
+            return RegisteredVersion.from_mlflow(retry(lambda: MlflowClient().get_model_version(model_name, number)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+
+
+def require_alias(model_name: str, alias: str) -> RegisteredVersion:
+    """Return the version of an alias.
+
+    Raises:
+        UserError: If there is no such model, the alias is not set, or its version is deleted.
+    """
+    if (found := version_at_alias(model_name, alias)) is not None:
+        return found
+    remedy = "give the number of a version instead"
+    if alias == CHAMPION:
+        remedy += ", or choose a champion with `freqfilter promote` or `freqfilter rollback --version N`"
+    raise UserError(f"model_name={model_name}: no version has the alias {alias}, or it was deleted; {remedy}")
 
 
 def _version(model_name: str, version: int) -> RegisteredVersion:
@@ -99,8 +135,18 @@ def all_versions(model_name: str) -> list[RegisteredVersion]:
     """
     with wrap_store_errors(f"model_name={model_name}"):
         MlflowClient().get_registered_model(model_name)
-        versions = mlflow.search_model_versions(filter_string=f"name = '{model_name}'")
+        versions = mlflow.search_model_versions(filter_string=_of_model(model_name))
     return sorted(map(RegisteredVersion.from_mlflow, versions), key=lambda version: version.version)
+
+
+def created_ms(model_name: str) -> int:
+    """Time of a registered model's creation, milliseconds since 1970.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    with wrap_store_errors(f"model_name={model_name}"):
+        return int(MlflowClient().get_registered_model(model_name).creation_timestamp)
 
 
 def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, description: str = "") -> None:
@@ -176,11 +222,10 @@ def make_registered_model(client: MlflowClient, name: str) -> None:
             raise UserError(f"model_name={name}: a prompt of the registry has this name; choose another") from None
 
 
-def set_candidate(client: MlflowClient, name: str, version: int) -> None:
-    """Set the alias ``candidate`` to a version, unless a newer one has it; safe with concurrent registrations."""
-    current = int(client.get_registered_model(name).aliases.get(CANDIDATE, 0))
-    if current < version:
-        client.set_registered_model_alias(name, CANDIDATE, str(version))
+def set_candidate(client: MlflowClient, name: str) -> None:
+    """Set the alias ``candidate`` to the newest version; safe with concurrent registrations."""
+    if newest := _newest_version(client, name):
+        client.set_registered_model_alias(name, CANDIDATE, str(newest.version))
 
 
 def registered_models() -> list[str]:

@@ -33,6 +33,10 @@ LOAD_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeEr
 RUN_ID = re.compile(r"[0-9a-f]{32}")
 
 
+class ChecksumError(UserError):
+    """A model whose files differ from the registered ones."""
+
+
 def load_run(run_id: str) -> Filter:
     """Load the model that a run has logged.
 
@@ -118,13 +122,14 @@ def checked_files(uri: str, folder: Path) -> Path:
     """Copy a model's files to ``folder`` and check the copy, so that the checked files cannot change.
 
     Raises:
-        UserError: If there is no such model, or its checksum is not the registered one.
+        ChecksumError: If its checksum is not the registered one.
+        UserError: If there is no such model, or it cannot be copied.
     """
     with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
         digest = _recorded_digest(uri)
         files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
     if digest not in (None, files_digest(files)):
-        raise UserError(f"{uri}: checksum mismatch, files changed since registration; restore the files")
+        raise ChecksumError(f"{uri}: checksum mismatch, files changed since registration; restore the files")
     return files
 
 

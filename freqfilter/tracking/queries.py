@@ -1,4 +1,4 @@
-"""Queries of runs, in the store and in run folders, and the history of a registered model."""
+"""Queries of runs, in the store and in run folders."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
@@ -29,7 +31,6 @@ from freqfilter.tracking import aliases
 from freqfilter.tracking.client import (
     experiment_id,
     find_experiment,
-    open_store,
     retry,
     temporary_env,
     wrap_store_errors,
@@ -86,23 +87,38 @@ def stored_run(run_id: str) -> RunRecord:
         return _record(MlflowClient().get_run(run_id))
 
 
-def stored_runs(having: str, *, experiment: str | None = None) -> Iterator[RunRecord]:
+def training_run(version: aliases.RegisteredVersion) -> RunRecord | None:
+    """The training that logged the model of a version; None if it is unknown, as for files registered by hand."""
+    client, model_id = MlflowClient(), version.source.removeprefix("models:/")
+    if not model_id.startswith("m-"):
+        return None
+    try:
+        run = _record(client.get_run(client.get_logged_model(model_id).source_run_id))
+    except MlflowException as error:
+        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
+            return None
+        raise
+    return run if run.workflow == "train" else None
+
+
+def stored_runs(having: str, *, experiment: str | None = None, deleted: bool = False) -> Iterator[RunRecord]:
     """Iterate over runs, the newest first.
 
     Args:
         having: Filter of runs, in MLflow's syntax.
         experiment: Name of their experiment; None: all experiments.
+        deleted: Whether to include deleted runs and experiments, which the store still has.
     """
-    client = MlflowClient()
+    client, view = MlflowClient(), ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     with wrap_store_errors("cannot read the store's runs"):
         if experiment is None:
-            ids = [each.experiment_id for each in client.search_experiments()]
+            ids = [each.experiment_id for each in client.search_experiments(view)]
         else:
             found = find_experiment(client, experiment)
-            ids = [found.experiment_id] if found and found.lifecycle_stage == "active" else []
+            ids = [found.experiment_id] if found and (deleted or found.lifecycle_stage == "active") else []
         token = None
         while ids:
-            page = client.search_runs(ids, having, order_by=["start_time DESC"], page_token=token)
+            page = client.search_runs(ids, having, view, order_by=["start_time DESC"], page_token=token)
             yield from map(_record, page)
             if not (token := page.token):
                 return
@@ -289,19 +305,22 @@ def _find_run(client: MlflowClient, word: str, tracking: TrackingParams) -> Mlfl
     if RUN_ID.fullmatch(word):
         return client.get_run(word)
     if match := ALIAS.fullmatch(word):
-        model_name = match["model"] or tracking.model_name
-        version = aliases.version_at_alias(model_name, match["alias"])
-        if version is None:
-            raise UserError(f"runs: no version of {model_name} has the alias {match['alias']}; give a version number")
-        return client.get_run(version.run_id)
+        version = aliases.require_alias(match["model"] or tracking.model_name, match["alias"])
+        return _training_run(client, version)
     if match := VERSION.fullmatch(word):
         version = aliases.candidate_version(match["model"] or tracking.model_name, int(match["number"]))
-        return client.get_run(version.run_id)
+        return _training_run(client, version)
     quoted = word.replace("'", "''")
     named = next(stored_runs(f"run_name = '{quoted}'"), None)
     if named is None:
         raise UserError(f"runs: {word!r} is no run id, run name or version; look it up with `make ui`")
     return client.get_run(named.run_id)
+
+
+def _training_run(client: MlflowClient, version: aliases.RegisteredVersion) -> MlflowRun:
+    if not version.run_id:
+        raise UserError(f"runs: {version.uri} was registered without a run; name versions that a training registered")
+    return client.get_run(version.run_id)
 
 
 def _training(client: MlflowClient, run: MlflowRun) -> Training:
@@ -384,42 +403,3 @@ def _launched_from_here(run: RunRecord) -> bool:
     source = run.tags.get(MLFLOW_SOURCE_NAME, "").removeprefix("file://")
     is_project = run.tags.get(MLFLOW_SOURCE_TYPE) == "PROJECT" and bool(source)
     return is_project and Path(source) == root and run.tags.get(MLFLOW_USER) == getpass.getuser()
-
-
-HISTORY_COLUMNS = ["time", "event", "version", "champion_before", "champion_after", "who", "why", "evidence"]
-
-
-def history(tracking: TrackingParams) -> pd.DataFrame:
-    """Return the registrations, decisions and rollbacks of a registered model, oldest first.
-
-    Args:
-        tracking: Tracking parameters with the name of the model.
-
-    Returns:
-        A row for each: time in UTC, event, version, champion before and after, user, reason, and ID of the run with the
-        evidence.
-
-    Raises:
-        UserError: If there is no such model.
-    """
-    open_store()
-    rows = list[tuple[str | int, ...]]()
-    users = {run.run_id: run.tags.get(MLFLOW_USER, "") for run in stored_runs(TRAININGS)}
-    for version in aliases.all_versions(tracking.model_name):
-        copied = version.tags.get("copied_from")
-        why = f"copied from {copied}" if copied else f"recipe {version.tags.get('recipe', 'unknown')}"
-        who = users.get(version.run_id, "")
-        rows.append((version.registered_ms, "registered", version.version, "", "", who, why, version.run_id))
-    for run in stored_runs("tags.decision != ''"):
-        tags = run.tags
-        if tags.get("model_name") != tracking.model_name:
-            continue
-        event, before, carried_out = tags["decision"], tags.get("champion_before", ""), "carried_out" in tags
-        moves = event in ("PROMOTED", "ROLLED BACK")
-        after = tags["version"] if moves and carried_out else before
-        if moves and not carried_out:
-            event = f"{event}, not carried out"
-        who, why = tags.get(MLFLOW_USER, ""), tags.get("reason", "")
-        rows.append((run.started_ms, event, int(tags["version"]), before, after, who, why, run.run_id))
-    table = pd.DataFrame(rows, columns=HISTORY_COLUMNS).sort_values("time", kind="stable", ignore_index=True)
-    return table.assign(time=pd.to_datetime(table["time"], unit="ms").dt.strftime("%Y-%m-%d %H:%M:%S"))

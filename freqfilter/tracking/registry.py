@@ -208,7 +208,7 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
 
     with wrap_store_errors(f"model_name={name}"):
         number = retry(find_or_create)
-        retry(lambda: set_candidate(client, name, number))
+        retry(lambda: set_candidate(client, name))
     return number
 
 
@@ -287,5 +287,5 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
             raise UserError(f"{place}: checksum mismatch after the copy; copy it again")
         make_registered_model(client, name)
         copy = client.create_model_version(name, f"{run.info.artifact_uri}/{MODEL}", run_id=run_id, tags=dict(tags))
-        set_candidate(client, name, int(copy.version))
+        set_candidate(client, name)
     return int(copy.version)

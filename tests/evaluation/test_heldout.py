@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +11,17 @@ import torch
 from scipy import stats
 
 from freqfilter.config import Params, resolve
+from freqfilter.data.npz import PARTS
 from freqfilter.data.posterior import MMSEEstimator, WindowMMSE
 from freqfilter.data.signal_model import SignalModel, realization_windows
 from freqfilter.errors import UserError
-from freqfilter.evaluation.heldout import fresh_seeds, score_realizations, score_with_limit, summarize
+from freqfilter.evaluation.heldout import (
+    fresh_seeds,
+    score_realizations,
+    score_with_limit,
+    stratified_parts,
+    summarize,
+)
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import MODEL, compare
 from freqfilter.pipelines.run_metrics import fresh_metrics
@@ -115,3 +123,28 @@ def test_evaluate_scores_fresh_realizations(typed: Typed) -> None:
     assert metrics["fresh/realizations"] == 3
     assert metrics["fresh/mse_over_limit_low"] < metrics["fresh/mse_over_limit"] < metrics["fresh/mse_over_limit_high"]
     assert "evaluation/fresh_realizations.csv" in artifacts(run)
+
+
+@pytest.mark.parametrize("order", ["interleaved", "grouped"])
+def test_each_part_of_a_file_has_windows_of_every_component(order: str, tmp_path: Path) -> None:
+    path, n_windows = tmp_path / "windows.npz", 44
+    selector = np.arange(n_windows) % 4 if order == "interleaved" else np.arange(n_windows) // 11
+    inputs = np.zeros((n_windows, 20, 5), dtype=np.float32)
+    inputs[np.arange(n_windows), :, 1 + selector] = 1
+    np.savez(path, **{f"{kind}_{part}": inputs[..., :width] for part in PARTS for kind, width in (("X", 5), ("y", 1))})
+    params = resolve(SMALL | {"data_file": str(path)})
+    tables = dict(score_realizations({MODEL: torch.nn.Identity()}, params, None, device=CPU))
+    assert len(tables) == 11
+    for table in tables.values():
+        assert table.columns.tolist() == ["all", "1hz", "3hz", "5hz", "7hz"]
+
+
+def test_parts_divide_the_windows_and_keep_neighbours_together() -> None:
+    selectors = torch.from_numpy(np.random.default_rng(0).integers(0, 3, 1000))
+    parts = stratified_parts(selectors, 20)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(1000))
+    sizes = torch.stack([torch.bincount(selectors[part], minlength=3) for part in parts])
+    assert (sizes.max(dim=0).values - sizes.min(dim=0).values).max() <= 1
+    for component in range(3):
+        in_order = torch.cat([part[selectors[part] == component] for part in parts])
+        assert torch.equal(in_order, in_order.sort().values)

@@ -14,6 +14,8 @@ from freqfilter.evaluation.significance import (
     INDIFFERENCE,
     INTERIM_ANALYSES,
     Verdict,
+    error_rate,
+    min_parts,
     paired_test,
 )
 from tests.conftest import SEED, many
@@ -26,10 +28,10 @@ SHIFT = 0.01 * LIMIT.mean() - (WORSE - GOOD).mean()
 DECISIONS = many(400, 4000)
 
 
-def decide(candidate: np.ndarray, champion: np.ndarray, *, margin: float = 0.0) -> tuple[Verdict, int]:
+def decide(candidate: np.ndarray, champion: np.ndarray, *, margin: float = 0.0, number: int = 1) -> tuple[Verdict, int]:
     """Run the interim analyses of the gate; return the verdict and the number of realizations."""
     for look in INTERIM_ANALYSES:
-        test = paired_test(candidate[:look], champion[:look], margin=margin)
+        test = paired_test(candidate[:look], champion[:look], margin=margin, rate=error_rate(number))
         if test.verdict != Verdict.OPEN:
             return test.verdict, look
     raise AssertionError("no verdict at the last analysis")
@@ -51,17 +53,52 @@ def test_the_filters_have_the_stated_ratios() -> None:
     assert abs(SHIFT) < 0.004 * LIMIT.mean()
 
 
+def equal_errors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of two filters swapped at random, which have the same distribution."""
+    indices = draw(rng)
+    swapped = rng.random(len(indices)) < 0.5
+    one, other = GOOD[indices], WORSE[indices]
+    return np.where(swapped, one, other), np.where(swapped, other, one)
+
+
 @pytest.mark.soak
 def test_an_equal_candidate_is_rarely_promoted() -> None:
-    """Errors of two filters swapped at random have the same distribution."""
-    rng, verdicts = np.random.default_rng([SEED, 1]), []
-    for _ in range(DECISIONS):
-        indices = draw(rng)
-        swapped = rng.random(len(indices)) < 0.5
-        one, other = GOOD[indices], WORSE[indices]
-        verdicts.append(decide(np.where(swapped, one, other), np.where(swapped, other, one))[0])
-    tolerance = 3 * (FALSE_PROMOTION_RATE * (1 - FALSE_PROMOTION_RATE) / DECISIONS) ** 0.5
-    assert rate(verdicts, Verdict.BETTER) <= FALSE_PROMOTION_RATE + tolerance
+    rng = np.random.default_rng([SEED, 1])
+    verdicts = [decide(*equal_errors(rng))[0] for _ in range(DECISIONS)]
+    allowed = error_rate(1)
+    tolerance = 3 * (allowed * (1 - allowed) / DECISIONS) ** 0.5
+    assert rate(verdicts, Verdict.BETTER) <= allowed + tolerance
+
+
+@pytest.mark.soak
+def test_many_equal_candidates_in_a_row_are_rarely_promoted() -> None:
+    """The error rate holds for a champion, however many candidates are compared with it."""
+    rng, n_champions, n_candidates = np.random.default_rng([SEED, 4]), many(100, 1000), many(12, 50)
+    lost = 0
+    for _ in range(n_champions):
+        verdicts = (decide(*equal_errors(rng), number=number)[0] for number in range(1, n_candidates + 1))
+        lost += Verdict.BETTER in verdicts
+    tolerance = 3 * (FALSE_PROMOTION_RATE * (1 - FALSE_PROMOTION_RATE) / n_champions) ** 0.5
+    assert lost / n_champions <= FALSE_PROMOTION_RATE + tolerance
+
+
+def test_the_error_rates_of_all_candidates_add_up_to_the_rate_of_a_champion() -> None:
+    rates = [error_rate(number) for number in range(1, 100_001)]
+    assert sum(rates) == pytest.approx(FALSE_PROMOTION_RATE, rel=1e-4)
+    assert sum(rates) < FALSE_PROMOTION_RATE
+
+
+@pytest.mark.parametrize("number", [1, 2, 10, 100])
+def test_a_clearly_better_candidate_is_promoted_after_many_others(number: int) -> None:
+    champion = np.ones(INTERIM_ANALYSES[-1])
+    assert decide(champion - 0.1, champion, number=number)[0] == Verdict.BETTER
+
+
+@pytest.mark.parametrize("number", [1, 2, 10])
+def test_the_least_number_of_parts_can_show_a_better_candidate(number: int) -> None:
+    enough = min_parts(error_rate(number))
+    for n, verdict in ((enough, Verdict.BETTER), (enough - 1, Verdict.NOT_BETTER)):
+        assert paired_test(np.full(n, 0.9), np.ones(n), rate=error_rate(number), looks=(n,)).verdict == verdict
 
 
 @pytest.mark.soak
@@ -95,8 +132,15 @@ def test_the_p_value_counts_all_sign_patterns() -> None:
     assert paired_test(champion - [0.1, 0.2, 0.3, 0.4], champion).p_value == 1 / 16
     assert paired_test(champion - [0.1, 0.2, 0.3, -0.05], champion).p_value == 2 / 16
     assert paired_test(champion + np.array([0.1, 0.2, 0.3, 0.4]), champion).p_value == 1
-    ones = np.ones(INTERIM_ANALYSES[-1])
-    assert paired_test(ones - 0.1, ones).p_value < 1e-4
+    ones = np.ones(24)
+    assert paired_test(ones - 0.1, ones).p_value == 2**-24
+    # A sum of 24 signs is at most -8 if at least 16 of them are negative.
+    expected = stats.binom.sf(15, 24, 0.5)
+    assert paired_test(ones - np.repeat([0.1, -0.1], [16, 8]), ones).p_value == pytest.approx(expected)
+    ones = np.ones(40)  # random sign patterns
+    assert paired_test(ones - np.repeat([0.1, -0.1], [26, 14]), ones).p_value == pytest.approx(
+        stats.binom.sf(25, 40, 0.5), rel=0.1
+    )
 
 
 def test_the_interval_has_the_differences_that_a_paired_t_test_accepts() -> None:

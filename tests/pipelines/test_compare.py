@@ -227,10 +227,10 @@ REJECTED = {
     "absent": "no run id, run name or version",
     "0" * 32: "not found",
     "7": "version=7",
-    "@absent": "no version of frequency-filter has the alias absent",
+    "@absent": "no version has the alias absent, or it was deleted",
     "metrics.": "cannot read the store's runs",
     "[1": "not valid YAML",
-    "evaluate models:/frequency-filter/latest": "is of `evaluate`, not a training",
+    "evaluate models:/frequency-filter/1": "is of `evaluate`, not a training",
 }
 
 

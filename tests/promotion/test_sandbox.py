@@ -15,25 +15,28 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from freqfilter.errors import UserError
 from freqfilter.pipelines import model_server, sandbox
 from freqfilter.pipelines.sandbox import ModelServer, ModelWorker, ModelWorkerError
-from freqfilter.tracking.loading import checked_files
+from freqfilter.tracking.loading import NO_PICKLE_ENV, checked_files
 from tests import zygote
 from tests.promotion.making import NAME
 
 pytestmark = pytest.mark.slow
 
 URI = f"models:/{NAME}/1"
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "a secret", "MLFLOW_TRACKING_PASSWORD": "a secret", "SOMETHING_TOKEN": "a secret"}
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "PYTHON_TOKEN", "MPL_TOKEN", "TORCH_TOKEN", "LC_TOKEN")
+SET_BY_IMPORTS = {"HOME", "MLFLOW_DISABLE_TELEMETRY", "TMPDIR", "TORCHINDUCTOR_CACHE_DIR"}  # and by the worker
+WINDOWS = torch.zeros(30, 20, 5)
 
 
 @pytest.fixture
 def server(registry: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelServer]:
     """A server whose parent has credentials."""
-    for name, value in SECRETS.items():
-        monkeypatch.setenv(name, value)
+    for name in SECRETS:
+        monkeypatch.setenv(name, "a secret")
     with ModelServer() as started:
         yield started
 
@@ -76,8 +79,7 @@ def eventually(condition: Callable[[], bool]) -> None:
 def test_output_of_a_model_is_not_a_response(worker_with: Callable[[str], ModelWorker]) -> None:
     worker = worker_with("import os; print('{}', flush=True); os.write(1, b'{}\\n'); os.system('echo {}')")
     assert worker.description["golden_difference"] == 0
-    worker.request_scores([7, 8])
-    assert set(worker.read_scores(2)) == {7, 8}
+    assert worker.estimate(WINDOWS).shape == (30, 20, 1)
     assert log_of(worker).count("{}") == 3
 
 
@@ -86,11 +88,13 @@ def test_a_worker_has_one_thread_no_credentials_and_no_descriptor_of_another(
 ) -> None:
     before = sorted(registry.iterdir())
     report = (
-        "import json, os, sys, torch; from pathlib import Path; print(json.dumps({"
+        "import json, os, resource, sys, torch; from pathlib import Path; print(json.dumps({"
         "'environment': dict(os.environ), 'started_with': Path(f'/proc/{os.getppid()}/environ').read_text(),"
         "'threads': torch.get_num_threads(), 'deterministic': torch.are_deterministic_algorithms_enabled(),"
         "'files': len(os.listdir('/proc/self/fd')), 'path': sys.path, 'group': os.getpgrp() == os.getpid(),"
-        "'input': sys.stdin.read()}), flush=True)"
+        "'input': sys.stdin.read(), 'folder': os.getcwd(), 'content': os.listdir(), 'home': str(Path.home()),"
+        "'limits': [resource.getrlimit(getattr(resource, f'RLIMIT_{name}'))[1] for name in ('CORE', 'CPU', 'AS')]"
+        "}), flush=True)"
     )
     first, second = worker_with(report), worker_with(report)
     for worker in (first, second):
@@ -98,11 +102,17 @@ def test_a_worker_has_one_thread_no_credentials_and_no_descriptor_of_another(
     for worker in (first, second):
         shown = json.loads(log_of(worker))
         assert shown["environment"]["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
-        assert not [name for name in shown["environment"] if "TOKEN" in name or "MLFLOW_TRACKING" in name]
+        assert set(shown["environment"]) <= sandbox.KEPT | sandbox.SET.keys() | NO_PICKLE_ENV.keys() | SET_BY_IMPORTS
         assert "a secret" not in json.dumps(shown)
         assert (shown["threads"], shown["deterministic"], shown["input"], shown["group"]) == (1, True, "", True)
-        assert "" not in shown["path"]
-        assert shown["files"] <= 5  # three streams, the connection, and the folder that is listed
+        assert not {"", str(registry)} & set(shown["path"])
+        assert shown["files"] == 5  # three streams, the connection, and the folder that is listed
+        assert (shown["content"], shown["home"]) == ([], shown["folder"])
+        core, cpu_s, memory = shown["limits"]
+        assert (core, cpu_s) == (0, model_server.PROCESSOR_LIMIT_S)
+        assert model_server.MEMORY_LIMIT < memory < 16 * model_server.MEMORY_LIMIT
+        worker.__exit__()
+        assert not Path(shown["folder"]).exists()
     assert sorted(registry.iterdir()) == before
 
 
@@ -131,21 +141,20 @@ def running(process: psutil.Process) -> bool:
 def test_a_model_that_exits_is_an_error_of_the_model(worker_with: Callable[[str], ModelWorker]) -> None:
     aborts = worker_with("import os, sys; sys.stderr.write('ouch\\n'); sys.stderr.flush(); os.abort()")
     exits = worker_with("import os; os._exit(0)")
-    for worker, last in ((aborts, "ouch"), (exits, "it printed nothing")):
-        with pytest.raises(ModelWorkerError, match=f"models:/{NAME}/1: its process ended: {last}$"):
+    for worker, how in ((aborts, "was ended by SIGABRT: ouch"), (exits, "ended with exit code 0: it printed nothing")):
+        with pytest.raises(ModelWorkerError, match=f"models:/{NAME}/1: its process {how}$"):
             _ = worker.description
 
 
 def read_responses(worker: ModelWorker) -> None:
-    """Read the description, which a worker may have sent before it was killed, and scores."""
+    """Read the description, which a worker may have sent before it was killed, and estimates."""
     _ = worker.description
-    worker.read_scores(1)
+    worker.estimate(WINDOWS)
 
 
 def test_a_killed_worker_is_not_an_error_of_the_model(worker_with: Callable[[str], ModelWorker]) -> None:
     for number, worker in [(number, worker_with("")) for number in sandbox.KILL_SIGNALS]:
         os.kill(worker.pid, number)
-        worker.request_scores(None)
         with pytest.raises(UserError, match=f"ended by {number.name} from outside") as raised:
             read_responses(worker)
         assert not isinstance(raised.value, ModelWorkerError)
@@ -204,21 +213,23 @@ def test_a_server_with_two_threads_starts_workers_as_new_programs(
     registry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some libraries start a thread when they are imported."""
-    code = "import threading, time; threading.Thread(target=time.sleep, args=[600], daemon=True).start(); "
-    code += "from freqfilter.pipelines import model_server; model_server._main([])"
-    monkeypatch.setattr(sandbox, "COMMAND", [sys.executable, "-c", code])
+    thread = "import threading, time; threading.Thread(target=time.sleep, args=[600], daemon=True).start()"
+    python, safe_path, option, boot, *arguments = model_server.command()
+    words = [python, safe_path, option, thread + boot, *arguments]
+    monkeypatch.setattr(sandbox, "command", lambda: words)
     with ModelServer() as server, ModelWorker(server, URI) as worker:
         assert worker.description["golden_difference"] == 0
-        assert psutil.Process(worker.pid).cmdline() == [*model_server.COMMAND, model_server.WORKER]
-        worker.request_scores([7])
-        assert set(worker.read_scores(1)) == {7}
+        assert psutil.Process(worker.pid).cmdline()[-1] == model_server.WORKER
+        assert worker.estimate(WINDOWS).shape == (30, 20, 1)
 
 
 def test_the_server_imports_once_with_one_thread_and_nothing_of_the_working_directory(
     registry: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "subprocess", subprocess)  # not forked from the zygote
-    for name in ("torch", "freqfilter", "json"):
+    modules = ("torch", "freqfilter", "json", "signal", "queue", "random", "select", "types", "copy", "logging")
+    monkeypatch.setenv("PYTHONPATH", f"{registry}{os.pathsep}{os.environ['PYTHONPATH']}")
+    for name in modules:
         (registry / f"{name}.py").write_text("raise SystemExit(3)")
     with ModelServer() as server, ModelWorker(server, URI) as first, ModelWorker(server, URI) as second:
         assert first.description["weights_sha256"] == second.description["weights_sha256"]

@@ -151,14 +151,14 @@ def test_a_killed_model_process_is_not_a_refusal(
 ) -> None:
     """The system may kill the champion's or the candidate's process when memory is short."""
     registry_with(1)
-    request_scores = ModelWorker.request_scores
+    read = ModelWorker.read
 
-    def killed(self: ModelWorker, noise_seeds: list[int] | None) -> None:
+    def killed(self: ModelWorker, inputs: torch.Tensor) -> torch.Tensor:
         if self._uri == version(number).uri:
             os.kill(self.pid, signal.SIGKILL)
-        request_scores(self, noise_seeds)
+        return read(self, inputs)
 
-    monkeypatch.setattr(ModelWorker, "request_scores", killed)
+    monkeypatch.setattr(ModelWorker, "read", killed)
     code, line = typed("promote", "--version", "2", *BOUNDS)
     assert (code, line.count("\n")) == (2, 1)
     assert "ended by SIGKILL from outside" in line

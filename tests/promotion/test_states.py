@@ -1,0 +1,141 @@
+"""Registries whose versions, aliases or files are gone: one rule for the newest version, a way out of each state."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import freqfilter
+from tests.conftest import Typed, all_runs, options, say
+from tests.promotion.making import BOUNDS, NAME, SETTING, aliases, module_of, register, setting, version
+
+pytestmark = pytest.mark.slow
+
+
+def dangling(alias: str, number: int) -> None:
+    """Set an alias to a version that does not exist, as a registry without foreign keys can."""
+    with sqlite3.connect("mlflow.db") as store:
+        columns = [row[1] for row in store.execute("PRAGMA table_info(registered_model_aliases)")]
+        values = {"name": NAME, "alias": alias, "version": number, "workspace": "default"}
+        store.execute(
+            f"INSERT OR REPLACE INTO registered_model_aliases ({', '.join(columns)}) "  # noqa: S608 (MLflow's columns)
+            f"VALUES ({', '.join('?' for _ in columns)})",
+            [values[column] for column in columns],
+        )
+    store.close()
+
+
+@pytest.mark.parametrize("dangles", [False, True])
+def test_every_command_takes_the_newest_version_that_exists(
+    dangles: bool,
+    registry: Path,
+    empty_store: Path,
+    typed: Typed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newest = register(module_of(2), setting())
+    MlflowClient().delete_model_version(NAME, str(newest))
+    if dangles:
+        dangling("candidate", newest)
+    assert freqfilter.load(NAME).uri == version(2).uri
+    assert "frequency-filter version 2" in say(["export"], capsys, monkeypatch)[1]
+    (registry / "other.db").write_bytes(empty_store.read_bytes())
+    assert typed("copy", "--to", f"sqlite:///{registry}/other.db") == (0, "")
+    (copied,) = MlflowClient(f"sqlite:///{registry}/other.db").search_model_versions(f"name = '{NAME}'")
+    assert copied.tags["model_sha256"] == version(2).tags["model_sha256"]
+    assert "models:/frequency-filter/2" in say(["evaluate"], capsys, monkeypatch)[1]
+    assert all_runs()[-1].data.params["version"] == "2"
+    assert "PROMOTED: frequency-filter version 2" in say(["promote", *BOUNDS], capsys, monkeypatch)[1]
+    # The alias follows the next registration.
+    assert aliases().get("candidate") == (newest if dangles else None)
+    later = register(module_of(1), setting())
+    assert aliases()["candidate"] == later
+
+
+def test_a_deleted_champion_has_a_way_out(
+    registry_with: Callable[[int | None], Path],
+    typed: Typed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry_with(2)
+    spare = register(module_of(1), setting())
+    MlflowClient().delete_model_version(NAME, "2")
+    for words in (["serve"], ["compare", "--runs", "@champion, 1"]):
+        code, line = typed(*words)
+        assert (code, line.count("\n")) == (2, 1)
+        assert "no version has the alias champion, or it was deleted" in line
+        assert "`freqfilter promote` or `freqfilter rollback --version N`" in line
+    assert typed("rollback") == (0, "")
+    assert aliases()["champion"] == 1
+    for alias in aliases():
+        MlflowClient().delete_registered_model_alias(NAME, alias)
+    code, line = typed("rollback")
+    assert (code, line.count("\n"), "choose one with --version N" in line) == (2, 1, True)
+    code, output, _ = say(["promote", "--version", str(spare), *BOUNDS], capsys, monkeypatch)
+    assert code == 0, output
+    assert "version 1, the last champion, was deleted or lost its alias" in output
+    dangling("champion", 2)
+    assert typed("promote", "--version", "1", *BOUNDS) == (0, "")
+    assert aliases()["champion"] == 1
+
+
+def test_a_champion_that_cannot_be_loaded_does_not_stop_a_promotion(
+    registry_with: Callable[[int | None], Path],
+    typed: Typed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry_with(1)
+    broken = register(module_of(1), setting())
+    MlflowClient().set_registered_model_alias(NAME, "champion", str(broken))  # moved by hand
+    logged = MlflowClient().get_logged_model(version(broken).source.removeprefix("models:/"))
+    shutil.rmtree(logged.artifact_location.removeprefix("file://"))
+    code, line = typed("serve")
+    assert (code, line.count("\n"), "serve another version with --version N" in line) == (2, 1, True)
+    code, output, _ = say(["promote", "--version", "2", *BOUNDS], capsys, monkeypatch)
+    assert code == 0, output
+    assert "–        better than the champion: the champion could not be loaded" in output
+    assert (aliases()["champion"], aliases()["previous"]) == (2, broken)
+    report = all_runs()[-1].data.tags["mlflow.note.content"]
+    assert "Not compared: the champion could not be loaded" in report
+    assert "better than the champion | not checked" in report.replace("&nbsp;&nbsp;", "")
+    # A candidate that is not good enough is rejected all the same.
+    MlflowClient().set_registered_model_alias(NAME, "champion", str(broken))
+    code, output, _ = say(["promote", "--version", "1", "--max_mse_ratio", "1.0001"], capsys, monkeypatch)
+    assert (code, "REJECTED" in output) == (1, True)
+    assert typed("rollback", "--version", "1") == (0, "")
+    assert aliases()["champion"] == 1
+
+
+def test_a_renamed_model_keeps_its_history(
+    registry_with: Callable[[int | None], Path],
+    typed: Typed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry_with(2)
+    assert typed("rollback") == (0, "")
+    assert typed("promote", "--version", "2", *BOUNDS) == (0, "")
+
+    def history(name: str) -> list[tuple[str, str, str]]:
+        code, printed, _ = say(["history", "--csv", "--model_name", name], capsys, monkeypatch)
+        assert code == 0
+        return [(row["event"], row["version"], row["champion_after"]) for row in csv.DictReader(io.StringIO(printed))]
+
+    before = history(NAME)
+    assert sorted(event for event, *_ in before) == 3 * ["PROMOTED"] + ["ROLLED BACK"] + 2 * ["registered"]
+    MlflowClient().rename_registered_model(NAME, "renamed")
+    assert history("renamed") == before
+    # Another model of the former name has its own.
+    assert typed("train", *options(SETTING | {"epochs": "1"})) == (0, "")
+    assert history(NAME) == [("registered", "1", "")]
+    assert history("renamed") == before
