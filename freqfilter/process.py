@@ -49,14 +49,14 @@ class ShutdownHandler:
         return self._received is not None
 
     def check(self) -> None:
-        """Raise a deferred interruption.
+        """Raise an interruption that was deferred, or lost since a callback or ``__del__`` was running.
 
         Raises:
             Interrupted: If a signal was received, or the launcher has ended.
         """
         if self._received is None and self._launcher is not None and not running(self._launcher):
             self._received = signal.SIGTERM
-        if self._deferred and self._received is not None:
+        if self._received is not None:
             self._thread.deferred = False
             raise Interrupted(self._received)
 

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 import freqfilter
 from freqfilter.errors import UserError
+from freqfilter.process import shutdown
 from freqfilter.tracking.loading import import_loader, load_files
 from freqfilter.training.device import use_deterministic_algorithms
 
@@ -52,6 +53,7 @@ main(sys.argv[3:])
 WORKER = "worker"  # argument of a process that is a worker itself
 MESSAGE_LIMIT = 1 << 16  # bytes of a JSON message
 ARRAY_LIMIT = 1 << 30  # bytes of an array
+POLL_S = 0.5  # between checks whether the process is to end
 HEADER = struct.Struct("!I")  # length of the message that follows
 HANDLED = {signal.SIGCHLD, signal.SIGTERM}  # signals, by the server
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38  # linux/prctl.h
@@ -133,14 +135,22 @@ def receive_bytes(connection: socket.socket, length: int, *, deadline: float = m
     """Receive ``length`` bytes; None if the other side has closed the connection.
 
     Raises:
+        Interrupted: If the process is to end.
         TimeoutError: If they have not arrived by the deadline.
     """
     received, n_received = bytearray(length), 0
     with suppress(ConnectionResetError), memoryview(received) as view:
         while n_received < length:
             if deadline < math.inf:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            if not (n := connection.recv_into(view[n_received:])):
+                connection.settimeout(min(max(deadline - time.monotonic(), 0.001), POLL_S))
+            try:
+                n = connection.recv_into(view[n_received:])
+            except TimeoutError:
+                shutdown.check()
+                if time.monotonic() > deadline:
+                    raise
+                continue
+            if n == 0:
                 return None
             n_received += n
         return received

@@ -35,6 +35,7 @@ from freqfilter.pipelines.model_server import (
     send,
     send_array,
 )
+from freqfilter.process import Interrupted
 from freqfilter.tracking.loading import GOLDEN, ChecksumError, checked_files
 
 RESPONSE_TIMEOUT_S = 300.0
@@ -176,7 +177,7 @@ class ModelWorker:
 
     def _end(self) -> None:
         """Have the server kill the process and all that it has started, and wait for that."""
-        with suppress(OSError, ValueError):
+        with suppress(Interrupted, OSError, ValueError):
             self._report.shutdown(socket.SHUT_WR)
             deadline = time.monotonic() + EXIT_TIMEOUT_S / 4
             while receive(self._report, deadline=deadline):

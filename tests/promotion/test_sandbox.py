@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -20,6 +21,7 @@ import torch
 from freqfilter.errors import UserError
 from freqfilter.pipelines import model_server, sandbox
 from freqfilter.pipelines.sandbox import ModelServer, ModelWorker, ModelWorkerError
+from freqfilter.process import Interrupted, shutdown
 from freqfilter.tracking.loading import NO_PICKLE_ENV, checked_files
 from tests import zygote
 from tests.promotion.making import NAME
@@ -130,6 +132,27 @@ def test_a_model_that_hangs_is_refused_and_killed_with_its_children(
         _ = worker.description
     worker.__exit__()
     eventually(lambda: not any(map(running, processes)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_exception_was_lost_ends_the_wait_for_a_response(
+    worker_with: Callable[[str], ModelWorker],
+) -> None:
+    """Python ignores an exception that a signal handler raises while ``__del__`` runs."""
+
+    class Signals:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    worker = worker_with("import time; time.sleep(600)")
+    with shutdown.installed():
+        Signals()
+        assert shutdown.received
+        with pytest.raises(Interrupted):
+            _ = worker.description
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # ignored after the block, since a program ends
+        signal.signal(number, signal.SIG_DFL)
 
 
 def running(process: psutil.Process) -> bool:

@@ -151,11 +151,12 @@ def test_a_killed_model_process_is_not_a_refusal(
 ) -> None:
     """The system may kill the champion's or the candidate's process when memory is short."""
     registry_with(1)
-    read = ModelWorker.read
+    read, pids = ModelWorker.read, []
 
     def killed(self: ModelWorker, inputs: torch.Tensor) -> torch.Tensor:
-        if self._uri == version(number).uri:
-            os.kill(self.pid, signal.SIGKILL)
+        if self._uri == version(number).uri and not pids:
+            pids.append(self.pid)
+            os.kill(pids[0], signal.SIGKILL)
         return read(self, inputs)
 
     monkeypatch.setattr(ModelWorker, "read", killed)
