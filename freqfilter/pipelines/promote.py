@@ -26,13 +26,7 @@ from freqfilter.evaluation.gate import Check
 from freqfilter.evaluation.heldout import N_FILE_PARTS, Repetition, repeat_estimates, score_realizations
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL
-from freqfilter.evaluation.significance import (
-    FALSE_PROMOTION_RATE,
-    INTERIM_ANALYSES,
-    PairedTest,
-    Verdict,
-    paired_test,
-)
+from freqfilter.evaluation.significance import FALSE_PROMOTION_RATE, INTERIM_ANALYSES, PairedTest, Verdict, paired_test
 from freqfilter.pipelines.model_card import escape_markdown, run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker, ModelWorkerError
 from freqfilter.pipelines.trials import Trial, identity_errors, next_trial, too_few_windows, trials

@@ -28,13 +28,7 @@ from freqfilter.errors import UserError
 from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_NAMES, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import (
-    experiment_id,
-    find_experiment,
-    retry,
-    temporary_env,
-    wrap_store_errors,
-)
+from freqfilter.tracking.client import experiment_id, find_experiment, retry, temporary_env, wrap_store_errors
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunLock, RunOwner, owner_ids
