@@ -34,7 +34,7 @@ from freqfilter.plots.limit import decision as decision_figure
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases
 from freqfilter.tracking.aliases import CHAMPION, DECISION, RegisteredVersion
-from freqfilter.tracking.client import open_store
+from freqfilter.tracking.client import is_missing, open_store
 from freqfilter.tracking.history import last_champion, version_tags
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST
@@ -132,7 +132,7 @@ def run_checks(
     candidate_errors = errors["candidate"]
     baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
     checks += [Check("predicts", True, "all estimates are finite"), gate.check_repetition(repetition)]
-    checks += [*gate.check_baselines(candidate_errors, baselines)]
+    checks += gate.check_baselines(candidate_errors, baselines)
     checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
     checks.append(gate.check_not_below_limit(candidate_errors, baselines.get(LIMIT)))
     checks.append(gate.check_leak(_training_diagnoses(candidate), bounds))
@@ -145,14 +145,16 @@ def run_checks(
 
 
 def _load_champion(opened: ExitStack, server: ModelServer, uri: str) -> tuple[ModelWorker | None, str]:
-    """Load the champion in a process; None and the reason if it cannot be loaded.
+    """Load the champion in a process; None and the reason if its files are missing or its code fails.
 
     Raises:
-        UserError: If its process was killed from outside.
+        UserError: If its files cannot be read at present, or its process was killed from outside.
     """
     try:
         worker = opened.enter_context(ModelWorker(server, uri))
-    except UserError as error:  # its files cannot be copied
+    except UserError as error:
+        if not is_missing(error):
+            raise UserError(f"the champion cannot be read, no decision was made: {error}; run it again") from error
         return None, str(error)
     try:
         worker.description, worker.params  # noqa: B018 (they load it)
@@ -195,8 +197,7 @@ def _noise_seeds(
         digests[0] = trial.noise.removeprefix("digest ")
     key = int.from_bytes(hashlib.sha256(" ".join(digests).encode()).digest()[:8], "big")
     drawn = random_stream(key, "promotion").choice(END_OF_SEEDS - FIRST_SEED, INTERIM_ANALYSES[-1], replace=False)
-    seeds = (FIRST_SEED + drawn).tolist()
-    return seeds, "noise seeds derived from the digests of both models, not used in training"
+    return (FIRST_SEED + drawn).tolist(), "noise seeds derived from the digests of both models, not used in training"
 
 
 def _measure(

@@ -203,6 +203,12 @@ def wrap_store_errors(subject: str) -> Iterator[None]:
         raise UserError(f"{subject}: {one_line(error, max_length=300)}{where}") from error
 
 
+def is_missing(error: UserError) -> bool:
+    """Whether the store's response was that something is missing, and not that it cannot be read at present."""
+    text = str(error.__cause__).lower()
+    return any(phrase in text for phrase in ("does not exist", "no such", "nosuchkey", "not found", "404"))
+
+
 def retry(request: Callable[[], Response]) -> Response:
     """Send a request to the store, repeatedly if the store is busy, locked or unreachable.
 

@@ -9,8 +9,10 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 import freqfilter
 from tests.conftest import Typed, all_runs, options, say
@@ -113,6 +115,24 @@ def test_a_champion_that_cannot_be_loaded_does_not_stop_a_promotion(
     code, output, _ = say(["promote", "--version", "1", "--max_mse_ratio", "1.0001"], capsys, monkeypatch)
     assert (code, "REJECTED" in output) == (1, True)
     assert typed("rollback", "--version", "1") == (0, "")
+    assert aliases()["champion"] == 1
+
+
+def test_a_champion_that_cannot_be_read_at_present_is_no_lost_champion(
+    registry_with: Callable[[int | None], Path], typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry_with(1)
+    download = mlflow.artifacts.download_artifacts
+
+    def unreachable(uri: str, **options: object) -> str:
+        if uri == f"models:/{NAME}/1":
+            raise MlflowException("the bucket does not respond")
+        return str(download(uri, **options))
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", unreachable)
+    code, line = typed("promote", "--version", "2", *BOUNDS)
+    assert code == 2
+    assert "the champion cannot be read, no decision was made" in line
     assert aliases()["champion"] == 1
 
 
