@@ -120,7 +120,7 @@ PYTHON = {
             "freqfilter.pipelines.evaluate.EvaluationResult",
             "freqfilter.pipelines.compare.ComparisonResult",
             "freqfilter.pipelines.promote.PromotionResult",
-            "freqfilter.pipelines.promote.RollbackResult",
+            "freqfilter.pipelines.rollback.RollbackResult",
             "freqfilter.tracking.ui_views.RunRef",
         ),
     ),

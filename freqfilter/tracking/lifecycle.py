@@ -103,14 +103,15 @@ def open_run(
             run = _open_offline(tracking, job, lock)
         else:
             with wrap_store_errors("cannot open a run"):
-                run = _open_online(tracking, job, parent=parent, lock=lock)
+                run = _open_online(tracking, job, parent=parent, lock=lock, process=process)
     except BaseException:
         if lock:
             lock.release()
         raise
     try:
         if not resumed:
-            run.log_params(job.params)
+            # `mlflow run` may have chosen another experiment than the parameter.
+            run.log_params({name: run.experiment if name == "experiment" else v for name, v in job.params.items()})
             with temporary_dir(run.folder):
                 source = provenance.source()
             run.log_source(source)
@@ -118,7 +119,8 @@ def open_run(
         with wrap_memory_errors():
             yield run
         run.close("FINISHED" if run.online else None, DELIVERY_TIMEOUT_S)
-        _end(run, "FINISHED", process)
+        if run.online:
+            _end(run.run_id, "FINISHED", run.owner, process)
     except TakenOverError:  # the run belongs to another process
         with suppress(Exception):
             run.close(None, 0)
@@ -126,7 +128,7 @@ def open_run(
     except UndeliveredError:
         with suppress(Exception):
             run.close(None, 0)
-        _end(run, "FAILED", process)
+        _end(run.run_id, "FAILED", run.owner, process)
         raise
     except BaseException as error:
         status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
@@ -135,7 +137,8 @@ def open_run(
             run.log_tags(_failure_tags(error))
         with suppress(Exception):
             run.close(status, FAILURE_TIMEOUT_S)
-        _end(run, status, process)
+        if run.online:
+            _end(run.run_id, status, run.owner, process)
         raise
     else:
         if run.online:
@@ -144,59 +147,63 @@ def open_run(
         run.lock.release()
 
 
-def _end(run: Run, status: str, process: Any) -> None:
+def _end(run_id: str, status: str, owner: RunOwner, process: Any) -> None:
     """Set the status in the store; after a signal it is set again, since a launcher overwrites it.
 
     Raises:
         UndeliveredError: If the run has finished and the store does not accept the status.
     """
-    if not run.online:
-        return
     client = MlflowClient()
 
     def end() -> None:
-        check_owner(client, run.run_id, run.lock.owner_ids())
-        client.set_terminated(run.run_id, status)
+        check_owner(client, run_id, {owner.id})
+        client.set_terminated(run_id, status)
 
     if status == "FINISHED":
-        with wrap_delivery_errors(f"the end of run {run.run_id}"):
+        with wrap_delivery_errors(f"the end of run {run_id}"):
             end()
     else:
         with suppress(TakenOverError, *STORE_ERRORS):
             end()
     if shutdown.received and process and running(process):
-        set_status_after(process, run.run_id, status, owner_id=run.owner.id)
+        set_status_after(process, run_id, status, owner_id=owner.id)
 
 
-def _open_online(tracking: TrackingParams, job: Job, *, parent: Run | None, lock: RunLock | None) -> Run:
-    client = MlflowClient()
+def _open_online(tracking: TrackingParams, job: Job, *, parent: Run | None, lock: RunLock | None, process: Any) -> Run:
+    client, run_dir = MlflowClient(), Path(tracking.run_dir)
     owner = RunOwner.current(tracking.run_dir)
-    run_dir = Path(tracking.run_dir)
     if lock is None and parent is None and (launched := launched_run()):
         lock = _lock_launched(client, launched, job, run_dir / launched)
         os.environ.pop("MLFLOW_RUN_ID")  # further runs of this process are new ones
-    if lock:
-        run_id = lock.folder.name
-        _take_over(client, run_id, lock, owner)
-    else:
-        # By id: of two processes that create it by name at once, one silently uses the experiment Default.
-        target_id = experiment_id(client, tracking.experiment)
-        if parent is None:
-            check_artifacts(client, target_id)
-        lock = RunLock(run_dir / f".{owner.id}")  # renamed to the run's id once there is one
-        tags = owner.tag | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
-        lock.add(owner)
-        try:
-            run_id = client.create_run(target_id, tags=resolve_tags(tags), run_name=job.name).info.run_id
-        except BaseException:
-            lock.release()
-            raise
-        lock.move(run_dir / run_id)
+    is_new = lock is None
+    lock = lock or _create(client, tracking, job, owner, parent)
+    run_id = lock.folder.name
     try:
+        if not is_new:
+            _take_over(client, run_id, lock, owner)
         return _opened(client, tracking, job, run_id, owner, lock)
+    except BaseException as error:
+        _end(run_id, "KILLED" if isinstance(error, Interrupted) else "FAILED", owner, process)
+        lock.release()
+        raise
+
+
+def _create(client: MlflowClient, tracking: TrackingParams, job: Job, owner: RunOwner, parent: Run | None) -> RunLock:
+    """Create a run, and lock its folder."""
+    # By id: of two processes that create it by name at once, one silently uses the experiment Default.
+    target_id = experiment_id(client, tracking.experiment)
+    if parent is None:
+        check_artifacts(client, target_id)
+    lock = RunLock(Path(tracking.run_dir) / f".{owner.id}")  # renamed to the run's id once there is one
+    try:
+        lock.add(owner)
+        tags = owner.tag | ({MLFLOW_PARENT_RUN_ID: parent.run_id} if parent else {})
+        run_id = client.create_run(target_id, tags=resolve_tags(tags), run_name=job.name).info.run_id
+        lock.move(lock.folder.with_name(run_id))
     except BaseException:
         lock.release()
         raise
+    return lock
 
 
 def _opened(

@@ -178,10 +178,10 @@ def test_the_gate_has_no_bound_on_a_ratio_to_zero() -> None:
 
 
 def test_the_gate_reads_both_diagnoses_of_leaks() -> None:
-    assert check_leak("overfitting").passed
+    assert check_leak("overfitting", Bounds()).passed
     for diagnoses in ("leak", "overfitting overlap", "overlap leak"):
-        assert check_leak(diagnoses).passed is False
-    assert check_leak("overlap").summary == "its training run had the same data in two of its splits"
+        assert check_leak(diagnoses, Bounds()).passed is False
+    assert check_leak("overlap", Bounds()).summary == "its training run had the same data in two of its splits"
 
 
 def labels(figure: Figure) -> list[str]:

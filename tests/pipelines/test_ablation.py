@@ -117,7 +117,7 @@ def test_a_failed_run_is_reported_and_the_others_are_trained(typed: Typed, folde
         "cell=gru": "FINISHED",
     }
     assert parent.data.metrics == {}
-    assert "learning_rate=1e30 failed" in parent.data.tags["mlflow.note.content"]
+    assert r"learning\_rate=1e30 failed" in parent.data.tags["mlflow.note.content"]
     table = pd.read_csv(download(parent, "comparison/runs.csv", folder), index_col="run")
     assert table.index.tolist() == ["base", "learning_rate=0.01", "cell=gru"]
 

@@ -191,7 +191,7 @@ def test_any_name_of_a_run_is_shown_as_it_is() -> None:
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(names) + 2}, "a name splits a row"
     assert "<script>" not in result.markdown
     drawn = result.figure()
-    page = result.page(drawn)
+    page = result.page()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert len(drawn.axes[0].get_legend_handles_labels()[1]) == len(names), "a name is not in the legend"

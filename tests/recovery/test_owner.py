@@ -71,7 +71,7 @@ def test_the_doctor_of_a_container_leaves_a_running_training_alone(folder: Path)
     try:
         done = subprocess.run([*CONTAINER, *PROGRAM, "doctor"], cwd=folder, capture_output=True, text=True, check=False)
         (run,) = all_runs()
-        assert f"run {run.info.run_id} ({run.info.run_name}) is running" in done.stdout
+        assert f"run {run.info.run_id} ({run.info.run_name}) is running" in done.stdout, done.stdout + done.stderr
         assert run.info.status == "RUNNING"
     finally:
         end_by(process, signal.SIGKILL)
