@@ -32,12 +32,12 @@ def load_commands() -> click.Group:
 def main() -> None:
     """Run the command line."""
     configure_environment()
-    with safe_streams(), tolerant_of_warnings(), shutdown.installed():
+    with safe_streams(), tolerant_of_warnings():
         if output := standard_output():
             output.forwards = False  # until a command starts that has results beside its output
         try:
-            commands = load_commands()
-            with progress_output():
+            with shutdown.installed(), progress_output():  # inside: a signal may come as soon as it is handled
+                commands = load_commands()
                 commands(standalone_mode=False)
             if output and output.error and not output.forwards:
                 sys.exit(OUTPUT_ERROR)

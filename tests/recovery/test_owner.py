@@ -67,7 +67,8 @@ def test_of_two_processes_that_resume_a_run_at_once_one_does(number: int, whole:
 def test_the_doctor_of_a_container_leaves_a_running_training_alone(folder: Path) -> None:
     if not can_unshare():
         pytest.skip("executed by test_of_two_processes_that_resume_a_run_at_once_one_does")
-    process = wait_for_line("epoch      2/", [*PROGRAM, "train", *options(RICH | {"epochs": "100000"})], folder)
+    endless = RICH | {"epochs": "100000", "early_stopping_patience": "0"}
+    process = wait_for_line("epoch      2/", [*PROGRAM, "train", *options(endless)], folder)
     try:
         done = subprocess.run([*CONTAINER, *PROGRAM, "doctor"], cwd=folder, capture_output=True, text=True, check=False)
         (run,) = all_runs()
