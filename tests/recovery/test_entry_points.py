@@ -32,7 +32,7 @@ REPEATABLE = {"prepare", "limit", "find_learning_rate", "evaluate", "compare", "
 STATES = ("RUNNING", "KILLED", "FAILED", "FINISHED", "deleted")
 
 
-@pytest.mark.parametrize("job", list(JOBS)[: many(2, len(JOBS))])
+@pytest.mark.parametrize("job", list(JOBS)[: many(1, len(JOBS))])
 def test_an_entry_point_takes_a_new_run_or_its_own_unfinished_one(
     job: str, folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

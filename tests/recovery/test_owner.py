@@ -41,7 +41,7 @@ def can_unshare() -> bool:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("number", range(many(2, 50)))
+@pytest.mark.parametrize("number", range(many(1, 50)))
 def test_of_two_processes_that_resume_a_run_at_once_one_does(number: int, whole: Outcome, folder: Path) -> None:
     chance = random.Random(f"{SEED} owners {number}")
     epoch = chance.randint(2, 9)
