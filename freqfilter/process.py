@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import warnings
@@ -124,6 +125,12 @@ def tolerant_of_warnings() -> Iterator[None]:
         yield
 
 
+# The program of `set_status_after`. It imports this package from where this process has it, but nothing else from
+# there. This process imports no library for it: one whose import a signal has interrupted cannot be imported again.
+WAITER = (
+    f"import importlib, sys, typing; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); import freqfilter; "
+    "del sys.path[0]; from freqfilter.tracking.owner import set_status_of_ended; set_status_of_ended(*sys.argv[1:])"
+)
 SHELLS = {"bash", "sh", "dash", "zsh"}
 
 
@@ -134,10 +141,10 @@ def launched_by_mlflow() -> bool:
 
 def launcher() -> psutil.Process | None:
     """The ``mlflow run`` process that started this one; None if there is none or it cannot be determined."""
-    import psutil
-
     if not launched_by_mlflow():
         return None
+    import psutil
+
     try:
         return next(process for process in psutil.Process().parents() if process.name() not in SHELLS)
     except (psutil.Error, StopIteration):
@@ -186,3 +193,18 @@ def launcher_start_times() -> list[float]:
         if "run" in arguments and any(Path(argument).name == "mlflow" for argument in arguments):
             starts.append(process.info["create_time"])
     return starts
+
+
+def set_status_after(launcher: psutil.Process, run_id: str, status: str, *, owner_id: str | None = "") -> None:
+    """Start a detached process that waits for ``launcher`` to end and then sets the status of a run.
+
+    Args:
+        launcher: The ``mlflow run`` process.
+        run_id: Id of the run.
+        status: Its status, unless it has another owner by then.
+        owner_id: Id of its owner; empty for a run without one, None for any.
+    """
+    owner = [] if owner_id is None else [owner_id]
+    command = [sys.executable, "-P", "-c", WAITER, run_id, status, str(launcher.pid), *owner]
+    quiet = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from freqfilter.pipelines.serve import run_server
-from freqfilter.tracking.owner import WAITER
+from freqfilter.process import WAITER
 
 # Modules of libraries, and those of the standard library that `python -m` does not import before it starts a program.
 NAMES = (

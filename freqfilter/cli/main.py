@@ -8,7 +8,14 @@ import sys
 import click
 
 from freqfilter.errors import UserError
-from freqfilter.process import Interrupted, launched_by_mlflow, launcher, shutdown, tolerant_of_warnings
+from freqfilter.process import (
+    Interrupted,
+    launched_by_mlflow,
+    launcher,
+    set_status_after,
+    shutdown,
+    tolerant_of_warnings,
+)
 from freqfilter.progress import progress_output
 from freqfilter.streams import safe_streams, standard_output
 from freqfilter.tracking import configure_environment
@@ -32,6 +39,7 @@ def load_commands() -> click.Group:
 def main() -> None:
     """Run the command line."""
     configure_environment()
+    launcher()  # imports what finding it needs, before a signal can interrupt the import
     with safe_streams(), tolerant_of_warnings():
         if output := standard_output():
             output.forwards = False  # until a command starts that has results beside its output
@@ -63,6 +71,4 @@ def _fail(message: str) -> int:
 def _stop_unopened_run() -> None:
     """Set the status KILLED of a run that `mlflow run` has created but this process has not opened."""
     if launched_by_mlflow() and (parent := launcher()):
-        from freqfilter.tracking.owner import set_status_after
-
         set_status_after(parent, os.environ["MLFLOW_RUN_ID"], "KILLED")

@@ -14,7 +14,7 @@ from freqfilter.cli.command import command, run_links, version_option
 from freqfilter.config import TrackingParams
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import without_credentials
-from freqfilter.process import launcher
+from freqfilter.process import launcher, set_status_after
 
 if TYPE_CHECKING:
     from freqfilter.tracking.ui_views import RunRef
@@ -60,8 +60,6 @@ def promote(
     click.echo("\n".join(run_links(decision.run, "decisions")))
     if decision.outcome == Outcome.REJECTED:
         if process:
-            from freqfilter.tracking.owner import set_status_after
-
             set_status_after(
                 process, decision.run.run_id, "FINISHED", owner_id=None
             )  # a refusal is not a failure of the run

@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 from freqfilter.atomic_io import writable_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import TrainingError, UserError, one_line, without_credentials
-from freqfilter.process import Interrupted, launched_run, launcher, running, shutdown
+from freqfilter.process import Interrupted, launched_run, launcher, running, set_status_after, shutdown
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import (
     STORE_ERRORS,
@@ -33,7 +33,7 @@ from freqfilter.tracking.client import (
     wrap_store_errors,
 )
 from freqfilter.tracking.outbox import UndeliveredError
-from freqfilter.tracking.owner import PROCESS, RunLock, RunOwner, TakenOverError, check_owner, set_status_after
+from freqfilter.tracking.owner import PROCESS, RunLock, RunOwner, TakenOverError, check_owner
 from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard
 from freqfilter.tracking.ui_views import create_saved_views
 from freqfilter.training.device import wrap_memory_errors

@@ -4,8 +4,8 @@ Where the run's folder is shared, the lock decides which process works on a run:
 ends, also in another PID namespace or after a step of the clock. Where it is not, nothing decides by itself: a
 take-over writes a new owner to the store, and the former owner stops before its next delivery.
 
-A process of its own waits for a launcher to end and then sets the status (``set_status_after``), because ``mlflow run``
-marks a run FAILED when its child was stopped, even if the child has ended the run as KILLED:
+A process of its own waits for a launcher to end and then sets the status (``process.set_status_after``), because
+``mlflow run`` marks a run FAILED when its child was stopped, even if the child has ended the run as KILLED:
 ``mlflow.projects._maybe_set_run_terminated`` compares the name of the status with numbers, so that no status counts as
 terminal (MLflow 3.17.2).
 """
@@ -16,8 +16,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
-import sys
 import uuid
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -34,12 +32,6 @@ from freqfilter.errors import UserError
 PROCESS = "process"  # tag of the owner
 LOCK, OWNERS = "owner.lock", "owners.json"  # in the run's folder
 LONGEST_WAIT_S = 60.0  # for the launcher to end
-# The program of `set_status_after`. It imports this package from where this process has it, but nothing else from
-# there.
-WAITER = (
-    f"import importlib, sys, typing; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); import freqfilter; "
-    f"del sys.path[0]; from {__name__} import _set_status_after; _set_status_after(*sys.argv[1:])"
-)
 
 
 class TakenOverError(UserError):
@@ -190,22 +182,8 @@ def _locked(path: Path, *, create: bool = True) -> int:
     return descriptor
 
 
-def set_status_after(launcher: psutil.Process, run_id: str, status: str, *, owner_id: str | None = "") -> None:
-    """Start a detached process that waits for ``launcher`` to end and then sets the status of a run.
-
-    Args:
-        launcher: The ``mlflow run`` process.
-        run_id: Id of the run.
-        status: Its status, unless it has another owner by then.
-        owner_id: Id of its owner; empty for a run without one, None for any.
-    """
-    owner = [] if owner_id is None else [owner_id]
-    command = [sys.executable, "-P", "-c", WAITER, run_id, status, str(launcher.pid), *owner]
-    quiet = subprocess.DEVNULL
-    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
-
-
-def _set_status_after(run_id: str, status: str, pid: str, *owner_ids: str) -> None:
+def set_status_of_ended(run_id: str, status: str, pid: str, *owner_ids: str) -> None:
+    """Wait for a launcher to end and set the status of its run, if it has this owner; see ``set_status_after``."""
     with suppress(psutil.Error):  # it has ended already, or does not end in time
         psutil.Process(int(pid)).wait(LONGEST_WAIT_S)
     client = MlflowClient()
