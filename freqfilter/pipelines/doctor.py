@@ -140,7 +140,7 @@ def _check_runs(*, on_server: bool) -> Iterator[tuple[str, str]]:
             yield OK, f"run {run.run_id} ({run.name}) is RUNNING in {owner}; its folder is not visible here"
         elif condition == DIED and run.owner:
             end_run(run.run_id, "KILLED")
-            has_checkpoint = any((Path(run.owner.run_dir) / run.run_id / CHECKPOINTS).glob("*.pt"))
+            has_checkpoint = any((run.owner.folder(run.run_id) / CHECKPOINTS).glob("*.pt"))
             remedy = f"; resume with: {resume_command(run.run_id)}" if has_checkpoint else ""
             yield FIXED, f"run {run.run_id} ({run.name}): process is gone, marked KILLED{remedy}"
         elif condition == NEVER_STARTED:

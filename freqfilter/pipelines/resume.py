@@ -34,7 +34,8 @@ def newest_unfinished(params: Params) -> RunRecord:
         UserError: If there is none.
     """
     for run in _find_by_parameters(params):
-        if run.status != "FINISHED" and not is_locked(run.folder or _owner_folder(run)):
+        folder = run.folder or (run.owner.folder(run.run_id) if run.owner else None)
+        if run.status != "FINISHED" and not (folder and is_locked(folder)):
             return run
     raise UserError(
         f"no unfinished run of these parameters in experiment {params.tracking.experiment}; "
@@ -52,10 +53,6 @@ def _find_by_parameters(params: Params) -> Iterator[RunRecord]:
         for run in map(folder_run, run_folders(Path(tracking.run_dir))):
             if run.target_experiment == tracking.experiment and run.tags.get("params_digest") == digest:
                 yield run
-
-
-def _owner_folder(run: RunRecord) -> Path:
-    return Path(run.owner.run_dir if run.owner else ".") / run.run_id
 
 
 def is_started(run_id: str) -> bool:
@@ -103,7 +100,7 @@ def claim(run: RunRecord, run_dir: Path, *, take_over: bool = False) -> RunLock:
     if run.workflow not in (None, "train"):
         raise UserError(f"run {run.run_id} is a run of {run.workflow}, which cannot be resumed; start a new run")
     owner, folder = run.owner, run.folder or run_dir / run.run_id
-    if owner and run.folder is None and owner.id in owner_ids(there := Path(owner.run_dir) / run.run_id):
+    if owner and run.folder is None and owner.id in owner_ids(there := owner.folder(run.run_id)):
         folder = there if there.is_dir() else folder
     try:
         lock = RunLock(folder)
@@ -127,7 +124,7 @@ def load_resume_point(run: RunRecord, lock: RunLock) -> ResumePoint:
         lock: Its lock.
 
     Raises:
-        UserError: If the run is deleted or has no checkpoint.
+        UserError: If the run has no checkpoint.
     """
     folder = lock.folder
     checkpoints = Checkpoints(folder / CHECKPOINTS, kept=1)

@@ -68,6 +68,10 @@ class RunOwner:
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
 
+    def folder(self, run_id: str) -> Path:
+        """Folder of a run on the owner's machine."""
+        return Path(self.run_dir) / run_id
+
     @property
     def tag(self) -> dict[str, str]:
         """Name and value of the run's tag."""

@@ -378,7 +378,7 @@ def stale_runs(*, on_server: bool) -> Iterator[tuple[RunRecord, str]]:
 def _lock_if_died(run: RunRecord, owner: RunOwner) -> Iterator[str]:
     """Lock the folder of a run whose owner died; the condition of its owner."""
     # A process that died before the run's folder had its name left it under the owner's id.
-    folders = [Path(owner.run_dir) / name for name in (run.run_id, f".{owner.id}")]
+    folders = [owner.folder(name) for name in (run.run_id, f".{owner.id}")]
     folder = next((each for each in folders if owner.id in owner_ids(each) and each.is_dir()), None)
     if folder is None:
         yield RUNNING_ELSEWHERE
