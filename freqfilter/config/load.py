@@ -96,7 +96,8 @@ def resolve(
     if values["data_file"] is not None:
         values |= DEFAULT_WITH_DATA_FILE | stated
         values |= {name: forced for name, forced in FORCED_BY_DATA_FILE.items() if name not in given}
-    if (values["noise"], values["loss"]) != ("fresh", "mse") and "targets" not in given:
+    unknown_mean = (values["phase_distribution"], values["amplitude_distribution"]) == ("uniform", "fixed")
+    if ((values["noise"], values["loss"]) != ("fresh", "mse") or unknown_mean) and "targets" not in given:
         values["targets"] = "clean"  # the only targets that they allow
     return _validated(values, folder)
 

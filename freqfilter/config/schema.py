@@ -54,14 +54,27 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
 
 
+MAX_RECORDING = 100_000  # samples
+
+
 class SignalParams(_Section):
     """The signal model."""
 
     frequencies_hz: Positives = _parameter("frequency of each component, Hz", everyday=True)
-    phases_deg: Numbers = _parameter(
-        "phase of each component, degrees; one number for all; null: spread evenly over 180°"
+    phase_distribution: Literal["fixed", "uniform"] = _parameter(
+        "phases of the components: fixed, phases_deg; uniform, drawn for each recording", everyday=True
     )
-    amplitudes: Positives = _parameter("amplitude of each component; one number for all")
+    phases_deg: Numbers | None = _parameter(
+        "phase of each component, degrees; one number for all; null: spread evenly over 180°, or drawn"
+    )
+    amplitude_distribution: Literal["fixed", "rayleigh"] = _parameter(
+        "amplitudes of the components: fixed; rayleigh, drawn for each recording, with Gaussian quadratures"
+    )
+    amplitudes: Positives = _parameter("amplitude of each component, or its root mean square; one number for all")
+    memory_s: Positives | None = _parameter(
+        "memory of each component, seconds, with Rayleigh amplitudes: amplitude and phase drift as a stochastic cycle; "
+        "one number for all; null: no drift"
+    )
     n_samples: Count = _parameter("samples of a realization", ge=2)
     duration_s: Positive = _parameter("time of the last sample, seconds")
     noise_std: NonNegative = _parameter("standard deviation of the Gaussian noise on the mixture", everyday=True)
@@ -76,18 +89,18 @@ class SignalParams(_Section):
     def _one_value_for_each_component(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = dict(values)
         n_components = len(_list(values["frequencies_hz"]))
-        if values["phases_deg"] is None:
+        if values["phases_deg"] is None and values["phase_distribution"] == "fixed":
             values["phases_deg"] = [180 * k / n_components for k in range(n_components)]
-        for name in ("phases_deg", "amplitudes"):
-            if len(given := _list(values[name])) == 1:
+        for name in ("phases_deg", "amplitudes", "memory_s"):
+            if values[name] is not None and len(given := _list(values[name])) == 1:
                 values[name] = list(given) * n_components
         return values
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         n_components = len(self.frequencies_hz)
-        for name, example in (("phases_deg", 0.0), ("amplitudes", 1.0)):
-            if (given := len(getattr(self, name))) != n_components:
+        for name, example in (("phases_deg", 0.0), ("amplitudes", 1.0), ("memory_s", 100.0)):
+            if (given := len(getattr(self, name) or self.frequencies_hz)) != n_components:
                 raise ValueError(
                     f"frequencies_hz has {n_components} values and {name} has {given}; "
                     f"add {name}='{json.dumps([example] * n_components)}' with your values"
@@ -99,7 +112,24 @@ class SignalParams(_Section):
                 f"frequencies_hz: {max(self.frequencies_hz):g} Hz is not below half of the sample rate, "
                 f"{self.sample_rate_hz:g} Hz; raise n_samples or lower duration_s"
             )
+        self._require_a_known_world()
         return self
+
+    def _require_a_known_world(self) -> None:
+        """Refuse the combinations of distributions for which there is neither a limit nor a best linear filter."""
+        if self.phase_distribution == "fixed" and (self.amplitude_distribution == "rayleigh" or self.memory_s):
+            given = "memory_s" if self.memory_s else "amplitude_distribution=rayleigh"
+            raise ValueError(
+                f"{given}: Gaussian quadratures have a uniform phase at each sample, so the phase cannot be fixed; "
+                "add phase_distribution=uniform"
+            )
+        if self.memory_s and self.amplitude_distribution == "fixed":
+            raise ValueError(
+                "memory_s: the amplitude of a stochastic cycle drifts and is Rayleigh distributed, so it cannot be "
+                "fixed; add amplitude_distribution=rayleigh"
+            )
+        if self.phase_distribution == "uniform" and self.phases_deg is not None:
+            raise ValueError("phases_deg: not used with phase_distribution=uniform, which draws them; remove it")
 
 
 class DataParams(_Section):
@@ -136,6 +166,23 @@ class DataParams(_Section):
         "largest random gain of mixture and target, dB: uniform between minus and plus this, drawn anew "
         "for each training window and epoch, noise fixed or a data file; 0: none",
         le=60,
+    )
+
+
+class RecordingParams(_Section):
+    """Recordings, with ``phase_distribution=uniform``."""
+
+    recording_length: Count = _parameter("samples of a training recording, with phase_distribution=uniform")
+    chunk_length: Count = _parameter(
+        "samples of a training step; the state is carried from chunk to chunk, and gradients end at its start"
+    )
+    burn_in: CountOrZero = _parameter("samples at a training recording's start that have no part in the loss")
+    recordings_per_epoch: Count = _parameter("training recordings of an epoch, drawn anew", le=10**6)
+    validation_recordings: Count = _parameter("validation recordings, and as many of the holdout", le=10**5)
+    test_recordings: Count = _parameter("test recordings", le=10**5)
+    loss_weighting: Literal["none", "inverse_limit"] = _parameter(
+        "weight of each sample in the loss: inverse_limit, one over the least expected squared error after as many "
+        "samples"
     )
 
 
@@ -232,6 +279,7 @@ class Params(_Section):
 
     signals: SignalParams
     data: DataParams
+    recordings: RecordingParams
     model: ModelParams
     training: TrainingParams
     evaluation: EvaluationParams
@@ -240,7 +288,9 @@ class Params(_Section):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         data = self.data
-        if data.window_length > self.signals.n_samples:
+        if self.of_recordings:
+            self._fit_recordings()
+        elif data.window_length > self.signals.n_samples:
             raise ValueError(
                 f"window_length={data.window_length} is longer than n_samples={self.signals.n_samples}; lower it"
             )
@@ -267,6 +317,35 @@ class Params(_Section):
                     "or add allow_shared_realizations=true"
                 )
         return self
+
+    @property
+    def of_recordings(self) -> bool:
+        """Whether the data are recordings of random signals, and not windows."""
+        return self.signals.phase_distribution == "uniform"
+
+    def _fit_recordings(self) -> None:
+        """Check parameters that have another meaning, or none, with recordings of random signals."""
+        random = "phase_distribution=uniform"
+        for name, value, needed in (
+            ("data_file", self.data.data_file, None),
+            ("noise", self.data.noise, "fresh"),
+            ("split", self.data.split, "independent"),
+            ("bidirectional", self.model.bidirectional, False),
+        ):
+            if value != needed:
+                reason = "carries a state forwards only" if name == "bidirectional" else "draws fresh recordings"
+                raise ValueError(f"{name}={value}: {random} {reason}; remove one of the two")
+        if self.signals.n_samples > MAX_RECORDING or self.recordings.recording_length > MAX_RECORDING:
+            raise ValueError(f"n_samples, recording_length: with {random} at most {MAX_RECORDING:,}; lower them")
+        if self.recordings.burn_in >= self.recordings.recording_length:
+            raise ValueError(
+                f"burn_in={self.recordings.burn_in} leaves no sample of recording_length="
+                f"{self.recordings.recording_length}; lower it"
+            )
+        if self.training.targets == "posterior_mean" and self.signals.amplitude_distribution == "fixed":
+            raise ValueError(
+                "targets=posterior_mean: not known for fixed amplitudes with uniform phases; use targets=clean"
+            )
 
     def realizations(self) -> dict[str, range]:
         """Noise seeds, by purpose, of the realizations that this run generates."""

@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from freqfilter.atomic_io import atomic_write
-from freqfilter.data.windows import WindowDataset, batches
+from freqfilter.data.windows import Dataset, batches
 from freqfilter.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -26,7 +26,7 @@ READ_ERRORS = (
 )  # fmt: skip
 
 
-def write(path: Path, parts: dict[str, WindowDataset]) -> None:
+def write(path: Path, parts: dict[str, Dataset]) -> None:
     """Write the windows of each part, in chunks of ``WRITE_CHUNK`` windows.
 
     Args:

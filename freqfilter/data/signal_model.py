@@ -56,7 +56,8 @@ class SignalModel:
     @classmethod
     def from_params(cls, params: SignalParams) -> Self:
         """Create the signal model from its section of the parameters."""
-        parts = zip(params.frequencies_hz, params.phases_deg, params.amplitudes, strict=True)
+        phases_deg = params.phases_deg or ()  # given, with phase_distribution=fixed
+        parts = zip(params.frequencies_hz, phases_deg, params.amplitudes, strict=True)
         return cls(tuple(Component(*part) for part in parts), params.n_samples, params.duration_s, params.noise_std)
 
     @property

@@ -1,4 +1,4 @@
-"""Training, validation, test and holdout windows."""
+"""Training, validation, test and holdout windows or recordings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from freqfilter.config import DataParams, Params
 from freqfilter.data import npz
+from freqfilter.data.kalman import KalmanFilter
 from freqfilter.data.posterior import posterior_mean
+from freqfilter.data.recordings import RecordingModel, Recordings, seeded_recordings
 from freqfilter.data.signal_model import (
     MAX_SAMPLES_IN_MEMORY,
     SignalModel,
@@ -24,11 +26,12 @@ from freqfilter.data.signal_model import (
     realization_windows,
     segment_windows,
 )
-from freqfilter.data.windows import SlidingWindows, TensorWindows, WindowDataset
+from freqfilter.data.windows import Dataset, SlidingWindows, TensorWindows, evenly_spaced
 from freqfilter.errors import UserError
 
 Windows = TypeVar("Windows", SlidingWindows, TensorWindows)
 
+MIN_LIMIT = 1e-6  # of the power: a loss weighted by the inverse of a smaller limit would be rounding
 FIRST_SAMPLES = 100_000  # of the test realization, for figures
 
 
@@ -40,7 +43,7 @@ class Splits:
         train: All training windows, without noise if it is drawn anew each epoch; of a signal longer than
             ``MAX_SAMPLES_IN_MEMORY``, as many as an epoch has, spread evenly.
         epoch: Function from the epoch, counted from 1, to its training windows: all of them or a random sample,
-            augmented if so configured.
+            augmented if so configured; or to its recordings.
         n_epoch: Number of training windows of an epoch.
         fresh_noise: Whether each window has its own noise, drawn anew each epoch.
         validation: Windows for the choice of the best epoch.
@@ -49,14 +52,14 @@ class Splits:
         holdout: Windows that are used neither for training nor for any choice; None: no holdout.
     """
 
-    train: WindowDataset
-    epoch: Callable[[int], WindowDataset]
+    train: Dataset
+    epoch: Callable[[int], Dataset]
     n_epoch: int
     fresh_noise: bool
-    validation: WindowDataset
-    test: WindowDataset
+    validation: Dataset
+    test: Dataset
     first_windows: SlidingWindows | None
-    holdout: SlidingWindows | None
+    holdout: SlidingWindows | Recordings | None
 
     @classmethod
     def from_params(cls, params: Params) -> Self:
@@ -67,13 +70,17 @@ class Splits:
         """
         if params.data.data_file is not None:
             return cls._from_file(params.data.data_file, params)
-        return cls._generated(params)
+        return cls._recordings(params) if params.of_recordings else cls._generated(params)
 
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the data by purpose."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test, "holdout": self.holdout}
         return {purpose: windows.digest() for purpose, windows in parts.items() if windows is not None}
+
+    def epoch_holdout(self, n_windows: int) -> Dataset | None:
+        """Holdout of an evaluation during training: all recordings, or as many windows, spread evenly."""
+        return evenly_spaced(self.holdout, n_windows) if isinstance(self.holdout, SlidingWindows) else self.holdout
 
     @classmethod
     def _from_file(cls, data_file: str, params: Params) -> Self:
@@ -90,6 +97,39 @@ class Splits:
         )
         epoch_windows, n_epoch = _epoch_windows(train, params)
         return cls(train, epoch_windows, n_epoch, False, validation, test, None, None)
+
+    @classmethod
+    def _recordings(cls, params: Params) -> Self:
+        model, recordings, seeds = RecordingModel.from_params(params.signals), params.recordings, params.realizations()
+
+        def drawn(purpose: str, n_recordings: int) -> Recordings:
+            return seeded_recordings(model, seeds[purpose][0], n_recordings, params.signals.n_samples)
+
+        kalman = KalmanFilter(model)
+        length = recordings.recording_length
+        scale = _loss_scale(kalman, params)
+
+        def epoch(number: int) -> Recordings:
+            random = random_stream(params.training.seed, "recordings", number)
+            mixtures, components = model.draw(random, recordings.recordings_per_epoch, length)
+            targets = kalman.filter(mixtures) if params.training.targets == "posterior_mean" else components
+            mixture, clean, means = (torch.from_numpy(v).float() for v in (mixtures, components, targets))
+            return Recordings(mixture, clean, means, chunk_length=recordings.chunk_length, loss_scale=scale[:length])
+
+        validation = drawn("validation_noise_seed", recordings.validation_recordings)
+        holdout = None
+        if params.evaluation.holdout_every:
+            holdout = drawn("holdout_noise_seed", recordings.validation_recordings)
+        return cls(
+            train=epoch(1),
+            epoch=epoch,
+            n_epoch=recordings.recordings_per_epoch,
+            fresh_noise=True,
+            validation=replace(validation, loss_scale=scale[: validation.n_samples]),
+            test=drawn("test_noise_seed", recordings.test_recordings),
+            first_windows=None,
+            holdout=holdout,
+        )
 
     @classmethod
     def _generated(cls, params: Params) -> Self:
@@ -140,6 +180,17 @@ class Splits:
             first_windows=first_windows(model, length, FIRST_SAMPLES, data.test_noise_seed),
             holdout=holdout,
         )
+
+
+def _loss_scale(kalman: KalmanFilter, params: Params) -> Tensor:
+    """Factor of estimates and targets in the loss of a recording, (n_samples, n_components)."""
+    n_samples = max(params.recordings.recording_length, params.signals.n_samples)
+    scale = np.ones((n_samples, len(params.signals.frequencies_hz)))
+    if params.recordings.loss_weighting == "inverse_limit":
+        variances = kalman.variances(n_samples)
+        scale = 1 / np.sqrt(np.maximum(variances, MIN_LIMIT * variances[0]))
+    scale[: params.recordings.burn_in] = 0
+    return torch.from_numpy(scale).float()
 
 
 def _epoch_windows(train: Windows, params: Params) -> tuple[Callable[[int], Windows], int]:

@@ -1,8 +1,9 @@
-"""Datasets of windows, which are cut from realizations batch by batch."""
+"""Datasets: their interface, and windows, which are cut from realizations batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -16,31 +17,33 @@ N_HYPOTHESES = 1024  # candidate segments of a posterior mean
 
 
 class TrainingBatch(NamedTuple):
-    """Windows of a training step.
+    """Windows, or chunks of recordings, of a training step.
 
     Attributes:
-        inputs: (n_windows, n_samples, 1 + n_components).
-        targets: Targets of the gradient, (n_windows, n_samples, 1).
-        clean: The selected clean component, for the reported loss, the same shape.
+        inputs: (n_windows, n_samples, 1 + n_components); of recordings (n_recordings, n_samples).
+        targets: Targets of the gradient, (n_windows, n_samples, 1); of recordings (n_recordings, n_samples,
+            n_components).
+        clean: The clean components, for the reported loss, the same shape.
+        loss_scale: Factor of estimates and targets in the loss, (n_samples, n_components); None: 1.
+        continues: Whether these are the next samples of the recordings of the last step; None: they are windows.
     """
 
     inputs: Tensor
     targets: Tensor
     clean: Tensor
+    loss_scale: Tensor | None = None
+    continues: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowDataset(ABC):
-    """Sequence of windows with their targets.
+class Dataset(ABC):
+    """Sequence of windows or of recordings with their targets.
 
     Attributes:
-        noise: Noise added to each window's mixture, (n_windows, n_samples); None: none.
-        gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
-            None: none. Posterior means ignore it.
+        loss_scale: Factor of estimates and targets in the loss, (n_samples, n_components); None: 1.
     """
 
-    noise: Tensor | None = None
-    gain: Tensor | None = None
+    loss_scale: Tensor | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -65,6 +68,54 @@ class WindowDataset(ABC):
     @abstractmethod
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The tensors in memory: mixtures and clean components, or inputs and targets."""
+
+    @abstractmethod
+    def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the windows or recordings at ``positions``, (n_windows,) of int64."""
+
+    @abstractmethod
+    def subset(self, positions: Tensor) -> Self:
+        """Dataset of the windows or recordings at ``positions``, which may repeat."""
+
+    def n_steps(self, batch_size: int) -> int:
+        """Number of training steps of an epoch."""
+        return math.ceil(len(self) / batch_size)
+
+    @abstractmethod
+    def step(self, order: Tensor, number: int, batch_size: int) -> TrainingBatch:
+        """The batch of a training step, counted from 0, with the windows or recordings in this order."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the data to a device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+
+    @abstractmethod
+    def _digested(self) -> tuple[Tensor | None, ...]:
+        """All that determines the inputs and targets."""
+
+    def digest(self) -> str:
+        """SHA-256 of the data, of which windows of it are in the dataset, and of their augmentation."""
+        digest = hashlib.sha256()
+        for tensor in self._digested():
+            if tensor is not None:
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowDataset(Dataset):
+    """Sequence of windows with their targets.
+
+    Attributes:
+        noise: Noise added to each window's mixture, (n_windows, n_samples); None: none.
+        gain: Factor of each window's mixture and clean component, (n_windows,), applied before ``noise`` is added;
+            None: none. Posterior means ignore it.
+    """
+
+    noise: Tensor | None = None
+    gain: Tensor | None = None
 
     @abstractmethod
     def _cut(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,19 +146,12 @@ class WindowDataset(ABC):
         inputs, clean = self.batch(positions)
         return TrainingBatch(inputs, clean, clean)
 
-    def to(self, device: torch.device) -> Self:
-        """Copy the windows to a device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)})
+    def step(self, order: Tensor, number: int, batch_size: int) -> TrainingBatch:
+        """The batch of a training step, counted from 0, with the windows in this order."""
+        return self.training_batch(order[number * batch_size : (number + 1) * batch_size])
 
-    def digest(self) -> str:
-        """SHA-256 of the data, of which windows of it are in the dataset, and of their augmentation."""
-        digest = hashlib.sha256()
-        for tensor in (*self.tensors(), *self._selection(), self.noise, self.gain):
-            if tensor is not None:
-                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+    def _digested(self) -> tuple[Tensor | None, ...]:
+        return (*self.tensors(), *self._selection(), self.noise, self.gain)
 
     def _selection(self) -> tuple[Tensor | None, ...]:
         return ()
@@ -246,7 +290,7 @@ class TensorWindows(WindowDataset):
         return inputs[..., :1], inputs[..., 1:], self.targets[positions]
 
 
-def batches(windows: WindowDataset, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(windows: Dataset, batch_size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield all windows in order, ``batch_size`` at a time."""
     for first in range(0, len(windows), batch_size):
         yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -15,7 +16,7 @@ from freqfilter.config import Params
 from freqfilter.data.posterior import MIN_NOISE_STD
 from freqfilter.data.signal_model import SignalModel
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import WindowDataset, batches
+from freqfilter.data.windows import Dataset, batches
 from freqfilter.evaluation.limits import limit_estimators, other_view
 from freqfilter.evaluation.metrics import Estimator
 
@@ -80,16 +81,10 @@ def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> Linear
 
     Source: SciPy, ``butter``, ``sosfilt`` and ``sosfiltfilt``.
     """
-    rate_hz = model.sample_rate_hz
     frequencies_hz = [component.frequency_hz for component in model.components]
     impulses = np.eye(n_samples)
     responses = []
-    for frequency_hz in frequencies_hz:
-        below = max([other for other in frequencies_hz if other < frequency_hz], default=0.0)
-        above = min([other for other in frequencies_hz if other > frequency_hz], default=rate_hz / 2)
-        half_width_hz = min(frequency_hz - below, above - frequency_hz) / 2
-        band_hz = (frequency_hz - half_width_hz, frequency_hz + half_width_hz)
-        sections = signal.butter(ORDER, band_hz, "bandpass", fs=rate_hz, output="sos")
+    for sections in butterworth_bands(frequencies_hz, model.sample_rate_hz):
         if zero_phase:
             padding = min(n_samples - 1, 3 * (2 * len(sections) + 1))
             response = signal.sosfiltfilt(sections, impulses, axis=1, padlen=padding)
@@ -97,6 +92,16 @@ def band_pass(model: SignalModel, *, n_samples: int, zero_phase: bool) -> Linear
             response = signal.sosfilt(sections, impulses, axis=1)
         responses.append(len(frequencies_hz) * response)
     return LinearEstimator(np.stack(responses).transpose(0, 2, 1))
+
+
+def butterworth_bands(frequencies_hz: Sequence[float], sample_rate_hz: float) -> Iterator[Array]:
+    """Yield the second-order sections of a band-pass around each frequency, extending halfway to its neighbour."""
+    for frequency_hz in frequencies_hz:
+        below = max([other for other in frequencies_hz if other < frequency_hz], default=0.0)
+        above = min([other for other in frequencies_hz if other > frequency_hz], default=sample_rate_hz / 2)
+        half_width_hz = min(frequency_hz - below, above - frequency_hz) / 2
+        band_hz = (frequency_hz - half_width_hz, frequency_hz + half_width_hz)
+        yield signal.butter(ORDER, band_hz, "bandpass", fs=sample_rate_hz, output="sos")
 
 
 def least_squares(model: SignalModel, *, n_samples: int) -> LinearEstimator:
@@ -150,7 +155,7 @@ class TargetMoments:
     std: Tensor
 
     @classmethod
-    def from_windows(cls, windows: WindowDataset) -> Self:
+    def from_windows(cls, windows: Dataset) -> Self:
         """Compute the moments over windows; zero for a component that does not occur."""
         sums, squares, counts = torch.zeros(3, windows.n_components, dtype=torch.float64)
         for inputs, targets in batches(windows, CHUNK_SIZE, torch.device("cpu")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from freqfilter.config import Params
+from freqfilter.data.recordings import RecordingModel, Recordings, seeded_recordings
 from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows, random_stream
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import WindowDataset
+from freqfilter.data.windows import Dataset
 from freqfilter.errors import UserError
 from freqfilter.evaluation.baselines import baseline_estimators
 from freqfilter.evaluation.limits import LIMIT, compare_with_limit, limit_estimators
@@ -29,12 +30,14 @@ from freqfilter.evaluation.metrics import (
     limit_ratio,
     ratio_interval,
 )
+from freqfilter.evaluation.recordings import recording_baselines, score_contexts
 from freqfilter.models.network import estimate
 
 FIRST_NOISE_SEED = 10_000
 # Of a realization, evenly spaced: neighbouring windows share nearly all of their noise, so that the windows left out
 # would add almost no information.
 N_WINDOWS = 8_000
+N_RECORDINGS = 32  # of a noise seed
 REPEATED_SIZES = (1,) * 64 + (7,) * 16 + (64,) * 8  # windows of a request, when estimates are computed again
 N_FILE_PARTS = 20  # of the test windows of a data file, in place of realizations
 
@@ -79,8 +82,10 @@ def fresh_seeds(trained: Sequence[Params], n_realizations: int) -> list[int]:
     return list(islice((seed for seed in count(FIRST_NOISE_SEED) if seed not in used), n_realizations))
 
 
-def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, WindowDataset]]:
-    """Yield a noise seed and the windows of its realization or, without seeds, parts of a data file's test windows.
+def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Iterator[tuple[int, Dataset]]:
+    """Yield a noise seed and the windows of its realization, or its recordings of a random signal model.
+
+    Without seeds the parts of a data file's test windows are yielded.
 
     Args:
         params: Training parameters of the filter.
@@ -91,6 +96,11 @@ def evaluation_windows(params: Params, noise_seeds: Iterable[int] | None) -> Ite
         inputs, _ = test.tensors()
         for number, part in enumerate(stratified_parts(inputs[:, 0, 1:].argmax(dim=1), N_FILE_PARTS)):
             yield number, test.subset(part)
+        return
+    if params.of_recordings:
+        recordings = RecordingModel.from_params(params.signals)
+        for noise_seed in noise_seeds:
+            yield noise_seed, seeded_recordings(recordings, noise_seed, N_RECORDINGS, params.signals.n_samples)
         return
     model = SignalModel.from_params(params.signals)
     for noise_seed in noise_seeds:
@@ -194,5 +204,10 @@ def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
 
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
     """Score a network, in evaluation mode and on ``device``, and its baselines on the test set."""
-    estimators = {MODEL: partial(estimate, network)} | baseline_estimators(params, splits)
-    return compare_with_limit(estimators, splits.test, params, device=device)
+    estimators: dict[str, Estimator] = {MODEL: partial(estimate, network)}
+    if not isinstance(splits.test, Recordings):
+        estimators |= baseline_estimators(params, splits)
+        return compare_with_limit(estimators, splits.test, params, device=device)
+    test = splits.test.to(device)
+    compared = compare_with_limit(estimators | recording_baselines(params), test, params, device=device)
+    return replace(compared, contexts=score_contexts(estimators[MODEL], test, params))

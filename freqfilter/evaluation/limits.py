@@ -20,9 +20,11 @@ from torch import Tensor
 
 from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params
+from freqfilter.data.kalman import KalmanFilter, RecordingEstimator
 from freqfilter.data.posterior import MIN_NOISE_STD, MMSEEstimator, WindowMMSE
+from freqfilter.data.recordings import RecordingModel
 from freqfilter.data.signal_model import SignalModel, random_stream
-from freqfilter.data.windows import SlidingWindows, WindowDataset
+from freqfilter.data.windows import Dataset, SlidingWindows
 from freqfilter.errors import UserError
 from freqfilter.evaluation.metrics import MEASURES, OVERALL, Comparison, Estimator, compare
 
@@ -249,12 +251,27 @@ def _zero(model: SignalModel, window_length: int, *, per_block: Array) -> LimitE
     return LimitEstimates(zero, zero, n_windows=model.n_samples - window_length + 1)
 
 
+def recording_limits(model: RecordingModel, n_samples: int) -> LimitEstimates:
+    """Compute the expected error of the Kalman filter and smoother at each sample of a recording.
+
+    With Rayleigh amplitudes it is the limit, exactly; with fixed ones that of the best linear filter.
+    """
+    kalman = KalmanFilter(model)
+    smoothed = kalman.smooth(np.zeros((0, n_samples))).variances
+    return LimitEstimates(_exact(kalman.variances(n_samples)), _exact(smoothed), n_windows=1)
+
+
+def _exact(variances: Array) -> LimitEstimate:
+    """Limit with these expected errors, (n_samples, n_components)."""
+    return LimitEstimate(float(variances.mean()), variances.mean(axis=0), variances.mean(axis=1), 0.0, np.zeros(0))
+
+
 def compare_with_limit(
-    estimators: Mapping[str, Estimator], windows: WindowDataset, params: Params, *, device: torch.device
+    estimators: Mapping[str, Estimator], windows: Dataset, params: Params, *, device: torch.device
 ) -> Comparison:
     """Score estimators as ``compare`` does; without noise the errors of the limits are zero, not their rounding."""
     compared = compare(estimators, windows, frequencies_hz=params.signals.frequencies_hz, device=device)
-    if params.data.data_file is None and params.signals.noise_std < MIN_NOISE_STD:
+    if not (params.data.data_file or params.of_recordings) and params.signals.noise_std < MIN_NOISE_STD:
         rows = [name for name in (LIMIT, f"{LIMIT}_{other_view(params)}") if name in estimators]
         compared.table.loc[rows, list(MEASURES)] = (0.0, 0.0, 0.0, 1.0, 1.0, math.inf)
         for errors in (compared.per_step, compared.per_block):
@@ -263,7 +280,7 @@ def compare_with_limit(
     return compared
 
 
-def validation_limit(params: Params, validation: WindowDataset) -> ValidationLimit | None:
+def validation_limit(params: Params, validation: Dataset) -> ValidationLimit | None:
     """Return the limit on the validation windows, for the view of the trained filter.
 
     Returns:
@@ -285,6 +302,9 @@ def expected_limit_mse(params: Params) -> float | None:
     """Return the expected limit for the view of the trained filter; None if it is unknown."""
     if params.data.data_file is not None:
         return None
+    if params.of_recordings:
+        limits = recording_limits(RecordingModel.from_params(params.signals), params.signals.n_samples)
+        return limits.causal.mse if params.signals.amplitude_distribution == "rayleigh" else None
     scores = expected_limit(SignalModel.from_params(params.signals), window_length=params.data.window_length)
     if scores.start_step > 1:  # only bounds are known, which `freqfilter limit` prints
         return None
@@ -309,6 +329,14 @@ def _cached(key: dict[str, Any], compute: Callable[[], LimitEstimates]) -> Limit
 
 def limit_estimators(params: Params) -> dict[str, Estimator]:
     """Create the limit for both views of the window; empty if it is unknown or the signal is too long."""
+    if params.of_recordings:
+        if params.signals.amplitude_distribution == "fixed":
+            return {}
+        kalman = KalmanFilter(RecordingModel.from_params(params.signals))
+        return {
+            LIMIT: RecordingEstimator(kalman),
+            f"{LIMIT}_{other_view(params)}": RecordingEstimator(kalman, two_sided=True),
+        }
     model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
     if params.data.data_file is not None or model.n_samples - n_samples + 1 > MAX_STARTS:
         return {}

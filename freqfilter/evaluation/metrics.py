@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from freqfilter.data.windows import WindowDataset, block_means
+from freqfilter.data.windows import Dataset, block_means
 
-# Maps inputs (n_windows, n_samples, 1 + n_components) to estimates (n_windows, n_samples, 1).
+# Maps inputs (n_windows, n_samples, 1 + n_components) to estimates (n_windows, n_samples, 1), or the mixtures of
+# recordings, (n_recordings, n_samples), to estimates (n_recordings, n_samples, n_components).
 Estimator = Callable[[Tensor], Tensor]
 
 MEASURES = ("mse", "rmse", "mae", "r2", "pearson_r", "sdr_db")
 OVERALL = "all"  # the row of all components together
 MODEL = "model"  # the estimator that is evaluated
-CHUNK_SIZE = 2048  # windows
+CHUNK_SIZE, CHUNK_SAMPLES = 2048, 2**21  # windows or recordings, and their samples
 CONFIDENCE = 0.95  # of every interval
 ZERO_MSE = 1e-12  # of components with amplitude 1; below, an error is rounding of float32
 
@@ -96,15 +97,18 @@ class Comparison:
             each position.
         per_block: Mean squared error of each block of neighbouring windows: a row for each estimator; None if
             the order of the windows is unknown.
+        contexts: Errors of the model after numbers of samples of recordings (``recordings.score_contexts``); None for
+            windows.
     """
 
     table: pd.DataFrame
     per_step: pd.DataFrame
     per_block: pd.DataFrame | None
+    contexts: pd.DataFrame | None = None
 
 
 def score(
-    estimator: Estimator, windows: WindowDataset, *, frequencies_hz: Sequence[float], device: torch.device
+    estimator: Estimator, windows: Dataset, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> pd.DataFrame:
     """Score one estimator: rows and columns as in ``Comparison.table``."""
     compared = compare({MODEL: estimator}, windows, frequencies_hz=frequencies_hz, device=device)
@@ -114,7 +118,7 @@ def score(
 @torch.inference_mode()
 def compare(
     estimators: Mapping[str, Estimator],
-    windows: WindowDataset,
+    windows: Dataset,
     *,
     frequencies_hz: Sequence[float],
     device: torch.device,
@@ -126,7 +130,7 @@ def compare(
     sums = {name: _Sums(windows) for name in estimators}
     windows = windows.to(device)
     positions = torch.arange(len(windows), device=device)
-    for chunk in torch.split(positions, CHUNK_SIZE):
+    for chunk in torch.split(positions, max(1, min(CHUNK_SIZE, CHUNK_SAMPLES // windows.n_samples))):
         inputs, targets = windows.batch(chunk)
         for name, estimator in estimators.items():
             sums[name].add(inputs, targets, estimator(inputs))
@@ -147,7 +151,7 @@ def compare(
 class _Sums:
     """Sums over windows from which the scores of one estimator follow."""
 
-    def __init__(self, windows: WindowDataset) -> None:
+    def __init__(self, windows: Dataset) -> None:
         self._component_sums = torch.zeros(windows.n_components, 8, dtype=torch.float64)
         self._step_sums = torch.zeros(windows.n_samples, dtype=torch.float64)
         self.window_mse: list[Tensor] = []
@@ -159,8 +163,13 @@ class _Sums:
         terms = [
             torch.ones_like(truth), error**2, error.abs(), truth, truth**2, estimates, estimates**2, estimates * truth,
         ]  # fmt: skip
-        window_sums = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
-        self._component_sums += (inputs[:, 0, 1:].double().T @ window_sums).cpu()
+        if inputs.dim() == 2:
+            component_sums = torch.stack([term.sum(dim=1) for term in terms], dim=2)
+            window_sums = component_sums.sum(dim=1)
+            self._component_sums += component_sums.sum(dim=0).cpu()
+        else:
+            window_sums = torch.stack([term.sum(dim=(1, 2)) for term in terms], dim=1)
+            self._component_sums += (inputs[:, 0, 1:].double().T @ window_sums).cpu()
         self._step_sums += (error**2).sum(dim=(0, 2)).cpu()
         self.window_mse.append((window_sums[:, 1] / window_sums[:, 0]).cpu())
 

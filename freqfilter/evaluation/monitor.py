@@ -15,7 +15,8 @@ from freqfilter.config import Params
 from freqfilter.data.splits import Splits
 from freqfilter.evaluation.baselines import Mean, TargetMoments
 from freqfilter.evaluation.limits import ValidationLimit
-from freqfilter.evaluation.metrics import OVERALL, score
+from freqfilter.evaluation.metrics import OVERALL, Estimator, score
+from freqfilter.evaluation.recordings import Zero
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
 
@@ -70,7 +71,9 @@ class Monitor:
         self._weights = _flat(state)
         self._reported: set[str] = set()
         device, validation = state.accelerator.device, splits.validation
-        baseline = Mean(TargetMoments.from_windows(validation))
+        baseline: Estimator = Zero(validation.n_components)
+        if not params.of_recordings:
+            baseline = Mean(TargetMoments.from_windows(validation))
         scores = score(baseline, validation, frequencies_hz=params.signals.frequencies_hz, device=device)
         self._baseline_mse = float(scores["mse"][OVERALL])
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, conv1d
 
 from freqfilter.config import Params
+from freqfilter.data.recordings import Recordings
 from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
-from freqfilter.data.windows import SlidingWindows, WindowDataset
+from freqfilter.data.windows import Dataset, SlidingWindows
 from freqfilter.evaluation.monitor import Finding
 
 MIN_RUN, MAX_RUN = 8, 32  # samples that identify a place in the data; shorter runs coincide by chance, if quantised
@@ -97,8 +98,11 @@ def shared_data(overlaps: Sequence[WindowOverlap], params: Params) -> Finding | 
     return Finding("overlap", f"the splits share data, {pairs}: their errors are not those on new data; {remedy}")
 
 
-def _run_keys(windows: WindowDataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _run_keys(windows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Key of each run of samples in each window, and whether the run identifies a place, (n_windows, n_runs)."""
+    if isinstance(windows, Recordings):
+        noise = windows.mixtures - windows.components.mean(dim=2)
+        windows = replace(windows, mixtures=noise.where(noise.abs() > CHANGE, 0))
     if isinstance(windows, SlidingWindows):
         noise = windows.mixtures - windows.components.mean(dim=0)
         # The clean signal is subtracted in float32; without noise its rounding remains.
@@ -111,7 +115,8 @@ def _run_keys(windows: WindowDataset) -> tuple[NDArray[np.int64], NDArray[np.boo
     factors = torch.from_numpy(random.integers(2**62, size=(N_PROJECTIONS, 1)) * 2 + 1)  # odd, of a hash modulo 2⁶⁴
     keys, known = [], []
     for positions in torch.split(torch.arange(len(windows)), max(1, CHUNK_SIZE // windows.n_samples)):
-        mixtures = windows.batch(positions)[0][..., 0].cpu().double()[:, None]
+        inputs, _ = windows.batch(positions)
+        mixtures = (inputs if inputs.dim() == 2 else inputs[..., 0]).cpu().double()[:, None]
         norm, changes = _norm_and_changes(mixtures, run)
         # Invariant to offset and gain: the projections sum to zero, and the norm is that around the run's mean.
         cells = (conv1d(mixtures, projections) / norm.clamp(min=1e-300) / RESOLUTION).floor().long()

@@ -66,11 +66,12 @@ class _Traceable(nn.Module):
         self._layers = [layers]  # in a list: registered as a submodule under the cell's name only
         self.add_module(network.cell, layers)
         self.fc = network.fc
+        self.selector = network.selector
         self._placeholder = getattr(torch.ops.freqfilter, network.cell)
 
     def forward(self, inputs: Tensor) -> Tensor:
         layers = self._layers[0]
-        features = inputs.transpose(0, 1)
+        features = (inputs if self.selector else inputs[..., None]).transpose(0, 1)
         n_states = layers.num_layers * (1 + layers.bidirectional)
         zeros = features.new_zeros(n_states, features.shape[1], layers.hidden_size)
         state = [zeros, zeros] if isinstance(layers, nn.LSTM) else zeros
@@ -88,12 +89,12 @@ def exported_program(network: FrequencyFilterLSTM) -> ExportedProgram:
         network: A network on the CPU.
 
     Returns:
-        A program from inputs (n_windows, n_samples, 1 + n_components), of any sizes of at least 1, to estimates
-        (n_windows, n_samples, 1). Its ``module()`` has the network's state dict.
+        A program from the network's inputs, of any numbers of windows or recordings and of samples of at least 1, to
+        its estimates. Its ``module()`` has the network's state dict.
     """
     layers = network.recurrent
     traced = _Traceable(network, layers).eval() if isinstance(layers, nn.RNNBase) else network
-    example = torch.zeros(*EXAMPLE_SHAPE, 1 + network.n_components)
+    example = torch.zeros(*EXAMPLE_SHAPE, *([1 + network.n_components] if network.selector else []))
     sizes = {0: Dim("n_windows", min=1), 1: Dim("n_samples", min=1)}
     program = export(traced, (example,), dynamic_shapes=(sizes,))
     for node in program.graph.nodes:
@@ -111,7 +112,8 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
 
     Returns:
         A model with the input ``inputs`` (n_windows, n_samples, 1 + n_components) and the output ``estimates``
-        (n_windows, n_samples, 1), both float32.
+        (n_windows, n_samples, 1), both float32; of recordings (n_recordings, n_samples) and (n_recordings, n_samples,
+        n_components).
 
     Raises:
         UserError: If ONNX has no operator for the cell.
@@ -137,15 +139,22 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
             by_direction_{layer} = {recurrent.mode} <{settings}> ({operands})
             in_turn_{layer} = Transpose <perm = [0, 2, 1, 3]> (by_direction_{layer})
             features_{layer + 1} = Reshape (in_turn_{layer}, time_windows_features)"""
+    selector = getattr(network, "selector", True)  # stored networks of before recordings have none
+    shape, to_features = f"n_windows, n_samples, {recurrent.input_size}", f"features = Identity ({INPUTS})"
+    if not selector:
+        shape, to_features = "n_windows, n_samples", f"features = Unsqueeze ({INPUTS}, last_axis)"
     graph = parser.parse_graph(f"""
-        frequency_filter (float[n_windows, n_samples, {recurrent.input_size}] {INPUTS})
-            => (float[n_windows, n_samples, 1] {ESTIMATES}) {{
-            features_0 = Transpose <perm = [1, 0, 2]> ({INPUTS}){layers}
+        frequency_filter (float[{shape}] {INPUTS})
+            => (float[n_windows, n_samples, {fc.out_features}] {ESTIMATES}) {{
+            {to_features}
+            features_0 = Transpose <perm = [1, 0, 2]> (features){layers}
             product = MatMul (features_{recurrent.num_layers}, output_weight)
             by_time = Add (product, output_bias)
             {ESTIMATES} = Transpose <perm = [1, 0, 2]> (by_time)
         }}""")
     graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), "time_windows_features"))
+    if not selector:
+        graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last_axis"))
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
     model = helper.make_model(
         graph, producer_name="freqfilter", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from freqfilter.config import Params, restore
@@ -15,6 +16,7 @@ from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
 
 CHUNK_SIZE = 4096  # windows in memory together
+CHUNK_SAMPLES = 2**17  # of a recording
 RATE_TOLERANCE = 1e-3  # relative difference up to which two sample rates count as equal
 
 Array = NDArray[np.float32]
@@ -30,7 +32,7 @@ class Filter:
         module: The network, in evaluation mode.
         facts: Metadata: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``limit_mse`` (the least expected
             error of any filter with the same view of the window; None if unknown), ``params``.
-        estimate: Function from inputs (n_windows, n_samples, 1 + n_components) to estimates (n_windows, n_samples, 1).
+        estimate: Function from the network's inputs to its estimates.
         golden: Inputs and estimates at registration; None in old versions.
     """
 
@@ -52,22 +54,30 @@ class Filter:
         """URI of exactly this model, which no moved alias and no newer version changes."""
         return f"models:/{self.model_id}" if self.model_id else self.uri
 
+    @property
+    def of_recordings(self) -> bool:
+        """Whether it is a filter of recordings, which carries a state, and not one of windows."""
+        return not self.facts["network"].get("selector", True)
+
     def predict(self, x: ArrayLike) -> Array:
-        """Estimate the selected component.
+        """Estimate the selected component of windows, or all components of recordings.
 
         Args:
             x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector. Any number of
-                windows and samples; converted to float32.
+                windows and samples; converted to float32. For a filter of recordings (n_recordings, n_samples).
 
         Returns:
-            (n_windows, n_samples, 1), float32.
+            (n_windows, n_samples, 1), float32; of recordings (n_recordings, n_samples, n_components).
 
         Raises:
             UserError: If the shape is wrong, or a value is NaN or Inf.
         """
         inputs = np.asarray(x, dtype=np.float32)
         n_features = 1 + len(self.facts["frequencies_hz"])
-        if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
+        if self.of_recordings:
+            if inputs.ndim != 2 or inputs.shape[1] == 0:
+                raise UserError(f"x has shape {inputs.shape}; pass the mixtures of recordings, (recordings, samples)")
+        elif inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
             raise UserError(
                 f"x has shape {inputs.shape}; pass (windows, samples, {n_features}): the mixture, then "
                 f"a one-hot selector for {self.facts['frequencies_hz']} Hz"
@@ -80,7 +90,8 @@ class Filter:
         """Estimate a component of a signal of any length.
 
         Each sample is estimated from a window of the training length that ends at the sample or, for a bidirectional
-        filter, is centred on it. Samples near the signal's ends have a shorter context.
+        filter, is centred on it. Samples near the signal's ends have a shorter context. A filter of recordings
+        estimates each sample from all samples up to it.
 
         Args:
             signal: The mixture, (n_samples,).
@@ -98,6 +109,12 @@ class Filter:
         if mixture.ndim != 1 or len(mixture) == 0:
             raise UserError(f"signal has shape {mixture.shape}; pass one row of samples, (n_samples,)")
         self._check_rate(sample_rate_hz)
+        if self.of_recordings:
+            stream = self.stream(frequency_hz)
+            chunks = np.array_split(mixture, -(-len(mixture) // CHUNK_SAMPLES))
+            if not np.isfinite(mixture).all():
+                raise UserError("signal has NaN or Inf; remove or correct those samples")
+            return np.concatenate([stream._estimate(chunk) for chunk in chunks])
         n_samples = min(self.facts["window_length"], len(mixture))
         windows = np.lib.stride_tricks.sliding_window_view(mixture, n_samples)
         position = n_samples // 2 if self.facts["network"]["bidirectional"] else n_samples - 1
@@ -143,13 +160,15 @@ class Filter:
 class Stream:
     """Sample-by-sample estimates, each from the newest samples, at most a training window of them.
 
-    A bidirectional filter too estimates the newest sample from past samples only.
+    A bidirectional filter too estimates the newest sample from past samples only. A filter of recordings carries its
+    state, and estimates each sample from all samples so far.
     """
 
     def __init__(self, filter_: Filter, frequency_hz: float) -> None:
         self._filter = filter_
         self._frequency_hz = frequency_hz
         self._newest: deque[float] = deque(maxlen=filter_.facts["window_length"])
+        self._state: Any = None
 
     def push(self, sample: float) -> float:
         """Add a sample and return the estimate at it.
@@ -159,6 +178,16 @@ class Stream:
         """
         if not np.isfinite(sample):
             raise UserError("a sample is NaN or Inf; omit or correct it")
+        if self._filter.of_recordings:
+            return float(self._estimate(np.array([sample], dtype=np.float32))[0])
         self._newest.append(float(sample))
         window = np.array(self._newest, dtype=np.float32)[None]
         return float(self._filter._select(window, self._frequency_hz)[0, -1])
+
+    def _estimate(self, samples: Array) -> Array:
+        """Estimates of the next samples of a recording, (n_samples,)."""
+        component = self._filter.facts["frequencies_hz"].index(self._frequency_hz)
+        with torch.inference_mode():
+            mixture = torch.from_numpy(samples)[None]
+            estimates, self._state = self._filter.module.forward_with_state(mixture, self._state)
+        return np.ascontiguousarray(estimates[0, :, component].numpy())

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 # state.
 CELLS: dict[str, Callable[..., nn.Module]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
+MAX_SAMPLES_TOGETHER = 2**17  # of the windows or recordings that one thread computes together
+
 
 class Dropout(nn.Dropout):
     """Dropout with 16 random bits per element on CPUs, in a third of the time of ``nn.Dropout``.
@@ -34,15 +36,20 @@ class Dropout(nn.Dropout):
 
 
 class FrequencyFilterLSTM(nn.Module):
-    """Recurrent filter that estimates the selected component of a mixture, sample by sample.
+    """Recurrent filter that estimates the components of a mixture, sample by sample.
+
+    With a selector the network is one of windows: a one-hot vector beside each sample selects the component that is
+    estimated. Without, it is one of recordings: it estimates all components, and its state can be carried through a
+    recording of any length.
 
     Args:
-        n_components: Width of the one-hot selector.
+        n_components: Number of components.
         cell: A key of ``CELLS``.
         hidden_size: Features of the hidden state.
         num_layers: Number of stacked recurrent layers.
         dropout: Dropout probability between the layers and before the output.
         bidirectional: Also run backwards from the last sample; an estimate then uses later samples too.
+        selector: Whether the inputs select a component.
 
     Its state dict has the keys ``lstm.*`` (or ``gru.*``) and ``fc.*``, with the names and shapes of PyTorch's layers.
 
@@ -60,12 +67,14 @@ class FrequencyFilterLSTM(nn.Module):
         num_layers: int,
         dropout: float,
         bidirectional: bool,
+        selector: bool = True,
     ) -> None:
         super().__init__()
         self.n_components = n_components
+        self.selector = selector
         self.cell = cell
         layers = CELLS[cell](
-            input_size=1 + n_components,
+            input_size=1 + n_components if selector else 1,
             hidden_size=hidden_size,
             num_layers=num_layers,
             dropout=dropout if num_layers > 1 else 0.0,
@@ -73,7 +82,7 @@ class FrequencyFilterLSTM(nn.Module):
         )
         self.add_module(cell, layers)
         self.dropout = Dropout(dropout)
-        self.fc = nn.Linear(hidden_size * (2 if bidirectional else 1), 1)
+        self.fc = nn.Linear(hidden_size * (2 if bidirectional else 1), 1 if selector else n_components)
 
     @property
     def recurrent(self) -> nn.Module:
@@ -81,47 +90,61 @@ class FrequencyFilterLSTM(nn.Module):
         return self.get_submodule(self.cell)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Estimates (n_windows, n_samples, 1) of inputs (n_windows, n_samples, 1 + n_components), any sizes."""
+        """Estimates of inputs of any number of windows or recordings and samples.
+
+        Args:
+            inputs: (n_windows, n_samples, 1 + n_components); without a selector (n_recordings, n_samples).
+
+        Returns:
+            (n_windows, n_samples, 1); without a selector (n_recordings, n_samples, n_components).
+        """
         return self.forward_with_state(inputs)[0]
 
     def forward_with_state(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """Estimates as ``forward`` gives them, and the state after the last sample.
 
         Args:
-            inputs: (n_windows, n_samples, 1 + n_components).
+            inputs: As in ``forward``.
             state: State returned by an earlier call, to continue from; None starts from zero.
         """
-        time_first = inputs.transpose(0, 1).contiguous()
+        features = inputs if self.selector else inputs[..., None]
+        time_first = features.transpose(0, 1).contiguous()
         recurrent = self.recurrent
         if self.training and isinstance(recurrent, nn.RNNBase) and recurrent.dropout:
-            features = self._layer_by_layer(recurrent, time_first)
+            features, state = self._layer_by_layer(recurrent, time_first, state)
         else:
             features, state = recurrent(time_first, state)
         return self.fc(self.dropout(features)).transpose(0, 1), state
 
-    def _layer_by_layer(self, recurrent: nn.RNNBase, inputs: Tensor) -> Tensor:
-        """Output of the recurrent layers from a zero state, with ``Dropout`` between them.
+    def _layer_by_layer(self, recurrent: nn.RNNBase, inputs: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Output of the recurrent layers and their state, with ``Dropout`` between them.
 
         cuDNN's dropout has a random state that a checkpoint cannot store, so a resumed training would differ.
         """
         features = inputs
         n_directions = 2 if recurrent.bidirectional else 1
-        zeros = inputs.new_zeros(n_directions, inputs.shape[1], recurrent.hidden_size)
+        parts = state if isinstance(state, tuple) else (state,)  # hidden and cell of an LSTM, hidden of a GRU
+        if state is None:
+            zeros = inputs.new_zeros(n_directions * recurrent.num_layers, inputs.shape[1], recurrent.hidden_size)
+            parts = (zeros, zeros) if isinstance(recurrent, nn.LSTM) else (zeros,)
+        after = []
         for layer in range(recurrent.num_layers):
-            of_layer = recurrent.all_weights[n_directions * layer : n_directions * (layer + 1)]
-            weights: list[Tensor] = [weight for of_direction in of_layer for weight in of_direction]
+            of_layer = slice(n_directions * layer, n_directions * (layer + 1))
+            weights: list[Tensor] = [weight for direction in recurrent.all_weights[of_layer] for weight in direction]
             if layer > 0:
                 features = self.dropout(features)
             if features.is_cuda:
                 weights = _in_one_piece(weights)
-            # has_biases=True, num_layers=1, dropout=0, train=True, bidirectional, batch_first=False.
+            before = tuple(part[of_layer].contiguous() for part in parts)
+            # has_biases, num_layers, dropout, train, bidirectional, batch_first.
+            settings = True, 1, 0.0, True, recurrent.bidirectional, False
             if isinstance(recurrent, nn.LSTM):
-                features, *_ = torch.lstm(
-                    features, (zeros, zeros), weights, True, 1, 0.0, True, recurrent.bidirectional, False
-                )
+                features, *ended = torch.lstm(features, before, weights, *settings)
             else:
-                features, _ = torch.gru(features, zeros, weights, True, 1, 0.0, True, recurrent.bidirectional, False)
-        return features
+                features, *ended = torch.gru(features, before[0], weights, *settings)
+            after.append(ended)
+        joined = tuple(torch.cat(part) for part in zip(*after, strict=True))
+        return features, joined if isinstance(recurrent, nn.LSTM) else joined[0]
 
 
 def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
@@ -137,26 +160,27 @@ def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
 
 
 def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Tensor:
-    """Compute a module's estimates for any number of windows.
+    """Compute a module's estimates for any number of windows or recordings.
 
     On CPUs each thread computes its own batches: the matrix products of one batch are too small to be split.
 
     Args:
         module: A network in evaluation mode.
-        inputs: (n_windows, n_samples, 1 + n_components).
-        batch_size: Windows computed together by one thread.
+        inputs: (n_windows, n_samples, 1 + n_components), or (n_recordings, n_samples).
+        batch_size: Windows computed together by one thread; fewer if they are longer than some hundred samples.
 
     Returns:
-        (n_windows, n_samples, 1).
+        (n_windows, n_samples, 1), or (n_recordings, n_samples, n_components).
     """
-    batches, threads = torch.split(inputs, batch_size), torch.get_num_threads()
+    n_together = max(1, min(batch_size, MAX_SAMPLES_TOGETHER // max(1, inputs.shape[1])))
+    batches, threads = torch.split(inputs, n_together), torch.get_num_threads()
 
     def of_batch(batch: Tensor) -> Tensor:
         with torch.inference_mode():  # the mode is local to a thread
             return cast(Tensor, module(batch))
 
     if len(inputs) == 0:
-        return inputs.new_zeros((*inputs.shape[:2], 1))
+        return inputs.new_zeros((*inputs.shape[:2], 1 if inputs.dim() == 3 else cast(Any, module).n_components))
     if inputs.is_cuda or threads == 1 or len(batches) == 1:
         return torch.cat([of_batch(batch) for batch in batches])
     try:

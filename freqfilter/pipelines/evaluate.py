@@ -11,6 +11,7 @@ import pandas as pd
 from torch import nn
 
 from freqfilter.config import Params, SignalParams, TrackingParams
+from freqfilter.data.recordings import Recordings
 from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
 from freqfilter.evaluation.heldout import (
@@ -142,15 +143,22 @@ def log_evaluation(
     """Log the table of scores and the figures of the test set."""
     run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
     run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
-    run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), "evaluation/test_mse_over_window.csv")
-    figures = catalog.evaluation_figures(
-        partial(estimate, network),
-        splits.test,
-        splits.first_windows,
-        compared,
-        frequencies_hz=signals.frequencies_hz,
-        sample_rate_hz=signals.sample_rate_hz,
-        device=accelerator.device,
-    )
+    over = "recording" if isinstance(splits.test, Recordings) else "window"
+    run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), f"evaluation/test_mse_over_{over}.csv")
+    estimator = partial(estimate, network)
+    if compared.contexts is not None:
+        run.log_bytes(compared.contexts.to_csv().encode(), "evaluation/test_mse_after.csv")
+    if isinstance(splits.test, Recordings):
+        figures = catalog.recording_figures(estimator, splits.test, compared, signals)
+    else:
+        figures = catalog.evaluation_figures(
+            estimator,
+            splits.test,
+            splits.first_windows,
+            compared,
+            frequencies_hz=signals.frequencies_hz,
+            sample_rate_hz=signals.sample_rate_hz,
+            device=accelerator.device,
+        )
     for artifact, draw in figures:
         run.log_figure(draw, artifact, key=COMPARED.get(artifact))

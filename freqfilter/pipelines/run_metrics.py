@@ -105,6 +105,11 @@ def score_metrics(compared: Comparison) -> dict[str, float]:
     if LIMIT in compared.per_step.index and compared.per_block is not None:
         model, limit = (compared.per_block.loc[name].to_numpy() for name in (MODEL, LIMIT))
         metrics |= _interval_metrics(TEST_MSE_OVER_LIMIT, ratio_interval(model, limit))
+    if compared.contexts is not None:
+        for samples, row in compared.contexts.iterrows():
+            for name, value in row.items():
+                measure = str(name).removesuffix("_low").removesuffix("_high")
+                metrics[f"test/{measure}_after_{samples}{str(name).removeprefix(measure)}"] = float(value)
     return _finite(metrics)
 
 

@@ -75,13 +75,19 @@ class TrainingSetup:
     def print_header(self, run: Run) -> None:
         """Print the run, the device, the data and the network."""
         splits, state = self.splits, self.state
-        n_samples, n_features = splits.validation.n_samples, 1 + splits.validation.n_components
         logger.info(f"run {run.run_id} in experiment {run.experiment}")
         logger.info(f"device: {state.accelerator.describe()}")
-        logger.info(
-            f"windows: {splits.n_epoch:,} training, {len(splits.validation):,} validation, {len(splits.test):,} test, "
-            f"each {n_samples} samples of {n_features} features"
-        )
+        counts = f"{splits.n_epoch:,} training, {len(splits.validation):,} validation, {len(splits.test):,} test"
+        n_samples = splits.validation.n_samples
+        if self.params.of_recordings:
+            training = self.params.recordings
+            logger.info(
+                f"recordings: {counts}, each {n_samples:,} samples, in training {training.recording_length:,} in "
+                f"chunks of {training.chunk_length:,}"
+            )
+        else:
+            n_features = 1 + splits.validation.n_components
+            logger.info(f"windows: {counts}, each {n_samples} samples of {n_features} features")
         logger.info(f"network: {state.n_parameters:,} parameters\n{state.network}")
 
 
@@ -110,6 +116,7 @@ def setup(params: Params, resume_point: ResumePoint | None = None) -> TrainingSe
         model=params.model,
         training=params.training,
         accelerator=accelerator,
+        selector=not params.of_recordings,
     )
     if origin:
         state.start_from(origin.module.state_dict())

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from freqfilter.config import Params
-from freqfilter.data.windows import evenly_spaced
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import Comparison
@@ -185,7 +184,7 @@ def fit(run: Run, prepared: TrainingSetup, checkpoints: CheckpointWriter, *, val
         state,
         training_windows=splits.epoch,
         validation=splits.validation,
-        holdout=evenly_spaced(splits.holdout, evaluation.holdout_windows) if splits.holdout else None,
+        holdout=splits.epoch_holdout(evaluation.holdout_windows),
         holdout_every=evaluation.holdout_every,
         params=training,
     )

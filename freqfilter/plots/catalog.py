@@ -10,9 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from freqfilter.config import SignalParams
-from freqfilter.data.windows import SlidingWindows, WindowDataset
+from freqfilter.data.recordings import Recordings
+from freqfilter.data.windows import Dataset, SlidingWindows
 from freqfilter.evaluation.metrics import Comparison, Estimator
-from freqfilter.plots import data, evaluation
+from freqfilter.plots import data, evaluation, recordings
 from freqfilter.plots.evaluation import segment_estimates, window_estimates
 from freqfilter.tracked_names import COMPONENTS, PREDICTION
 
@@ -55,9 +56,29 @@ def data_figures(signals: SignalParams, windows: SlidingWindows) -> Iterator[tup
     yield "visualizations/06_structure.png", structure
 
 
+def recording_figures(
+    estimator: Estimator, test: Recordings, compared: Comparison, signals: SignalParams
+) -> Iterator[tuple[str, Callable[[], Figure]]]:
+    """Yield artifact path and drawing function of each figure of an estimator and the baselines on test recordings."""
+    mixture, components, estimates = recordings.estimated_recording(estimator, test)
+    yield (
+        PREDICTION,
+        partial(
+            recordings.recording,
+            mixture,
+            components,
+            estimates,
+            frequencies_hz=signals.frequencies_hz,
+            sample_rate_hz=signals.sample_rate_hz,
+        ),
+    )
+    yield COMPONENTS, partial(evaluation.mse_of_components, compared.table)
+    yield "visualizations/14_mse_over_samples.png", partial(recordings.mse_over_samples, compared.per_step)
+
+
 def evaluation_figures(
     estimator: Estimator,
-    windows: WindowDataset,
+    windows: Dataset,
     first_windows: SlidingWindows | None,
     compared: Comparison,
     *,

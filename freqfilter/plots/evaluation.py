@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from freqfilter.data.windows import SlidingWindows, WindowDataset
+from freqfilter.data.windows import Dataset, SlidingWindows
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import CHUNK_SIZE, MODEL, Estimator
 from freqfilter.plots.data import BAND, PERIODS_SHOWN, Samples, amplitude_spectrum
@@ -236,7 +236,7 @@ class SegmentEstimates:
 
 @torch.inference_mode()
 def window_estimates(
-    estimator: Estimator, windows: WindowDataset, *, frequencies_hz: Sequence[float], device: torch.device
+    estimator: Estimator, windows: Dataset, *, frequencies_hz: Sequence[float], device: torch.device
 ) -> WindowEstimates:
     """Estimate at most ``MAX_WINDOWS_SHOWN`` windows, drawn uniformly with a fixed seed."""
     n_shown = min(MAX_WINDOWS_SHOWN, max(1, MAX_SAMPLES_SHOWN // windows.n_samples))
@@ -266,7 +266,7 @@ def segment_estimates(
 
 
 def _estimates(
-    estimator: Estimator, windows: WindowDataset, positions: Tensor, device: torch.device
+    estimator: Estimator, windows: Dataset, positions: Tensor, device: torch.device
 ) -> tuple[Array, NDArray[np.int64], Array, Array]:
     """Return mixtures (n_windows, n_samples), components (n_windows,), targets and estimates."""
     on_device = windows.to(device)

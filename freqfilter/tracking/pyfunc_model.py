@@ -19,7 +19,8 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
     """A filter as a ``pyfunc`` model.
 
     Inputs are (n_windows, n_samples, 1 + n_components): the mixture, then a one-hot selector, as an array or tensor of
-    any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32.
+    any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32. A filter of recordings takes
+    their mixtures, (n_recordings, n_samples), and estimates all components, (n_recordings, n_samples, n_components).
 
     Attributes:
         facts: Schema, network arguments, signal model and parameters of the training run.
@@ -36,11 +37,13 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
         self.module.eval()
 
     def predict(self, context, model_input: np.ndarray, params=None):  # noqa: ARG002 (MLflow's names)
-        """Compute estimates (n_windows, n_samples, 1) from inputs (n_windows, n_samples, 1 + n_components)."""
-        inputs = _as_array(model_input)
-        n_features = 1 + self.facts["network"]["n_components"]
-        if inputs.ndim != 3 or inputs.shape[2] != n_features or inputs.shape[1] == 0:
-            _refuse(f"inputs have shape {inputs.shape}, not (n_windows, n_samples, {n_features})")
+        """Compute estimates of windows or recordings."""
+        inputs, network = _as_array(model_input), self.facts["network"]
+        features, expected = (1 + network["n_components"],), f"(n_windows, n_samples, {1 + network['n_components']})"
+        if not network["selector"]:
+            features, expected = (), "(n_recordings, n_samples)"
+        if inputs.ndim != 2 + len(features) or inputs.shape[2:] != features or inputs.shape[1] == 0:
+            _refuse(f"inputs have shape {inputs.shape}, not {expected}")
         if not np.isfinite(inputs).all():
             _refuse("inputs contain NaN or Inf")
         device = next(self.module.parameters()).device

@@ -44,7 +44,7 @@ CODE = Path(__file__).with_name("pyfunc_model.py")  # MLflow runs it; an import 
 MODEL = "model"  # artifact folder of a copied version's files in its run
 PROGRAM = "data"  # folder of the exported program in a version's files
 TOLERANCE = 1e-6
-CHECKED_SHAPES = ((1, 50), (3, 1), (2, 173))  # (n_windows, n_samples) of inputs that check a logged model
+CHECKED_SHAPES = ((1, 50), (3, 1), (2, 173))  # numbers of windows or recordings and samples that check a logged model
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class ModelPackage:
     Attributes:
         module: The network, in evaluation mode.
         params: Parameters of its run.
-        golden: Inputs (n_windows, n_samples, 1 + n_components) of the golden predictions, which are stored with the
-            version to check it once loaded.
+        golden: Inputs of the golden predictions, (n_windows, n_samples, 1 + n_components) or (n_recordings, n_samples),
+            which are stored with the version to check it once loaded.
         step: Epoch of the weights.
         limit_mse: Least mean squared error that a filter can expect; None if it is unknown.
         card: Model card, Markdown.
@@ -112,12 +112,12 @@ class _Flavors:
         mlflow_model.save(str(Path(path) / "MLmodel"))
 
 
-def _signature(n_features: int) -> ModelSignature:
-    """Signature with inputs (-1, -1, n_features) and estimates (-1, -1, 1), float32."""
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, n_features))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1, 1))]),
-    )
+def _signature(params: Params) -> ModelSignature:
+    """Signature of windows, (-1, -1, 1 + n_components) to (-1, -1, 1), or of recordings, (-1, -1) to (-1, -1, n)."""
+    n_components = len(params.signals.frequencies_hz)
+    shapes = ((-1, -1), (-1, -1, n_components)) if params.of_recordings else ((-1, -1, 1 + n_components), (-1, -1, 1))
+    inputs, outputs = (Schema([TensorSpec(np.dtype(np.float32), shape)]) for shape in shapes)
+    signature = ModelSignature(inputs=inputs, outputs=outputs)
     # MLflow would refuse float64, integers and lists before it calls the model. With this attribute, which it sets on
     # signatures from type hints, it passes the input unchanged, and the model checks and converts it.
     signature._is_signature_from_type_hint = True
@@ -148,7 +148,7 @@ def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram) -> s
             program=program,
             python_model=str(CODE),
             artifacts={name: str(path) for name, path in artifacts.items()},
-            signature=_signature(trained.golden.shape[2]),
+            signature=_signature(trained.params),
             input_example=trained.golden[:2],
             # Package indexes do not have the label of a local build.
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "torch")],
@@ -223,7 +223,7 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
     params = trained.params
     return {
         "schema": SCHEMA,
-        "network": {"n_components": trained.golden.shape[2] - 1, **params.model.model_dump()},
+        "network": network_arguments(params),
         "frequencies_hz": list(params.signals.frequencies_hz),
         # The signal model does not describe a user's data file.
         "sample_rate_hz": params.signals.sample_rate_hz if params.data.data_file is None else None,
@@ -233,12 +233,19 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
     }
 
 
+def network_arguments(params: Params) -> dict[str, Any]:
+    """Arguments of the network that is trained with these parameters."""
+    selector = not params.of_recordings
+    return {"n_components": len(params.signals.frequencies_hz), "selector": selector, **params.model.model_dump()}
+
+
 def _check_logged_model(uri: str, trained: ModelPackage) -> None:
     """Load both flavors of the model as users do, and compare their estimates with the module's on new inputs."""
     loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
     random = random_stream(0, "proof")
     for n_windows, n_samples in CHECKED_SHAPES:
-        inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
+        shape = (n_windows, n_samples, *trained.golden.shape[2:])
+        inputs = random.standard_normal(shape, dtype=np.float32)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         with torch.inference_mode():
             estimates = {

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from freqfilter.atomic_io import atomic_write, writable_folder
 from freqfilter.config import TrackingParams
-from freqfilter.data.windows import WindowDataset
+from freqfilter.data.windows import Dataset
 from freqfilter.errors import UserError, install_hint
 from freqfilter.plots.style import render
 from freqfilter.tracked_names import BEST_HOLDOUT_MSE, FILES, OUTBOX, SYSTEM, TEST_MSE
@@ -149,7 +149,7 @@ class Run:
         if self._board:
             self._board.log_metrics(values, step=self._system_step)
 
-    def log_data(self, windows: WindowDataset, *, name: str, context: str) -> None:
+    def log_data(self, windows: Dataset, *, name: str, context: str) -> None:
         """Log a dataset as an input of the run, with its digest: the signals, not the windows cut from them."""
         features, targets = (tensor.numpy() for tensor in windows.tensors())
         dataset = mlflow.data.from_numpy(features, targets=targets, name=name, digest=windows.digest()[:12])

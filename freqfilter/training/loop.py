@@ -12,7 +12,7 @@ from torch import Tensor
 
 from freqfilter.config import TrainingParams
 from freqfilter.data.signal_model import random_stream
-from freqfilter.data.windows import TrainingBatch, WindowDataset, batches, block_means
+from freqfilter.data.windows import Dataset, TrainingBatch, batches, block_means
 from freqfilter.errors import TrainingError
 from freqfilter.models.network import estimate
 from freqfilter.training.optim import LOSSES, mse, warmup_and_cosine
@@ -26,9 +26,9 @@ CHECK_EVERY = 50  # steps between checks of the loss; each check synchronizes wi
 def train(
     state: TrainingState,
     *,
-    training_windows: Callable[[int], WindowDataset],
-    validation: WindowDataset,
-    holdout: WindowDataset | None = None,
+    training_windows: Callable[[int], Dataset],
+    validation: Dataset,
+    holdout: Dataset | None = None,
     holdout_every: int = 1,
     params: TrainingParams,
 ) -> Generator[StepReport | EpochReport]:
@@ -58,16 +58,15 @@ def train(
         while progress.epoch <= params.epochs and not progress.stopped_early:
             windows = training_windows(progress.epoch).to(device)
             order = epoch_order(params.seed, progress.epoch, len(windows)).to(device)
-            n_batches = math.ceil(len(windows) / params.batch_size)
+            n_batches = windows.n_steps(params.batch_size)
             started = time.monotonic() - progress.seconds
             while progress.batch < n_batches:
-                first = progress.batch * params.batch_size
                 if params.scheduler == "cosine":
                     middle = progress.epoch - 1 + (progress.batch + 0.5) / n_batches  # of the step, in epochs
                     factor = warmup_and_cosine(middle / params.epochs, warmup_fraction=params.warmup_fraction)
                     state.learning_rate = params.learning_rate * factor
                 with state.randomness():
-                    batch = windows.training_batch(order[first : first + params.batch_size])
+                    batch = windows.step(order, progress.batch, params.batch_size)
                     state.sums += training_step(state, batch, params)
                 progress.batch += 1
                 if progress.batch % CHECK_EVERY == 0 or progress.batch == n_batches:
@@ -105,8 +104,8 @@ def training_step(state: TrainingState, batch: TrainingBatch, params: TrainingPa
     network, scaler = state.network, state.scaler
     network.train()
     with state.accelerator.autocast():
-        estimates = network(batch.inputs).float()
-    step_loss = LOSSES[params.loss](estimates, batch.targets).mean()
+        estimates = state.estimates(batch).float()
+    step_loss = _loss(estimates, batch.targets, batch.loss_scale, params).mean()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
     torch.autograd.backward(scaler.scale(step_loss))
@@ -120,9 +119,16 @@ def training_step(state: TrainingState, batch: TrainingBatch, params: TrainingPa
         for optimizer in state.optimizers:
             scaler.step(optimizer)
     scaler.update()
-    loss = LOSSES[params.loss](estimates.detach(), batch.clean).mean()
+    loss = _loss(estimates.detach(), batch.clean, batch.loss_scale, params).mean()
     finite_so_far = torch.isfinite(loss) & (state.sums[3] == state.progress.batch)
     return torch.stack([loss, torch.where(finite, gradient_norm.detach(), 0.0), finite.float(), finite_so_far.float()])
+
+
+def _loss(estimates: Tensor, targets: Tensor, scale: Tensor | None, params: TrainingParams) -> Tensor:
+    """Loss of each window or recording, (n_windows,)."""
+    if scale is not None:
+        estimates, targets = scale * estimates, scale * targets
+    return LOSSES[params.loss](estimates, targets)
 
 
 def _check(state: TrainingState, n_batches: int, params: TrainingParams) -> None:
@@ -143,9 +149,7 @@ def _divergence_error(name: str, where: str, params: TrainingParams) -> Training
     )
 
 
-def _validate(
-    state: TrainingState, report: EpochReport, validation: WindowDataset, params: TrainingParams
-) -> EpochReport:
+def _validate(state: TrainingState, report: EpochReport, validation: Dataset, params: TrainingParams) -> EpochReport:
     """Validate, save the best weights, and update scheduler and early stopping."""
     progress = state.progress
     result = validate(state, validation, params)
@@ -170,14 +174,14 @@ class Validation:
     blocks: tuple[float, ...]
 
 
-def validate(state: TrainingState, windows: WindowDataset, params: TrainingParams) -> Validation:
+def validate(state: TrainingState, windows: Dataset, params: TrainingParams) -> Validation:
     """Evaluate the network on windows."""
     windows = windows.to(state.accelerator.device)
     state.network.eval()
     losses, errors = [], []
     for inputs, targets in batches(windows, VALIDATION_CHUNK, state.accelerator.device):
         estimates = estimate(state.network, inputs)
-        losses.append(LOSSES[params.loss](estimates, targets))
+        losses.append(_loss(estimates, targets, windows.loss_scale, params))
         errors.append(mse(estimates, targets))
     window_mse, loss = torch.cat(errors), torch.cat(losses).double()
     if params.validation_average == "batches":

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from freqfilter.config import TrainingParams
-from freqfilter.data.windows import TrainingBatch, WindowDataset
+from freqfilter.data.windows import Dataset, TrainingBatch
 from freqfilter.training.loop import epoch_order, training_step
 from freqfilter.training.state import TrainingState
 
@@ -33,7 +32,7 @@ class Point(NamedTuple):
 
 def range_test(
     state: TrainingState,
-    training_windows: Callable[[int], WindowDataset],
+    training_windows: Callable[[int], Dataset],
     params: TrainingParams,
     *,
     lowest: float,
@@ -93,12 +92,12 @@ def _spread(raw: NDArray[np.float64]) -> float:
 
 
 def _batches(
-    state: TrainingState, training_windows: Callable[[int], WindowDataset], params: TrainingParams
+    state: TrainingState, training_windows: Callable[[int], Dataset], params: TrainingParams
 ) -> Iterator[TrainingBatch]:
     """Yield the batches of training, epoch after epoch without end."""
     device = state.accelerator.device
     for epoch in itertools.count(1):
         windows = training_windows(epoch).to(device)
         order = epoch_order(params.seed, epoch, len(windows)).to(device)
-        for positions in torch.split(order, params.batch_size):
-            yield windows.training_batch(positions)
+        for number in range(windows.n_steps(params.batch_size)):
+            yield windows.step(order, number, params.batch_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from freqfilter.config import ModelParams, TrainingParams
 from freqfilter.data.signal_model import torch_seed
+from freqfilter.data.windows import TrainingBatch
 from freqfilter.models.network import FrequencyFilterLSTM
 from freqfilter.training.device import Accelerator
 from freqfilter.training.optim import create_optimizers
@@ -45,13 +46,19 @@ class TrainingState:
     """State of a training: network, optimizers, scheduler, scaler, random states, best weights, counters, history."""
 
     def __init__(
-        self, *, n_components: int, model: ModelParams, training: TrainingParams, accelerator: Accelerator
+        self,
+        *,
+        n_components: int,
+        model: ModelParams,
+        training: TrainingParams,
+        accelerator: Accelerator,
+        selector: bool = True,
     ) -> None:
         self.accelerator = accelerator
         cuda_devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(torch_seed(training.seed, "weights"))
-            self.network = FrequencyFilterLSTM(n_components=n_components, **model.model_dump())
+            self.network = FrequencyFilterLSTM(n_components=n_components, selector=selector, **model.model_dump())
             torch.manual_seed(torch_seed(training.seed, "dropout"))
             self._randomness = _read_generators(accelerator)
         self.network.to(accelerator.device)
@@ -73,6 +80,7 @@ class TrainingState:
         # the first loss that is not finite. They stay on the device: reading them after every step would synchronize
         # with it.
         self.sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)
+        self._carried: Any = None  # state of the network after the last chunk of the present recordings
         self.progress = Progress()
 
     @property
@@ -90,6 +98,15 @@ class TrainingState:
     def n_parameters(self) -> int:
         """Number of trainable parameters of the network."""
         return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def estimates(self, batch: TrainingBatch) -> Tensor:
+        """Estimates of a training step; the network's state is carried over from the last chunk of recordings."""
+        if batch.continues is None:
+            estimates: Tensor = self.network(batch.inputs)
+            return estimates
+        estimates, carried = self.network.forward_with_state(batch.inputs, self._carried if batch.continues else None)
+        self._carried = _map_tensors(Tensor.detach, carried)
+        return estimates
 
     def cut_learning_rate_on_plateau(self, loss: float) -> None:
         """Pass a validation loss to the plateau scheduler, if there is one."""
@@ -149,6 +166,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "randomness": self._randomness,
             "sums": self.sums.clone(),
+            "carried": self._carried,
             "progress": asdict(self.progress),
         }
 
@@ -163,6 +181,7 @@ class TrainingState:
         self.scaler.load_state_dict(state["scaler"])
         self._randomness = dict(state["randomness"])
         self.sums.copy_(state["sums"])
+        self._carried = _map_tensors(lambda tensor: tensor.to(self.accelerator.device), state.get("carried"))
         progress = dict(state["progress"])
         progress["history"] = [EpochReport(**report) for report in progress["history"]]
         self.progress = Progress(**progress)
@@ -178,6 +197,13 @@ class TrainingState:
             layer, _, rest = key.partition(".")
             renamed[f"{names.get(layer, layer)}.{rest}"] = tensor.clone()
         return renamed
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """Apply a function to a network's state: a tensor, a tuple of states, or None."""
+    if isinstance(state, tuple):
+        return tuple(_map_tensors(function, part) for part in state)
+    return None if state is None else function(state)
 
 
 def _read_generators(accelerator: Accelerator) -> dict[str, Tensor]:
