@@ -39,6 +39,7 @@ FIRST_NOISE_SEED = 10_000
 N_WINDOWS = 8_000
 N_RECORDINGS = 32  # of a noise seed
 REPEATED_SIZES = (1,) * 64 + (7,) * 16 + (64,) * 8  # windows of a request, when estimates are computed again
+REPEATED_SAMPLES = 50  # of a recording, when estimates are computed again
 N_FILE_PARTS = 20  # of the test windows of a data file, in place of realizations
 
 
@@ -158,11 +159,15 @@ class Repetition:
 def repeat_estimates(estimator: Estimator, inputs: Tensor, estimates: Tensor) -> Repetition:
     """Compute estimates again: in reverse order, then shuffled in requests of ``REPEATED_SIZES`` windows.
 
+    Of recordings only the first ``REPEATED_SAMPLES`` samples are sent: estimates do not depend on later ones.
+
     Args:
         estimator: The estimator.
-        inputs: (n_windows, n_samples, 1 + n_components).
-        estimates: Its estimates of them, (n_windows, n_samples, 1).
+        inputs: (n_windows, n_samples, 1 + n_components), or (n_recordings, n_samples).
+        estimates: Its estimates of them.
     """
+    if inputs.dim() == 2:
+        inputs, estimates = inputs[:, :REPEATED_SAMPLES].contiguous(), estimates[:, :REPEATED_SAMPLES]
     order = torch.from_numpy(random_stream(0, "repeat").permutation(len(inputs)))
     sizes, n_left = [], len(inputs)
     for size in (*REPEATED_SIZES, len(inputs)):
@@ -204,10 +209,13 @@ def summarize(errors: Mapping[int, pd.DataFrame]) -> FreshScores:
 
 def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device: torch.device) -> Comparison:
     """Score a network, in evaluation mode and on ``device``, and its baselines on the test set."""
-    estimators: dict[str, Estimator] = {MODEL: partial(estimate, network)}
+    estimator = partial(estimate, network)
+    compared = compare_with_limit({MODEL: estimator} | baselines(params, splits), splits.test, params, device=device)
     if not isinstance(splits.test, Recordings):
-        estimators |= baseline_estimators(params, splits)
-        return compare_with_limit(estimators, splits.test, params, device=device)
-    test = splits.test.to(device)
-    compared = compare_with_limit(estimators | recording_baselines(params), test, params, device=device)
-    return replace(compared, contexts=score_contexts(estimators[MODEL], test, params))
+        return compared
+    return replace(compared, contexts=score_contexts(estimator, splits.test.to(device), params))
+
+
+def baselines(params: Params, splits: Splits) -> dict[str, Estimator]:
+    """Create the baselines of a filter of windows or of recordings, by name, in the order of a table."""
+    return recording_baselines(params) if params.of_recordings else baseline_estimators(params, splits)

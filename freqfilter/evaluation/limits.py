@@ -30,6 +30,7 @@ from freqfilter.evaluation.metrics import MEASURES, OVERALL, Comparison, Estimat
 
 LIMIT = "limit"  # for the view of the filter that is evaluated, causal or bidirectional
 
+MAX_LIMIT_SAMPLES = 10_000  # of a recording; its limit is stationary, or falls with their number, long before
 MAX_STARTS = 20_000  # considered for one window; thinned in longer signals
 MAX_WORK = 5e9  # windows × starts × samples: some ten seconds of one processor core
 MIN_WINDOWS, MAX_WINDOWS = 64, 20_000  # of an expectation, at any work

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from freqfilter.config import Params
 from freqfilter.data.kalman import KalmanFilter, RecordingEstimator
 from freqfilter.data.recordings import RecordingModel, Recordings
 from freqfilter.evaluation.baselines import butterworth_bands
-from freqfilter.evaluation.limits import LIMIT, limit_estimators, other_view
+from freqfilter.evaluation.limits import LIMIT, MAX_LIMIT_SAMPLES, limit_estimators, other_view
 from freqfilter.evaluation.metrics import CHUNK_SAMPLES, ZERO_MSE, Estimator, half_width, limit_ratio, ratio_interval
 
 CONTEXTS = (50, 200, 500, 1000, 2000)  # numbers of samples after which errors are reported
@@ -101,6 +102,28 @@ def contexts(n_samples: int) -> Iterator[tuple[int, slice]]:
         samples = slice(context, 2 * context) if context == MAIN_CONTEXT else slice(context - around, context + around)
         if samples.stop <= n_samples:
             yield context, samples
+
+
+def close_components(params: Params) -> Iterator[str]:
+    """Yield a line for each pair of neighbouring components that a recording is too short to tell apart."""
+    signals = params.signals
+    n_samples = min(signals.n_samples, MAX_LIMIT_SAMPLES)
+    duration_s = n_samples / signals.sample_rate_hz
+    order = np.argsort(signals.frequencies_hz)
+    close = [pair for pair in pairwise(order) if np.diff(np.take(signals.frequencies_hz, pair)) < 1 / duration_s]
+    if not close:
+        return
+    errors = KalmanFilter(RecordingModel.from_params(signals)).variances(n_samples)[-1]
+    for low, high in close:
+        low_hz, high_hz, power = (
+            signals.frequencies_hz[low],
+            signals.frequencies_hz[high],
+            signals.amplitudes[low] ** 2 / 2,
+        )
+        yield (
+            f"{low_hz:g} and {high_hz:g} Hz are closer than 1 / {duration_s:g} s: after {n_samples:,} samples the "
+            f"expected error of {low_hz:g} Hz is still {errors[low]:.3g}, and its power is {power:.3g}."
+        )
 
 
 class BandPass:

@@ -23,7 +23,11 @@ from freqfilter.tracking.queries import download, upload
 from freqfilter.tracking.registry import register_copy
 
 TOLERANCE = 1e-5  # of the estimates of an ONNX file
-SHAPES = ((1, 1), (3, 7), (2, 200))  # (n_windows, n_samples) checked in addition to the golden inputs
+SHAPES = (
+    (1, 1),
+    (3, 7),
+    (2, 200),
+)  # numbers of windows or recordings and samples checked in addition to the golden inputs
 FOLDER = "onnx"  # artifact folder in the run that trained the version
 # Tags that refer to their own registry.
 REGISTRY_LOCAL_TAGS = {
@@ -84,8 +88,9 @@ def _convert(version: aliases.RegisteredVersion) -> tuple[bytes, float]:
     facts = {name: json.dumps(value) for name, value in model.facts.items() if name != "params"}
     metadata = facts | {"version": version.uri, MODEL_DIGEST: version.tags.get(MODEL_DIGEST, "")}
     content = onnx_model(model.module, metadata).SerializeToString()
-    random, n_features = np.random.default_rng(1), 1 + len(model.facts["frequencies_hz"])
-    examples = [random.normal(size=(*shape, n_features)).astype(np.float32) for shape in SHAPES]
+    random = np.random.default_rng(1)
+    features = () if model.of_recordings else (1 + len(model.facts["frequencies_hz"]),)
+    examples = [random.normal(size=(*shape, *features)).astype(np.float32) for shape in SHAPES]
     if model.golden is not None:
         examples.append(model.golden[0])
     session, difference = InferenceSession(content), 0.0

@@ -8,10 +8,13 @@ import logging
 import math
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from freqfilter.config import Params
 from freqfilter.data.splits import Splits
+from freqfilter.data.windows import Dataset
 from freqfilter.evaluation import limits
 from freqfilter.evaluation.heldout import score_test_set
 from freqfilter.evaluation.metrics import Comparison
@@ -31,7 +34,7 @@ from freqfilter.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-GOLDEN_WINDOWS = 16
+GOLDEN_WINDOWS, GOLDEN_SAMPLES = 16, 500  # windows or recordings, and samples of a recording
 # Tags of a run that its version has as well.
 VERSION_TAGS = (
     "recipe", "params_digest", "git_commit", "git_path", "git_patch_sha256", "freqfilter_version",
@@ -105,11 +108,10 @@ def log_model(
     card = model_card(params, compared.table, metrics, run.tags | {"run_id": run.run_id})
     run.log_bytes(card.encode(), "model_card.md")
     run.deliver()
-    golden, _ = splits.test.batch(torch.linspace(0, len(splits.test) - 1, GOLDEN_WINDOWS).round().long())
     trained = registry.ModelPackage(
         state.network.cpu(),
         params,
-        golden=golden.numpy(),
+        golden=golden_inputs(splits.test),
         step=progress.best_epoch,
         limit_mse=limits.expected_limit_mse(params),
         card=card,
@@ -135,6 +137,12 @@ def log_model(
         )
     )
     return version
+
+
+def golden_inputs(test: Dataset) -> NDArray[np.float32]:
+    """Inputs of the golden predictions: test windows, or the start of test recordings, spread evenly."""
+    inputs, _ = test.batch(torch.linspace(0, len(test) - 1, GOLDEN_WINDOWS).round().long())
+    return inputs.numpy() if inputs.dim() == 3 else inputs[:, :GOLDEN_SAMPLES].contiguous().numpy()
 
 
 def _version_tags(run: Run, splits: Splits, metrics: dict[str, float]) -> dict[str, str]:

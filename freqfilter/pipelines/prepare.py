@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,18 @@ from tabulate import tabulate
 from freqfilter.atomic_io import atomic_write
 from freqfilter.config import Params
 from freqfilter.data import npz
+from freqfilter.data.kalman import KalmanFilter
+from freqfilter.data.recordings import RecordingModel
 from freqfilter.data.signal_model import SignalModel, evenly_spaced_windows, first_windows
 from freqfilter.data.splits import FIRST_SAMPLES, Splits
+from freqfilter.errors import UserError
 from freqfilter.evaluation import limits
-from freqfilter.evaluation.limits import MAX_WINDOWS, MAX_WORK, LimitEstimates
+from freqfilter.evaluation.limits import MAX_LIMIT_SAMPLES, MAX_WINDOWS, MAX_WORK, LimitEstimates
 from freqfilter.evaluation.metrics import frequency_name
+from freqfilter.evaluation.recordings import CONTEXTS, close_components
 from freqfilter.plots import catalog
-from freqfilter.plots.limit import limit_curves
+from freqfilter.plots.limit import SIDES, limit_curves
+from freqfilter.plots.recordings import limit_over_samples
 from freqfilter.plots.style import render
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, check_launched_run, open_run
@@ -75,31 +80,46 @@ class LimitReport:
     """Limits of a signal model, for one realization or in expectation.
 
     Attributes:
-        scores: Causal and two-sided limit.
-        frequencies_hz: Frequency of each component.
+        scores: Causal and two-sided limit or, where it is unknown, the errors of the best linear filters.
+        params: The parameters.
     """
 
     scores: LimitEstimates
-    frequencies_hz: tuple[float, ...]
+    params: Params
+
+    @property
+    def exact(self) -> bool:
+        """Whether the scores are limits, and not the errors of the best linear filters."""
+        return not self.params.of_recordings or self.params.signals.amplitude_distribution == "rayleigh"
+
+    def mean_errors(self) -> dict[str, float]:
+        """Mean squared errors by name: ``causal_mse`` and ``two_sided_mse``, of linear filters ``linear_…``."""
+        prefix = "" if self.exact else "linear_"
+        return {f"{prefix}{side}_mse": getattr(self.scores, side).mse for side in SIDES}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values by flat names, such as ``causal_mse`` and ``causal_mse_per_frequency``."""
+        """Return all values by flat names, such as ``causal_mse`` and ``causal_mse_after_50``."""
         scores = self.scores
-        named: dict[str, Any] = {"n_windows": scores.n_windows, "start_step": scores.start_step}
-        for side in ("causal", "two_sided"):
+        named: dict[str, Any] = {}
+        if not self.params.of_recordings:
+            named = {"n_windows": scores.n_windows, "start_step": scores.start_step}
+        for name, side in zip(self.mean_errors(), SIDES, strict=True):
             limit = getattr(scores, side)
             named |= {
-                f"{side}_mse": limit.mse,
-                f"{side}_mse_per_frequency": limit.per_frequency.tolist(),
-                f"{side}_mse_per_step": limit.per_step.tolist(),
-                f"{side}_mse_standard_error": limit.standard_error,
-                f"{side}_mse_excess": getattr(scores, f"{side}_excess"),
+                name: limit.mse,
+                f"{name}_per_frequency": limit.per_frequency.tolist(),
+                f"{name}_per_step": limit.per_step.tolist(),
+                f"{name}_standard_error": limit.standard_error,
+                f"{name}_excess": getattr(scores, f"{side}_excess"),
             }
+            named |= {f"{name}_after_{n}": limit.per_step[n - 1] for n in CONTEXTS if n <= len(limit.per_step)}
         return named
 
     def remarks(self) -> str:
         """Return what the figures mean, as text."""
         scores = self.scores
+        if self.params.of_recordings:
+            return "\n".join(self._remarks_on_recordings())
         lines = [f"{scores.n_windows:,} windows. No filter of the same samples has a smaller expected error."]
         if scores.start_step > 1:
             lines.append(
@@ -110,13 +130,37 @@ class LimitReport:
 
     def table(self, table_format: str = "simple") -> str:
         """Format the limits in a format of tabulate: a row for each side, a column for each component."""
+        frequencies = [frequency_name(frequency_hz) for frequency_hz in self.params.signals.frequencies_hz]
+        sides = (("causal", self.scores.causal), ("two-sided", self.scores.two_sided))
+        if self.params.of_recordings:
+            n_samples = len(self.scores.causal.per_step)
+            known = [n for n in CONTEXTS if n <= n_samples]
+            after = [
+                [name, limit.mse, *limit.per_step[[n - 1 for n in known]], *limit.per_frequency]
+                for name, limit in sides
+            ]
+            headers = ["limit" if self.exact else "best linear", f"mean of {n_samples:,}"]
+            headers += [f"sample {n:,}" for n in known] + frequencies
+            return tabulate(after, headers=headers, tablefmt=table_format, floatfmt=".5f")
         rows = [
             [name, limit.mse, limit.standard_error, *limit.per_frequency, *limit.per_step[[0, -1]]]
-            for name, limit in (("causal", self.scores.causal), ("two-sided", self.scores.two_sided))
+            for name, limit in sides
         ]
-        headers = ["limit", "MSE", "± std. error", *map(frequency_name, self.frequencies_hz)]
-        headers += ["first sample", "last sample"]
+        headers = ["limit", "MSE", "± std. error", *frequencies, "first sample", "last sample"]
         return tabulate(rows, headers=headers, tablefmt=table_format, floatfmt=".4f")
+
+    def _remarks_on_recordings(self) -> Iterator[str]:
+        n_samples, computed = self.params.signals.n_samples, len(self.scores.causal.per_step)
+        if self.exact:
+            yield "Exact, the variances of the Kalman filter and smoother: no filter has a smaller expected error."
+        else:
+            yield (
+                "The limit is not known for fixed amplitudes with uniform phases. These are the expected errors of the "
+                "Kalman filter and smoother, the best linear filters; another filter may have smaller ones."
+            )
+        if computed < n_samples:
+            yield f"Computed for the first {computed:,} of {n_samples:,} samples."
+        yield from close_components(self.params)
 
 
 def compute_limit(params: Params, *, noise_seed: int | None, picture: Path | None) -> LimitReport:
@@ -130,18 +174,30 @@ def compute_limit(params: Params, *, noise_seed: int | None, picture: Path | Non
     Raises:
         UserError: If the picture cannot be written.
     """
+    if params.of_recordings:
+        if noise_seed is not None:
+            raise UserError("noise_seed: the limit of random signals is exact in expectation; omit it")
+        n_samples = min(params.signals.n_samples, MAX_LIMIT_SAMPLES)
+        logger.info(f"Kalman filter and smoother of {n_samples:,} samples")
+        scores = limits.recording_limits(RecordingModel.from_params(params.signals), n_samples)
+        return _drawn(LimitReport(scores, params), picture)
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     if noise_seed is None:
         scores = limits.expected_limit(model, window_length=window_length)
     else:
         max_windows = MAX_WINDOWS * len(model.components)
         scores = limits.window_limit(model, evenly_spaced_windows(model, window_length, max_windows, noise_seed))
+    return _drawn(LimitReport(scores, params), picture)
+
+
+def _drawn(report: LimitReport, picture: Path | None) -> LimitReport:
+    """Draw the limit to a file, if one is given, and return the report."""
     if picture is not None:
-        for content in render(_drawing(params, scores), str(picture), 150):
+        for content in render(_drawing(report.params, report.scores), str(picture), 150):
             with atomic_write(picture) as file:
                 file.write(content)
             logger.info(f"written: {picture}")
-    return LimitReport(scores, params.signals.frequencies_hz)
+    return report
 
 
 def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str) -> tuple[LimitReport, RunRef]:
@@ -161,7 +217,7 @@ def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str)
     with open_run(params.tracking, Job("limit", name, options | params.canonical(sections=("signals", "data")))) as run:
         report = compute_limit(params, noise_seed=noise_seed, picture=None)
         scores = report.scores
-        run.log_metrics({"limit/causal_mse": scores.causal.mse, "limit/two_sided_mse": scores.two_sided.mse}, step=0)
+        run.log_metrics({f"limit/{name}": mse for name, mse in report.mean_errors().items()}, step=0)
         run.log_bytes(json.dumps(report.to_dict(), indent=2).encode(), "limit/limit.json")
         run.log_figure(_drawing(params, scores), "limit/limit.png")
         run.describe(f"{report.remarks()}\n\n{report.table('github')}")
@@ -170,6 +226,9 @@ def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str)
 
 def _drawing(params: Params, scores: LimitEstimates) -> Callable[[], Figure]:
     """Compute the limit over window lengths, and return what draws it and the limit over the samples of a window."""
+    if params.of_recordings:
+        by_component = KalmanFilter(RecordingModel.from_params(params.signals)).variances(len(scores.causal.per_step))
+        return partial(limit_over_samples, scores, by_component, frequencies_hz=params.signals.frequencies_hz)
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     by_length = {}
     for length in sorted({length for length in (*LENGTHS, window_length) if length <= model.n_samples}):

@@ -21,9 +21,15 @@ from freqfilter.data.signal_model import random_stream
 from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
 from freqfilter.evaluation import gate
-from freqfilter.evaluation.baselines import baseline_estimators
 from freqfilter.evaluation.gate import Check
-from freqfilter.evaluation.heldout import N_FILE_PARTS, Repetition, repeat_estimates, score_realizations
+from freqfilter.evaluation.heldout import (
+    N_FILE_PARTS,
+    REPEATED_SAMPLES,
+    Repetition,
+    baselines,
+    repeat_estimates,
+    score_realizations,
+)
 from freqfilter.evaluation.limits import LIMIT
 from freqfilter.evaluation.metrics import OVERALL
 from freqfilter.evaluation.significance import FALSE_PROMOTION_RATE, INTERIM_ANALYSES, PairedTest, Verdict, paired_test
@@ -130,13 +136,14 @@ def run_checks(
                 ) from error
             return GateReport([*checks, Check("predicts", False, str(error))], seeds=seeds_summary)
     candidate_errors = errors["candidate"]
-    baselines = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
+    references = {name: table for name, table in errors.items() if name not in ("candidate", "champion")}
     checks += [Check("predicts", True, "all estimates are finite"), gate.check_repetition(repetition)]
-    checks += gate.check_baselines(candidate_errors, baselines)
-    checks += gate.check_limit(candidate_errors, baselines.get(LIMIT), bounds)
-    checks.append(gate.check_not_below_limit(candidate_errors, baselines.get(LIMIT)))
+    checks += gate.check_baselines(candidate_errors, references)
+    checks += gate.check_limit(candidate_errors, references.get(LIMIT), bounds)
+    checks.append(gate.check_not_below_limit(candidate_errors, references.get(LIMIT)))
     checks.append(gate.check_leak(_training_diagnoses(candidate), bounds))
-    checks += gate.check_cost(repetition.milliseconds, description["megabytes"], bounds)
+    extent = f"{REPEATED_SAMPLES} samples" if params.of_recordings else "a window"
+    checks += gate.check_cost(repetition.milliseconds, extent, description["megabytes"], bounds)
     if trial and (few := too_few_windows(len(candidate_errors), params, trial.rate)):
         test, trial, uncompared = None, None, Check(IMPROVEMENT, False, few)  # it spends no part of the error rate
     checks.append(gate.check_improvement(test, trial.number) if test and trial else uncompared)
@@ -210,8 +217,8 @@ def _measure(
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None, Repetition]:
     """Measure errors until the paired test decides; return a table of each estimator, the test, and repetitions."""
     rows: defaultdict[str, dict[int, dict[Any, float]]] = defaultdict(dict)
-    baselines, test = baseline_estimators(params, Splits.from_params(params)), None
-    estimators = {name: each for name, each in baselines.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
+    references, test = baselines(params, Splits.from_params(params)), None
+    estimators = {name: each for name, each in references.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
     workers = {"candidate": candidate} | ({"champion": champion} if champion else {})
     scored: list[tuple[Tensor, Tensor]] = []  # inputs and estimates of the candidate's first request
 
@@ -219,7 +226,7 @@ def _measure(
         shutdown.check()
         for worker in workers.values():
             worker.request(inputs)
-        return baselines["zero"](inputs)
+        return references["zero"](inputs)
 
     def read_candidate(inputs: Tensor) -> Tensor:
         estimates = candidate.read(inputs)

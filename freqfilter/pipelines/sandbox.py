@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -232,7 +233,7 @@ class ModelWorker:
             raise ModelWorkerError(self._uri, f"{self._uri}: its parameters are corrupt ({text})") from error
 
     def request(self, inputs: Tensor) -> None:
-        """Request estimates of inputs (n_windows, n_samples, 1 + n_components); ``read`` returns them.
+        """Request estimates, which ``read`` returns, of the inputs of windows or of recordings.
 
         Raises:
             ModelWorkerError: If a response has arrived already.
@@ -247,22 +248,24 @@ class ModelWorker:
         self._send(inputs.numpy())
 
     def read(self, inputs: Tensor) -> Tensor:
-        """Estimates (n_windows, n_samples, 1) of the requested inputs.
+        """Estimates of the requested windows, (n_windows, n_samples, 1), or recordings, with all components.
 
         Raises:
             ModelWorkerError: If the model fails, or the estimates have another shape or type, or are not finite.
             UserError: If its process was killed from outside.
         """
-        expected = {"shape": [*inputs.shape[:2], 1], "dtype": "float32"}
+        n_estimates = len(self.params.signals.frequencies_hz) if inputs.dim() == 2 else 1
+        shape = [*inputs.shape[:2], n_estimates]
+        expected = {"shape": shape, "dtype": "float32"}
         if (header := self._read_message()) != expected:
             text = printable(f"shape {header.get('shape')} and type {header.get('dtype')}")
             wanted = f"shape {expected['shape']} and type float32"
             raise ModelWorkerError(self._uri, f"{self._uri}: its estimates have {text}, not {wanted}")
         with self._response_time() as deadline:
-            values = receive_bytes(self._connection, 4 * inputs.shape[0] * inputs.shape[1], deadline=deadline)
+            values = receive_bytes(self._connection, 4 * math.prod(shape), deadline=deadline)
         if values is None:
             raise self._exit_reason()
-        estimates = torch.from_numpy(np.frombuffer(values, dtype=np.float32)).view(*inputs.shape[:2], 1)
+        estimates = torch.from_numpy(np.frombuffer(values, dtype=np.float32)).view(shape)
         if not torch.isfinite(estimates).all():
             raise ModelWorkerError(self._uri, f"{self._uri}: its estimates contain NaN or Inf")
         return estimates

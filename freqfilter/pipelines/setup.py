@@ -14,6 +14,7 @@ from freqfilter.evaluation import limits
 from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import ZERO_MSE
 from freqfilter.evaluation.overlap import MIN_RUN, WindowOverlap, measure_overlaps
+from freqfilter.evaluation.recordings import close_components
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.run_metrics import limit_metrics
 from freqfilter.tracking import provenance, registry
@@ -168,6 +169,9 @@ def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | Non
         logger.info("limit: zero on the validation windows; no ratio to it")
     else:
         logger.info(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+    if params.of_recordings:
+        for line in close_components(params):
+            logger.info(line)
     return val_limit
 
 

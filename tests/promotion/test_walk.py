@@ -200,7 +200,7 @@ def test_a_filter_of_a_users_data_is_promoted_without_a_limit(
         assert call(["train", *options(own | {"epochs": epochs})], capsys, monkeypatch) == (0, "")
     assert promote("--model_name", "own", "--version", "1")[0] in (0, 1)
     code, output = promote("--model_name", "own", "--version", "2")
-    assert "the signal model of a data file is unknown" in output
+    assert "the limit of this data is unknown" in output
     assert "near the limit, 1hz" not in output
     assert code == 0, output
 
