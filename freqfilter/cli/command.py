@@ -182,7 +182,8 @@ def invocation_folder(paths: dict[str, str]) -> Path:
 GROUPS = {
     "Everyday": ("train", "original", "compare", "evaluate", "promote", "ui"),
     "More": (
-        "ablate", "find_learning_rate", "limit", "prepare", "rollback", "history", "serve", "export", "copy",
+        "ablate", "find_learning_rate", "register_classical", "limit", "prepare", "rollback", "history", "serve",
+        "export", "copy",
     ),
     "Upkeep": ("resume", "sync", "doctor", "init_store"),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freqfilter.cli.command import command, run_links, version_option
+from freqfilter.cli.command import Request, command, recipe_option, run_links, version_option
 from freqfilter.config import TrackingParams
 from freqfilter.config.schema import Bounds
 from freqfilter.errors import without_credentials
@@ -29,6 +29,26 @@ def bound_options(function: Callable[..., Any]) -> Callable[..., Any]:
         option = click.option(f"--{bound.name}", type=kind, default=bound.default, help=bound.metadata["help"])
         option(function)
     return function
+
+
+@command()
+@recipe_option
+@click.option("--method", default="kalman", help="kalman: the Kalman filter of a random signal model")
+def register_classical(request: Request, method: str) -> RunRef:
+    """Test a classical filter of the signals and register it.
+
+    The filter has no training; it becomes champion through the same checks as a trained one.
+    """
+    params = request.resolve(online=True)
+    from freqfilter.pipelines.classical import register_classical as run_register
+    from freqfilter.pipelines.model_card import scores_table
+
+    name = f"{method} {request.run_name()}"
+    result = run_register(params, method=method, recipe=request.recipe, name=name)
+    click.echo(f"\n{scores_table(result.compared.table, 'simple')}\n")
+    if result.version:
+        click.echo(f"registered: {result.model_name} version {result.version}")
+    return result.run
 
 
 @command(parameters=("tracking",))

@@ -148,7 +148,7 @@ def _resume(request: Request, run_id: str, *, take_over: bool = False) -> RunRef
 
 def _print_summary(trained: TrainingResult) -> RunRef | None:
     """Print best epoch, scores, run and version; return the run unless it is offline."""
-    from freqfilter.pipelines.model_card import limit_summary, scores_table
+    from freqfilter.pipelines.model_card import after_summary, limit_summary, scores_table
 
     best, run = trained.progress.best, trained.run
     click.echo(
@@ -156,6 +156,8 @@ def _print_summary(trained: TrainingResult) -> RunRef | None:
         f"validation MSE {best.val_mse:.4f}"
     )
     click.echo(f"\n{scores_table(trained.compared.table, 'simple')}\n\n{limit_summary(trained.metrics)}\n")
+    if after := after_summary(trained.metrics):
+        click.echo(f"after {after}\n")
     for line in trained.diagnoses.values():
         click.echo(f"diagnosis: {line}")
     if not run.tracking_uri:

@@ -58,25 +58,32 @@ class KalmanFilter:
 
     Args:
         model: The distribution of recordings.
+
+    Attributes:
+        transition: Expected state at the next sample from that at this one, (n_states, n_states).
+        prior: Variance of each quadrature, (n_states,).
+        driving: Variance that drives each quadrature from a sample to the next, (n_states,).
+        observed: Weight of each quadrature in the mixture, (n_states,).
+        noise_variance: Variance of the noise on the mixture.
     """
 
     def __init__(self, model: RecordingModel) -> None:
         rotation = model.rotation
         turns = [np.array([[factor.real, factor.imag], [-factor.imag, factor.real]]) for factor in rotation]
-        self._transition: Array = block_diag(*turns)
-        self._prior = np.repeat(model.power, 2)
-        self._driving = self._prior * (1 - np.repeat(np.abs(rotation) ** 2, 2)).clip(min=0)
-        self._observed = np.tile([1 / len(rotation), 0.0], len(rotation))
-        self._noise_variance = max(model.noise_std**2, MIN_NOISE_VARIANCE)
+        self.transition: Array = block_diag(*turns)
+        self.prior = np.repeat(model.power, 2)
+        self.driving = self.prior * (1 - np.repeat(np.abs(rotation) ** 2, 2)).clip(min=0)
+        self.observed = np.tile([1 / len(rotation), 0.0], len(rotation))
+        self.noise_variance = max(model.noise_std**2, MIN_NOISE_VARIANCE)
 
     @property
     def n_states(self) -> int:
         """Number of quadratures, two for each component."""
-        return len(self._prior)
+        return len(self.prior)
 
     def variances(self, n_samples: int) -> Array:
         """Expected squared error of each component after each sample, (n_samples, n_components)."""
-        steps = self._steps(np.diag(self._prior), n_samples)
+        steps = self._steps(np.diag(self.prior), n_samples)
         return np.stack([step.covariance.diagonal()[::2] for step in steps])
 
     def filter(self, mixtures: Array) -> Array:
@@ -88,7 +95,7 @@ class KalmanFilter:
         Returns:
             (n_recordings, n_samples, n_components).
         """
-        gains = [step.gain for step in self._steps(np.diag(self._prior), mixtures.shape[1])]
+        gains = [step.gain for step in self._steps(np.diag(self.prior), mixtures.shape[1])]
         states, _ = self._filtered_states(mixtures, gains)
         return np.ascontiguousarray(states[..., ::2].swapaxes(0, 1))
 
@@ -99,7 +106,7 @@ class KalmanFilter:
             mixtures: (n_recordings, n_samples); with no recordings the variances alone are computed.
         """
         n_recordings, n_samples = mixtures.shape
-        before = {0: np.diag(self._prior)}  # covariance before the first sample of each segment
+        before = {0: np.diag(self.prior)}  # covariance before the first sample of each segment
         gains = []
         for sample, step in enumerate(self._steps(before[0], n_samples), start=1):
             gains.append(step.gain)
@@ -124,19 +131,19 @@ class KalmanFilter:
         stationary = False
         for _ in range(n_samples):
             if not stationary:
-                cross = covariance @ self._observed
-                innovation_variance = float(self._observed @ cross) + self._noise_variance
+                cross = covariance @ self.observed
+                innovation_variance = float(self.observed @ cross) + self.noise_variance
                 gain = cross / innovation_variance
                 step = Step(covariance - np.outer(gain, cross), gain, innovation_variance)
                 predicted = self._predicted(step.covariance)
-                stationary = bool(np.abs(predicted - covariance).max() <= MAX_CHANGE * self._prior.max())
+                stationary = bool(np.abs(predicted - covariance).max() <= MAX_CHANGE * self.prior.max())
                 covariance = predicted
             yield step
 
     def _predicted(self, covariance: Array) -> Array:
         """Covariance of the state at the next sample, from that at this sample."""
-        predicted = self._transition @ covariance @ self._transition.T
-        predicted[np.diag_indices(self.n_states)] += self._driving
+        predicted = self.transition @ covariance @ self.transition.T
+        predicted[np.diag_indices(self.n_states)] += self.driving
         return (predicted + predicted.T) / 2
 
     def _filtered_states(self, mixtures: Array, gains: Sequence[Array]) -> tuple[Array, Array]:
@@ -146,8 +153,8 @@ class KalmanFilter:
         state = np.zeros(states.shape[1:])
         for sample, (observed, gain) in enumerate(zip(mixtures.T, gains, strict=True)):
             if sample > 0:
-                state = state @ self._transition.T
-            innovations[sample] = observed - state @ self._observed
+                state = state @ self.transition.T
+            innovations[sample] = observed - state @ self.observed
             state = state + np.outer(innovations[sample], gain)
             states[sample] = state
         return states, innovations
@@ -157,13 +164,13 @@ class KalmanFilter:
 
         They correct the mean and the covariance given the samples so far; Bierman's equations for one observation.
         """
-        observed, gain = self._observed, step.gain
+        observed, gain = self.observed, step.gain
         adjoint = adjoint - np.outer(adjoint @ gain + innovation / step.innovation_variance, observed)
         of_gain = information @ gain
         cross = np.outer(observed, of_gain)
         scale = gain @ of_gain + 1 / step.innovation_variance
         information = information - cross - cross.T + scale * np.outer(observed, observed)
-        return adjoint @ self._transition, self._transition.T @ information @ self._transition
+        return adjoint @ self.transition, self.transition.T @ information @ self.transition
 
 
 class RecordingEstimator:

@@ -51,6 +51,9 @@ class FrequencyFilterLSTM(nn.Module):
         bidirectional: Also run backwards from the last sample; an estimate then uses later samples too.
         selector: Whether the inputs select a component.
 
+    Attributes:
+        arguments: Arguments of ``create_network``.
+
     Its state dict has the keys ``lstm.*`` (or ``gru.*``) and ``fc.*``, with the names and shapes of PyTorch's layers.
 
     >>> kind = {"cell": "lstm", "hidden_size": 128, "num_layers": 2, "dropout": 0.2, "bidirectional": False}
@@ -70,6 +73,15 @@ class FrequencyFilterLSTM(nn.Module):
         selector: bool = True,
     ) -> None:
         super().__init__()
+        self.arguments = {
+            "n_components": n_components,
+            "selector": selector,
+            "cell": cell,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+            "dropout": dropout,
+            "bidirectional": bidirectional,
+        }
         self.n_components = n_components
         self.selector = selector
         self.cell = cell
@@ -157,6 +169,66 @@ def _in_one_piece(weights: list[Tensor]) -> list[Tensor]:
     parts = torch.split(piece, [weights[place].numel() for place in order])
     placed = {place: part.view_as(weights[place]) for place, part in zip(order, parts, strict=True)}
     return [placed[place] for place in range(len(weights))]
+
+
+class KalmanFilter(nn.Module):
+    """Kalman filter of the components of recordings, with the call signature of a network of recordings.
+
+    It computes in float64. Its state dict has the matrices of the signal model: the transition of the quadratures from
+    a sample to the next, their prior and driving variances, their weights in the mixture, and the noise's variance.
+
+    Args:
+        n_components: Number of components; each has two quadratures, the component itself first.
+    """
+
+    def __init__(self, *, n_components: int) -> None:
+        super().__init__()
+        self.arguments = {"n_components": n_components, "selector": False, "cell": "kalman", "bidirectional": False}
+        n_states = 2 * n_components
+        self.n_components = n_components
+        self.selector = False
+        self.transition: Tensor
+        self.prior: Tensor
+        self.driving: Tensor
+        self.observed: Tensor
+        self.noise_variance: Tensor
+        self.register_buffer("transition", torch.zeros(n_states, n_states, dtype=torch.float64))
+        for name in ("prior", "driving", "observed"):
+            self.register_buffer(name, torch.zeros(n_states, dtype=torch.float64))
+        self.register_buffer("noise_variance", torch.ones((), dtype=torch.float64))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Estimates (n_recordings, n_samples, n_components) of mixtures (n_recordings, n_samples)."""
+        return self.forward_with_state(inputs)[0]
+
+    def forward_with_state(self, inputs: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """Estimates as ``forward`` gives them, and mean and covariance of the quadratures after the last sample.
+
+        Args:
+            inputs: (n_recordings, n_samples).
+            state: State returned by an earlier call, to continue from; None starts from the prior.
+        """
+        mean, covariance = state or (self.prior.new_zeros(len(inputs), len(self.prior)), None)
+        estimates = []
+        for samples in inputs.double().T:
+            if covariance is None:  # the first sample
+                covariance = torch.diag(self.prior)
+            else:
+                mean = mean @ self.transition.T
+                covariance = self.transition @ covariance @ self.transition.T + torch.diag(self.driving)
+            cross = covariance @ self.observed
+            gain = cross / (self.observed @ cross + self.noise_variance)
+            mean = mean + torch.outer(samples - mean @ self.observed, gain)
+            covariance = covariance - torch.outer(gain, cross)
+            estimates.append(mean[:, ::2])
+        return torch.stack(estimates, dim=1).to(inputs.dtype), (mean, covariance)
+
+
+def create_network(*, cell: str, **arguments: Any) -> nn.Module:
+    """Create the network of a version from its arguments; ``cell`` is a key of ``CELLS``, or ``kalman``."""
+    if cell == "kalman":
+        return KalmanFilter(n_components=arguments["n_components"])
+    return FrequencyFilterLSTM(cell=cell, **arguments)
 
 
 def estimate(module: nn.Module, inputs: Tensor, *, batch_size: int = 192) -> Tensor:

@@ -18,6 +18,7 @@ from freqfilter.data.windows import Dataset
 from freqfilter.evaluation import limits
 from freqfilter.evaluation.heldout import score_test_set
 from freqfilter.evaluation.metrics import Comparison
+from freqfilter.models.network import FrequencyFilterLSTM, KalmanFilter
 from freqfilter.pipelines.evaluate import log_evaluation
 from freqfilter.pipelines.model_card import model_card, run_description
 from freqfilter.pipelines.run_metrics import best_metrics, score_metrics
@@ -30,7 +31,7 @@ from freqfilter.tracking.lifecycle import wrap_delivery_errors
 from freqfilter.tracking.run import Run, diagnoses, picture_url
 from freqfilter.training.checkpoint import write_weights
 from freqfilter.training.loop import validate
-from freqfilter.training.state import TrainingState
+from freqfilter.training.state import Progress, TrainingState
 
 logger = logging.getLogger(__name__)
 
@@ -104,38 +105,61 @@ def log_model(
     run: Run, state: TrainingState, splits: Splits, params: Params, compared: Comparison, metrics: dict[str, float]
 ) -> int | None:
     """Log the model, and register it if ``register`` is true; its version."""
-    progress, tracking = state.progress, params.tracking
-    card = model_card(params, compared.table, metrics, run.tags | {"run_id": run.run_id})
+    return log_version(run, state.network.cpu(), splits, params, compared, metrics, progress=state.progress)
+
+
+def log_version(
+    run: Run,
+    module: FrequencyFilterLSTM | KalmanFilter,
+    splits: Splits,
+    params: Params,
+    compared: Comparison,
+    metrics: dict[str, float],
+    *,
+    progress: Progress | None,
+) -> int | None:
+    """Log a filter as the model of a run, describe the run, and register the model if ``register`` is true.
+
+    Args:
+        run: The open run, which has a store.
+        module: The filter, in evaluation mode, on the CPU.
+        splits: The data.
+        params: Parameters of the run.
+        compared: Scores on the test set.
+        metrics: Metrics of the model.
+        progress: Progress of its training; None for a classical filter.
+
+    Returns:
+        The version; None if it is not registered.
+    """
+    tracking, step = params.tracking, progress.best_epoch if progress else 0
+    card = model_card(params, module.arguments, compared.table, metrics, run.tags | {"run_id": run.run_id})
     run.log_bytes(card.encode(), "model_card.md")
     run.deliver()
-    trained = registry.ModelPackage(
-        state.network.cpu(),
+    package = registry.ModelPackage(
+        module,
         params,
         golden=golden_inputs(splits.test),
-        step=progress.best_epoch,
+        step=step,
         limit_mse=limits.expected_limit_mse(params),
         card=card,
     )
     found = diagnoses(run.tags).values()
+    describe = partial(run_description, progress, compared.table, metrics, diagnoses=found)
     with wrap_delivery_errors("the model"):
-        model_id = registry.log_and_check_model(run.run_id, trained, folder=run.folder)
-        run.log_metrics(metrics, step=progress.best_epoch, model_id=model_id)
+        model_id = registry.log_and_check_model(run.run_id, package, folder=run.folder)
+        run.log_metrics(metrics, step=step, model_id=model_id)
         version = None
         if tracking.register:
             version = registry.register(
                 model_id,
                 tracking.model_name,
                 tags=_version_tags(run, splits, metrics),
-                description=run_description(progress, compared.table, metrics, run_id=run.run_id, diagnoses=found),
+                description=describe(run_id=run.run_id),
             )
             run.log_tags({"model_version": str(version)})
-    picture = picture_url(run.run_id, COMPARED[LOSSES])
-    model_name = tracking.model_name
-    run.describe(
-        run_description(
-            progress, compared.table, metrics, model_name=model_name, version=version, picture=picture, diagnoses=found
-        )
-    )
+    picture = picture_url(run.run_id, COMPARED[LOSSES]) if progress else None
+    run.describe(describe(model_name=tracking.model_name, version=version, picture=picture))
     return version
 
 

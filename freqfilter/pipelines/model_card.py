@@ -6,11 +6,13 @@ import html
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pandas as pd
 
 from freqfilter.config import Params
 from freqfilter.evaluation.metrics import MODEL, OVERALL, ZERO_MSE
+from freqfilter.evaluation.recordings import CONTEXTS, MAIN_CONTEXT
 from freqfilter.tracking.run import diagnoses
 from freqfilter.training.state import Progress
 
@@ -18,7 +20,7 @@ UNKNOWN = "–"  # a figure that was not measured
 
 
 def run_description(
-    progress: Progress,
+    progress: Progress | None,
     scores: pd.DataFrame,
     metrics: Mapping[str, float],
     *,
@@ -31,7 +33,7 @@ def run_description(
     """Describe a training in Markdown: test scores and baselines, the best epoch and its losses.
 
     Args:
-        progress: Progress of the training.
+        progress: Progress of the training; None for a classical filter.
         scores: ``Comparison.table`` of the test set.
         metrics: Metrics of the test set.
         run_id: ID of the run, for the description of a version.
@@ -40,14 +42,17 @@ def run_description(
         picture: URL of the loss figure, if any.
         diagnoses: Problems of the training, a line each.
     """
-    best = progress.best
     # MLflow's list of versions shows only the start, unformatted.
-    lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {limit_summary(metrics)}, with the best weights."]
+    weights = ", with the best weights" if progress else ""
+    lines = [f"Test MSE {scores['mse'][MODEL, OVERALL]:.4g}, {limit_summary(metrics)}{weights}."]
+    lines += [f"After {text}." for text in [after_summary(metrics)] if text]
     lines += [f"Diagnosis: {line}." for line in diagnoses]
-    lines.append(
-        f"Best epoch {best.epoch} of {len(progress.history)}: "
-        f"training loss {best.train_loss:.4g}, validation MSE {best.val_mse:.4g}."
-    )
+    if progress:
+        best = progress.best
+        lines.append(
+            f"Best epoch {best.epoch} of {len(progress.history)}: "
+            f"training loss {best.train_loss:.4g}, validation MSE {best.val_mse:.4g}."
+        )
     if version:
         lines.append(f"Registered as [{model_name} version {version}](#/models/{model_name}/versions/{version}).")
     if run_id:
@@ -103,6 +108,24 @@ def limit_summary(metrics: Mapping[str, float], *, data: str = "test") -> str:
     return f"{metrics[name]:.3f} × the limit{interval}"
 
 
+def after_summary(metrics: Mapping[str, float]) -> str:
+    """Format the MSE after the largest number of samples up to ``MAIN_CONTEXT``, and its ratio to the limit.
+
+    >>> after_summary({"test/mse_after_1000": 0.003, "test/mse_over_limit_after_1000": 1.15})
+    '1,000 samples: MSE 0.003, 1.150 × the limit'
+    """
+    known = [samples for samples in CONTEXTS if samples <= MAIN_CONTEXT and f"test/mse_after_{samples}" in metrics]
+    if not known:
+        return ""
+    samples = known[-1]
+    text = f"{samples:,} samples: MSE {metrics[f'test/mse_after_{samples}']:.4g}"
+    for name, reference in (("mse_over_limit", "the limit"), ("measured_over_linear_mmse", "the best linear filter")):
+        if (metric := f"test/{name}_after_{samples}") in metrics:
+            interval = format_interval(metrics, metric, ".3f", "95 % interval ")
+            return f"{text}, {metrics[metric]:.3f} × {reference}{interval}"
+    return text
+
+
 def heldout_summary(metrics: Mapping[str, float]) -> str:
     """Format the MSE of a model on fresh realizations.
 
@@ -151,41 +174,35 @@ def _format_value(value: float | None) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.4f}"
 
 
-def model_card(params: Params, scores: pd.DataFrame, metrics: Mapping[str, float], tags: Mapping[str, str]) -> str:
-    """Return the model card of a trained filter, in Markdown.
+def model_card(
+    params: Params,
+    network: Mapping[str, Any],
+    scores: pd.DataFrame,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+) -> str:
+    """Return the model card of a filter, in Markdown.
 
     Args:
         params: Parameters of its run.
+        network: Arguments of its network (``models.network.create_network``).
         scores: ``Comparison.table`` of its test set.
         metrics: Metrics of its test set.
         tags: Tags of its run.
     """
-    signals, data, model = params.signals, params.data, params.model
-    frequencies = ", ".join(f"{frequency:g}" for frequency in signals.frequencies_hz)
-    n_components, from_file = len(signals.frequencies_hz), data.data_file is not None
-    origin = (
-        "Windows of a data file; the signal model is unknown."
-        if from_file
-        else f"The mean of sinusoids of {frequencies} Hz with Gaussian noise of standard deviation "
-        f"{signals.noise_std:g}, {signals.sample_rate_hz:g} samples per second, training noise {data.noise}, "
-        f"validation {data.split}."
-    )
-    direction = "uses the whole window" if model.bidirectional else "is causal: an estimate uses the samples so far"
-    rate = "the file's sample rate" if from_file else f"{signals.sample_rate_hz:g} samples per second"
+    frequencies = ", ".join(f"{frequency:g}" for frequency in params.signals.frequencies_hz)
+    after = after_summary(metrics)
     problems = "\n".join(f"- {line}" for line in diagnoses(tags).values()) or "None."
     return f"""# Frequency filter for {frequencies} Hz
 
-**Task.** Extracts one of {n_components} components ({frequencies} Hz) from a mixture, sample by sample. It
-{direction}. Input: (windows, samples, {1 + n_components}), the mixture and a one-hot selector; output: (windows,
-samples, 1). Trained on windows of {data.window_length} samples.
+**Task.** {_task(params, frequencies)}
 
-**Network.** {model.cell.upper()}, {model.num_layers} layers of {model.hidden_size} features,
-{metrics["parameter_count"]:,.0f} parameters.
+**{"Filter" if network["cell"] == "kalman" else "Network"}.** {_filter(network, metrics)}
 
-**Data.** {origin}
+**Data.** {_data(params, frequencies)}
 
 **Evaluation.** Test MSE {scores["mse"][MODEL, OVERALL]:.4g}: {limit_summary(metrics)}.
-MSE of the model and its baselines:
+{f"After {after}. " if after else ""}MSE of the model and its baselines:
 
 {scores_table(scores, "github")}
 
@@ -193,10 +210,57 @@ MSE of the model and its baselines:
 
 {problems}
 
-**Out of scope.** Other frequencies, sample rates other than {rate}, much stronger noise or noise of another
-distribution, components with other relative phases than in its data. The filter does not estimate its own
-uncertainty.
+**Out of scope.** {_out_of_scope(params)}
 
 Trained by run `{tags.get("run_id")}`, recipe {tags.get("recipe")}, freqfilter {tags.get("freqfilter_version")}, commit
 {tags.get("git_commit", "unknown")}.
 """
+
+
+def _task(params: Params, frequencies: str) -> str:
+    n_components = len(params.signals.frequencies_hz)
+    if params.of_recordings:
+        return f"""Extracts the {n_components} components ({frequencies} Hz) of a mixture, sample by sample, in
+recordings of any length. It is causal: an estimate uses all samples so far. Input: (recordings, samples), the
+mixture; output: (recordings, samples, {n_components})."""
+    direction = (
+        "uses the whole window" if params.model.bidirectional else "is causal: an estimate uses the samples so far"
+    )
+    return f"""Extracts one of {n_components} components ({frequencies} Hz) from a mixture, sample by sample. It
+{direction}. Input: (windows, samples, {1 + n_components}), the mixture and a one-hot selector; output: (windows,
+samples, 1). Trained on windows of {params.data.window_length} samples."""
+
+
+def _filter(network: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+    if network["cell"] == "kalman":
+        return "Kalman filter of the signal model, in float64; nothing is trained."
+    return f"""{network["cell"].upper()}, {network["num_layers"]} layers of {network["hidden_size"]} features,
+{metrics["parameter_count"]:,.0f} parameters."""
+
+
+def _data(params: Params, frequencies: str) -> str:
+    signals, data = params.signals, params.data
+    if data.data_file is not None:
+        return "Windows of a data file; the signal model is unknown."
+    mixture = (
+        f"The mean of sinusoids of {frequencies} Hz with Gaussian noise of standard deviation {signals.noise_std:g}, "
+        f"{signals.sample_rate_hz:g} samples per second"
+    )
+    if not params.of_recordings:
+        return f"{mixture}, training noise {data.noise}, validation {data.split}."
+    drift = ""
+    if signals.memory_s:
+        drift = f" that drift with a memory of {', '.join(f'{memory:g}' for memory in sorted({*signals.memory_s}))} s"
+    return f"{mixture}, in recordings with uniform phases and {signals.amplitude_distribution} amplitudes{drift}."
+
+
+def _out_of_scope(params: Params) -> str:
+    rate = f"{params.signals.sample_rate_hz:g} samples per second"
+    components = "components with other relative phases than in its data"
+    if params.of_recordings:
+        components = "components of much larger amplitude"
+    elif params.data.data_file is not None:
+        rate = "the file's sample rate"
+    return f"""Other frequencies, sample rates other than {rate}, much stronger noise or noise of another
+distribution, {components}. The filter does not estimate its own
+uncertainty."""

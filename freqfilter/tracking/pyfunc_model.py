@@ -32,7 +32,7 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
         files = {name: Path(path) for name, path in context.artifacts.items()}
         self.facts = json.loads(files["facts"].read_text(encoding="utf-8"))
         self._network = _import_source(files["network"])
-        self.module = self._network.FrequencyFilterLSTM(**self.facts["network"])
+        self.module = self._network.create_network(**self.facts["network"])
         self.module.load_state_dict(torch.load(files["weights"], map_location="cpu", weights_only=True))
         self.module.eval()
 
@@ -46,7 +46,7 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
             _refuse(f"inputs have shape {inputs.shape}, not {expected}")
         if not np.isfinite(inputs).all():
             _refuse("inputs contain NaN or Inf")
-        device = next(self.module.parameters()).device
+        device = next(iter(self.module.state_dict().values())).device
         return self._network.estimate(self.module, torch.from_numpy(inputs).to(device)).cpu().numpy()
 
 

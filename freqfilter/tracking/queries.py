@@ -92,7 +92,7 @@ def training_run(version: aliases.RegisteredVersion) -> RunRecord | None:
         if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
             return None
         raise
-    return run if run.workflow == "train" else None
+    return run if run.workflow in MODEL_WORKFLOWS else None
 
 
 def stored_runs(having: str, *, experiment: str | None = None, deleted: bool = False) -> Iterator[RunRecord]:
@@ -209,6 +209,7 @@ DEFAULT_N_RUNS = 10  # where no runs are named
 MAX_RUNS = 30  # a table of more is unreadable
 CURVES = {VAL_MSE, HOLDOUT_MSE, EPOCH_SECONDS}  # each needs a request of its own
 TRAININGS = "tags.workflow = 'train'"
+MODEL_WORKFLOWS = ("train", "register_classical")  # jobs that log a model of their own
 VERSION = re.compile(r"(?:models:/)?(?:(?P<model>[^/@]+)/)?(?P<number>\d+)")
 ALIAS = re.compile(r"(?:models:/)?(?P<model>[^/@]*)@(?P<alias>[^/@]+)")
 OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]]*\])")  # a name may have a list in it, as `default frequencies_hz=[2,5]`
@@ -286,7 +287,7 @@ def _search(client: MlflowClient, having: str, tracking: TrackingParams, *, max_
 def _select(client: MlflowClient, word: str, tracking: TrackingParams) -> list[MlflowRun]:
     """Return the training that ``word`` selects, or the children of the run that it selects."""
     run = _find_run(client, word, tracking)
-    if run.data.tags.get("workflow") == "train":
+    if run.data.tags.get("workflow") in MODEL_WORKFLOWS:
         return [run]
     having = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}' AND {TRAININGS}"
     runs = client.search_runs([run.info.experiment_id], having, max_results=MAX_RUNS + 1, order_by=["start_time ASC"])

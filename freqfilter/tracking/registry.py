@@ -26,7 +26,7 @@ from freqfilter.data.signal_model import random_stream
 from freqfilter.errors import UserError, without_credentials
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
-from freqfilter.models.network import FrequencyFilterLSTM, estimate
+from freqfilter.models.network import FrequencyFilterLSTM, KalmanFilter, estimate
 from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate
 from freqfilter.tracking.client import (
     check_reachable,
@@ -61,7 +61,7 @@ class ModelPackage:
         card: Model card, Markdown.
     """
 
-    module: FrequencyFilterLSTM
+    module: FrequencyFilterLSTM | KalmanFilter
     params: Params
     golden: NDArray[np.float32]
     step: int
@@ -83,7 +83,11 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
     Raises:
         RuntimeError: If the loaded model does not compute the module's estimates.
     """
-    program = exported_program(trained.module)  # outside the run's folder: PyTorch keeps the path of temporary files
+    program = None
+    if isinstance(trained.module, FrequencyFilterLSTM):
+        program = exported_program(
+            trained.module
+        )  # outside the run's folder: PyTorch keeps the path of temporary files
 
     def find_or_log() -> str:
         model_id = _logged_model(run_id) or log_model(run_id, trained, program)
@@ -97,15 +101,17 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
 
 
 class _Flavors:
-    """The two flavors of a version: ``python_function``, from source code, and ``pytorch``, an exported program.
+    """The flavors of a version: ``python_function``, from source code, and ``pytorch``, a network's exported program.
 
     It replaces MLflow's flavor modules in ``mlflow.models.Model.log``.
     """
 
     @staticmethod
-    def save_model(path: str, mlflow_model: Model, *, program: ExportedProgram, **settings: Any) -> None:
-        """Write the files of both flavors."""
+    def save_model(path: str, mlflow_model: Model, *, program: ExportedProgram | None, **settings: Any) -> None:
+        """Write the files of the flavors."""
         mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, **settings)
+        if program is None:
+            return
         (Path(path) / PROGRAM).mkdir()
         torch.export.save(program, Path(path) / PROGRAM / "model.pt2")
         mlflow_model.add_flavor("pytorch", model_data=PROGRAM, pytorch_version=str(torch.__version__))
@@ -124,7 +130,7 @@ def _signature(params: Params) -> ModelSignature:
     return signature
 
 
-def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram) -> str:
+def log_model(run_id: str, trained: ModelPackage, program: ExportedProgram | None) -> str:
     """Log a trained network and its exported program as a model of a run."""
     client = MlflowClient()
     stored = client.get_run(run_id)
@@ -223,7 +229,7 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
     params = trained.params
     return {
         "schema": SCHEMA,
-        "network": network_arguments(params),
+        "network": trained.module.arguments,
         "frequencies_hz": list(params.signals.frequencies_hz),
         # The signal model does not describe a user's data file.
         "sample_rate_hz": params.signals.sample_rate_hz if params.data.data_file is None else None,
@@ -233,25 +239,19 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
     }
 
 
-def network_arguments(params: Params) -> dict[str, Any]:
-    """Arguments of the network that is trained with these parameters."""
-    selector = not params.of_recordings
-    return {"n_components": len(params.signals.frequencies_hz), "selector": selector, **params.model.model_dump()}
-
-
 def _check_logged_model(uri: str, trained: ModelPackage) -> None:
-    """Load both flavors of the model as users do, and compare their estimates with the module's on new inputs."""
-    loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
+    """Load the flavors of the model as users do, and compare their estimates with the module's on new inputs."""
+    loaded = mlflow.pyfunc.load_model(uri)
+    program = mlflow.pytorch.load_model(uri) if isinstance(trained.module, FrequencyFilterLSTM) else None
     random = random_stream(0, "proof")
     for n_windows, n_samples in CHECKED_SHAPES:
         shape = (n_windows, n_samples, *trained.golden.shape[2:])
         inputs = random.standard_normal(shape, dtype=np.float32)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
-        with torch.inference_mode():
-            estimates = {
-                "pyfunc": loaded.predict(inputs.astype(np.float64).tolist()),
-                "pytorch": program(torch.from_numpy(inputs)).numpy(),
-            }
+        estimates = {"pyfunc": loaded.predict(inputs.astype(np.float64).tolist())}
+        if program:
+            with torch.inference_mode():
+                estimates["pytorch"] = program(torch.from_numpy(inputs)).numpy()
         for flavor, estimated in estimates.items():
             if estimated.shape != expected.shape or not np.allclose(estimated, expected, rtol=0, atol=TOLERANCE):
                 raise RuntimeError(f"{uri}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
