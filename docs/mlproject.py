@@ -19,6 +19,7 @@ EXAMPLES = {
     "original": "-P epochs=10",
     "ablate": '-P values="{cell: gru, hidden_size: [64, 256]}" -P epochs=3',
     "find_learning_rate": "-P n_steps=200",
+    "register_classical": "-P method=kalman -P recipe=stochastic_cycles",
     "prepare": "-P output=data/training_data.npz -P noise_std=0.2",
     "limit": "-P window_length=100",
     "evaluate": "-P version=1 -P realizations=20",

@@ -216,7 +216,7 @@ class ModelWorker:
                     raise ValueError(f"more than {FILE_LIMIT} bytes")
             with np.load(io.BytesIO(self._files["golden"]), allow_pickle=False) as stored:
                 inputs, estimates = (torch.from_numpy(stored[name]).float() for name in ("inputs", "estimates"))
-            if inputs.ndim != 3 or estimates.shape != (*inputs.shape[:2], 1):
+            if inputs.ndim not in (2, 3) or [*estimates.shape] != self._shape(inputs):
                 raise ValueError(f"shapes {tuple(inputs.shape)} and {tuple(estimates.shape)}")
         except Exception as error:  # the file is not trusted
             text = printable(f"{type(error).__name__}: {error}")
@@ -231,6 +231,10 @@ class ModelWorker:
         except (KeyError, RecursionError, TypeError, UserError, ValueError) as error:
             text = printable(f"{type(error).__name__}: {error}")
             raise ModelWorkerError(self._uri, f"{self._uri}: its parameters are corrupt ({text})") from error
+
+    def _shape(self, inputs: Tensor) -> list[int]:
+        """Shape of the estimates of windows, or of recordings."""
+        return [*inputs.shape[:2], len(self.params.signals.frequencies_hz) if inputs.dim() == 2 else 1]
 
     def request(self, inputs: Tensor) -> None:
         """Request estimates, which ``read`` returns, of the inputs of windows or of recordings.
@@ -254,8 +258,7 @@ class ModelWorker:
             ModelWorkerError: If the model fails, or the estimates have another shape or type, or are not finite.
             UserError: If its process was killed from outside.
         """
-        n_estimates = len(self.params.signals.frequencies_hz) if inputs.dim() == 2 else 1
-        shape = [*inputs.shape[:2], n_estimates]
+        shape = self._shape(inputs)
         expected = {"shape": shape, "dtype": "float32"}
         if (header := self._read_message()) != expected:
             text = printable(f"shape {header.get('shape')} and type {header.get('dtype')}")
