@@ -120,6 +120,20 @@ SMALL = {
 }
 
 
+# Added to SMALL: recordings of random signals, with a state that is carried from chunk to chunk.
+SMALL_RECORDINGS = {
+    "phase_distribution": "uniform",
+    "amplitude_distribution": "rayleigh",
+    "memory_s": "0.5",
+    "recording_length": "100",
+    "chunk_length": "30",
+    "recordings_per_epoch": "24",
+    "validation_recordings": "6",
+    "test_recordings": "8",
+    "batch_size": "8",
+}
+
+
 def _coarsest_precision() -> str:
     """Return bf16 if this processor can train in it, else fp32."""
     try:
@@ -144,6 +158,7 @@ def fresh_state(params: Params) -> TrainingState:
         model=params.model,
         training=params.training,
         accelerator=Accelerator.open(params.training),
+        selector=not params.of_recordings,
     )
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter.tracked_names import SYSTEM
-from tests.conftest import SMALL, artifacts, is_repeatable
+from tests.conftest import SMALL, SMALL_RECORDINGS, artifacts, is_repeatable
 
 # Everything that is random or has a state; long enough to interrupt.
 RICH = SMALL | {
@@ -24,6 +24,8 @@ RICH = SMALL | {
     "checkpoint_every": "4",
     "early_stopping_patience": "50",
 }
+# The same with recordings whose state is carried; dropout and the carried state are in each checkpoint.
+CARRIED = RICH | SMALL_RECORDINGS | {"recordings_per_epoch": "40", "n_samples": "1200", "duration_s": "1.2"}
 NOT_COMPARED = {"run_dir", "checkpoint_minutes", "checkpoints_kept"}  # parameters that do not change results
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests import zygote
 from tests.conftest import SEED, SOAK, Typed, all_runs, options
-from tests.recovery.comparing import RICH, Outcome
+from tests.recovery.comparing import CARRIED, RICH, Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
@@ -135,9 +135,28 @@ def kill_somewhere(started: Started, moment: str, life: list[Announced], chance:
 def test_a_run_killed_at_any_moment_resumes_to_the_same_results(
     moment: str, number: int, folder: Path, typed: Typed, whole: Outcome, life: list[Announced]
 ) -> None:
-    seed = f"{SEED} {moment} {number}"
+    check_killed(SETTING, whole, moment, f"{SEED} {moment} {number}", folder, typed, life)
+
+
+@pytest.mark.parametrize("number", range(10 if SOAK else 1))
+def test_a_training_with_a_carried_state_killed_at_any_moment_resumes_to_the_same_results(
+    number: int, folder: Path, typed: Typed, whole_carried: Outcome, life: list[Announced]
+) -> None:
+    setting = CARRIED | {"checkpoint_minutes": "0.002", "checkpoints_kept": "2"}
+    check_killed(setting, whole_carried, "any", f"{SEED} carried {number}", folder, typed, life)
+
+
+def check_killed(
+    setting: dict[str, str],
+    whole: Outcome,
+    moment: str,
+    seed: str,
+    folder: Path,
+    typed: Typed,
+    life: list[Announced],
+) -> None:
     chance = random.Random(seed)
-    where = [kill_somewhere(Started(folder, "train", *options(SETTING)), moment, life, chance)]
+    where = [kill_somewhere(Started(folder, "train", *options(setting)), moment, life, chance)]
     if chance.random() < 0.3 and (run := unfinished()):
         where.append(kill_somewhere(Started(folder, "resume", run), "any", life, chance))
     context = f"seed {seed!r}: killed {', then '.join(where)}"
@@ -150,7 +169,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_results(
         else:
             assert code == 0, f"{context}: {line}"
     if restarted or not all_runs():
-        assert typed("train", *options(SETTING)) == (0, ""), context
+        assert typed("train", *options(setting)) == (0, ""), context
     try:
         whole.assert_same(all_runs()[-1])
     except AssertionError as error:

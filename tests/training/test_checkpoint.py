@@ -26,7 +26,7 @@ from freqfilter.training.checkpoint import (
 from freqfilter.training.loop import train
 from freqfilter.training.reports import EpochReport
 from freqfilter.training.state import TrainingState
-from tests.conftest import fresh_state, many, network
+from tests.conftest import SMALL_RECORDINGS, fresh_state, many, network
 from tests.malicious import Malicious
 from tests.training.test_loop import EVERYTHING_RANDOM, figures, run, same_weights, small
 
@@ -38,6 +38,7 @@ def spec(params: Params) -> TrainingSpec:
 # With such small steps no epoch is an improvement, so the scheduler acts on every processor.
 PLATEAU = {"scheduler_patience": "1", "learning_rate": "1e-7"}
 COSINE = {"scheduler": "cosine", "optimizer": "muon", "windows_per_epoch": "1500", "targets": "posterior_mean"}
+CARRIED = PLATEAU | SMALL_RECORDINGS | {"optimizer": "muon", "loss_weighting": "inverse_limit"}
 AUGMENTED = PLATEAU | {"noise": "fixed", "augment_noise_std": "0.1", "augment_gain_db": "3"}
 
 
@@ -48,7 +49,8 @@ def uninterrupted_run(params: Params) -> TrainingState:
 
 
 @pytest.mark.parametrize(
-    "overrides", [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0"}, COSINE, AUGMENTED]
+    "overrides",
+    [PLATEAU, PLATEAU | {"optimizer": "muon", "scheduler_patience": "0"}, COSINE, AUGMENTED, CARRIED],
 )
 @pytest.mark.parametrize("stop_after", [1, 5, 11, 12, 13, 30, 50])
 def test_a_resumed_run_equals_an_uninterrupted_one(stop_after: int, overrides: dict[str, str], tmp_path: Path) -> None:
