@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import mlflow
-import platformdirs
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from freqfilter.atomic_io import writable_folder
 from freqfilter.errors import UserError
-from freqfilter.tracking.client import retry, wrap_store_errors
+from freqfilter.tracking.client import retry, store_lock, wrap_store_errors
 
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases
 CANDIDATE = "candidate"  # the alias of the newest version
@@ -182,7 +178,7 @@ def move_champion(
         ChampionChangedError: If the champion is no longer ``found``.
     """
     name, client = to.model_name, MlflowClient()
-    with wrap_store_errors(to.uri), FileLock(_lock_file(name)):
+    with wrap_store_errors(to.uri), champion_lock():
         before = version_at_alias(name, CHAMPION)
         if (before and before.version) != (found and found.version):
             raise ChampionChangedError(
@@ -198,9 +194,23 @@ def move_champion(
             raise ChampionChangedError(f"{name}: another process moved the champion; run the command again")
 
 
-def _lock_file(model_name: str) -> Path:
-    key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {model_name}".encode()).hexdigest()[:16]
-    return writable_folder(Path(platformdirs.user_cache_dir("freqfilter")) / "locks") / f"{key}.lock"
+@contextmanager
+def champion_lock() -> Iterator[None]:
+    """Context manager in which no other process of this machine moves a champion of this registry.
+
+    Raises:
+        UserError: If the lock cannot be taken.
+    """
+    lock = store_lock(mlflow.get_registry_uri())
+    try:
+        lock.acquire()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{lock.lock_file}: cannot be locked: {reason}; make this file writable for you") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_registered_model(client: MlflowClient, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlsplit
 
 import mlflow
+import platformdirs
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
@@ -27,6 +29,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
+from freqfilter.atomic_io import writable_folder
 from freqfilter.config.load import EXPERIMENT_ID
 from freqfilter.errors import UserError, one_line, without_credentials
 
@@ -69,7 +72,7 @@ def open_store() -> str:
     try:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _creation_lock(path) if path else nullcontext():
+        with _creation_lock(uri, path) if path else nullcontext():
             MlflowClient().search_experiments(max_results=1)
     except OSError as error:
         raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
@@ -80,10 +83,25 @@ def open_store() -> str:
     return without_credentials(uri)
 
 
+def store_lock(uri: str) -> FileLock:
+    """Lock of a store for the processes of this machine: beside an SQLite store, else in the user's state folder.
+
+    Raises:
+        UserError: If the state folder cannot be written.
+    """
+    if uri.startswith(SQLITE):
+        return FileLock(f"{_sqlite_file(uri)}.lock")
+    try:
+        folder = writable_folder(Path(platformdirs.user_state_dir("freqfilter")) / "locks")
+    except UserError as error:
+        raise UserError(f"{error}: set XDG_STATE_HOME to a folder that you can write") from None
+    return FileLock(folder / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
+
+
 @contextmanager
-def _creation_lock(path: Path) -> Iterator[None]:
+def _creation_lock(uri: str, path: Path) -> Iterator[None]:
     """Context manager that locks the creation of an SQLite store; a store of another user is read without."""
-    lock = FileLock(f"{path}.lock")
+    lock = store_lock(uri)
     try:
         lock.acquire()
     except OSError:

@@ -11,10 +11,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import freqfilter
+from freqfilter.errors import UserError
+from freqfilter.tracking.aliases import champion_lock
 from tests.conftest import Typed, all_runs, options, say
 from tests.promotion.making import BOUNDS, NAME, SETTING, aliases, module_of, register, setting, version
 
@@ -159,3 +162,46 @@ def test_a_renamed_model_keeps_its_history(
     assert typed("train", *options(SETTING | {"epochs": "1"})) == (0, "")
     assert history(NAME) == [("registered", "1", "")]
     assert history("renamed") == before
+
+
+@pytest.mark.parametrize("words", [["promote"], ["rollback", "--version", "1"]])
+def test_a_lock_that_cannot_be_taken_is_reported_before_the_work(
+    words: list[str], registry_with: Callable[[int | None], Path], typed: Typed
+) -> None:
+    registry = registry_with(2)
+    MlflowClient().delete_registered_model_alias(NAME, "champion")
+    lock = registry / "mlflow.db.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # permissions do not stop root
+    n_runs = len(all_runs())
+    code, line = typed(*words)
+    assert (code, line.count("\n")) == (2, 1)
+    assert f"{lock}: cannot be locked: Is a directory" in line
+    assert len(all_runs()) == n_runs
+
+
+def test_the_lock_is_beside_an_sqlite_store_else_in_the_users_state_folder(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritable, state = tmp_path / "file", tmp_path / "state"
+    unwritable.touch()
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(unwritable))
+    with champion_lock():
+        assert is_held(registry / "mlflow.db.lock")
+    assert not is_held(registry / "mlflow.db.lock")
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="set XDG_STATE_HOME to a folder that you can write"), champion_lock():
+        pass
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    with champion_lock():
+        assert [is_held(path) for path in state.rglob("*.lock")] == [True]
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process has locked a file."""
+    try:
+        FileLock(lock).acquire(blocking=False).lock.release()
+    except Timeout:
+        return True
+    return False
