@@ -34,6 +34,22 @@ def writable_folder(path: Path) -> Path:
     return path
 
 
+def check_writable(name: str, path: Path) -> None:
+    """Check that the file of an option can be written, before the work whose result it gets; creates nothing.
+
+    Raises:
+        UserError: If a folder, device or pipe is in its place, or its folder cannot be written.
+    """
+    try:
+        folder = next(parent for parent in path.parents if parent.exists())
+        if path.exists() and not path.is_file():
+            raise UserError(f"{name}={path}: not a regular file; give another {name}")
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{name}={path}: {folder} is not a folder that you can write; give another {name}")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces ``path`` when the block ends, and is removed if the block raises.

@@ -201,6 +201,40 @@ def test_a_bad_data_file_is_refused_before_a_run_is_created(
     assert [path.name for path in folder.iterdir()] == ["mine.npz"]
 
 
+def test_pipes_and_devices_are_neither_read_nor_replaced(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(folder / "pipe")
+    pipe = str(folder / "pipe")
+    for words in (
+        ["train", "--data_file", pipe],
+        ["train", "--data_file", "/dev/zero"],
+        ["prepare", "--noise", "fixed", "--output", pipe],
+        ["compare", "--page", pipe],
+        ["limit", "--picture", pipe],
+    ):
+        name, path = words[-2].removeprefix("--"), words[-1]
+        assert_refused(*call(words, capsys, monkeypatch), f"{name}={path}: not a regular file")
+    assert_refused(*call(["train", "--recipe", pipe], capsys, monkeypatch), f"recipe={pipe}: no such recipe or file")
+    assert (folder / "pipe").is_fifo()
+    assert [path.name for path in folder.iterdir()] == ["pipe"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (
+        ["prepare", "--noise", "fixed", "--output", "/proc/1/a"],
+        ["compare", "--page", "/proc/1/a"],
+        ["export", "--output", "/proc/1/a"],
+        ["limit", "--picture", "/dev/null/a"],
+    ):
+        assert_refused(
+            *call(words, capsys, monkeypatch), f"{words[-2].removeprefix('--')}={words[-1]}: ", "not a folder"
+        )
+    assert list(folder.iterdir()) == []
+
+
 def test_experiment_is_refused_under_mlflow_run(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

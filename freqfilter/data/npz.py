@@ -75,6 +75,8 @@ def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
 
 def _arrays(path: Path) -> dict[str, NDArray[np.float32]]:
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+            raise UserError("not a regular file; write one with `freqfilter prepare`")
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freqfilter.atomic_io import atomic_write
+from freqfilter.atomic_io import atomic_write, check_writable
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
@@ -51,6 +51,7 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
     """
     if missing := [package for package in ("onnx", "onnxruntime") if importlib.util.find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed; {install_hint('onnx')}")
+    check_writable("output", output)
     open_store()
     chosen = aliases.candidate_version(tracking.model_name, version)
     name = f"{chosen.model_name}_{chosen.version}.onnx"
