@@ -49,6 +49,16 @@ def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, c
     assert MlflowClient().search_model_versions() == []
 
 
+def test_ctrl_c_during_the_first_imports_prints_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    command = [sys.executable, "-m", "freqfilter", "history"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def catches(process: psutil.Process, number: signal.Signals) -> bool:
     """Whether a process has a handler for a signal."""
     caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
