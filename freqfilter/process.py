@@ -32,8 +32,15 @@ class Interrupted(BaseException):
         self.remedy = ""
 
 
+RAISE_AGAIN_S = 0.5
+
+
 class ShutdownHandler:
-    """Graceful shutdown: the first signal interrupts the work, later ones are ignored. Each thread defers its own."""
+    """Graceful shutdown: the first signal interrupts the work, later ones are ignored. Each thread defers its own.
+
+    Python drops an exception that a signal handler raises in a callback or ``__del__``, and libraries drop others, as
+    while they import each other: a timer raises it again until it is handled.
+    """
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -50,7 +57,7 @@ class ShutdownHandler:
         return self._received is not None
 
     def check(self) -> None:
-        """Raise an interruption that was deferred, or lost since a callback or ``__del__`` was running.
+        """Raise an interruption that was deferred or dropped.
 
         Raises:
             Interrupted: If a signal was received, or the launcher has ended.
@@ -85,10 +92,14 @@ class ShutdownHandler:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
+        alarm = signal.signal(signal.SIGALRM, self._on_signal)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield
         finally:
+            if self.received:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if self.received else handler)
             self._received = self._launcher = None
@@ -99,11 +110,19 @@ class ShutdownHandler:
         return getattr(self._thread, "deferred", False)
 
     def _on_signal(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self._received is not None:
-            return
-        self._received = signal_number
-        if not self._deferred:
-            raise Interrupted(signal_number)
+        if self._received is None:
+            self._received = signal_number
+            signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_S, RAISE_AGAIN_S)
+        if not self._deferred and not _handles_interrupt():
+            raise Interrupted(self._received)
+
+
+def _handles_interrupt() -> bool:
+    """Whether an interruption, or an error in its handling, is being handled."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 shutdown = ShutdownHandler()  # of this process

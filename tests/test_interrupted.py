@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
+from freqfilter.process import RAISE_AGAIN_S, Interrupted, shutdown
 from tests import zygote
 from tests.conftest import ROOT, SMALL, Program, all_runs, options, wait_for_line
 
@@ -57,6 +59,28 @@ def test_ctrl_c_during_the_first_imports_prints_no_traceback(tmp_path: Path) -> 
         command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_an_interruption_that_a_library_drops_is_raised_again() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    cleaned_up = False
+    try:
+        with pytest.raises(Interrupted, match="SIGINT"), shutdown.installed():
+            with suppress(BaseException):
+                signal.raise_signal(signal.SIGINT)
+            try:
+                time.sleep(60)
+            finally:
+                with suppress(ValueError):
+                    time.sleep(2 * RAISE_AGAIN_S)  # not interrupted again
+                    raise ValueError
+                cleaned_up = True
+        assert cleaned_up
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:  # an interrupted program ignores further signals
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def catches(process: psutil.Process, number: signal.Signals) -> bool:
