@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from freqfilter.atomic_io import atomic_write, check_writable
+from freqfilter.atomic_io import atomic_write, check_writable, temporary_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases
 from freqfilter.tracking.client import experiment_name, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
-from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
+from freqfilter.tracking.loading import MODEL_DIGEST, MODEL_SPACE, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
 from freqfilter.tracking.registry import register_copy
 
@@ -62,8 +61,8 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
         content, difference = _convert(chosen)
         with atomic_write(output) as file:
             file.write(content)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
+        with temporary_folder() as folder:
+            path = folder / name
             path.write_bytes(content)
             artifact_uri = upload(chosen.run_id, path, FOLDER)
         aliases.tag_version(chosen, {"onnx": artifact_uri, "onnx_sha256": hashlib.sha256(content).hexdigest()})
@@ -124,9 +123,9 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
         against = chosen.tags.get("decided_against", "none")
         registry = chosen.tags.get("decided_in", source_uri)
         tags["verdict_elsewhere"] = f"{decision} in {registry} against version {against}"
-    with tempfile.TemporaryDirectory() as folder:
-        files, evidence = checked_files(chosen.uri, Path(folder) / "model"), Path(folder) / aliases.DECISION
+    with temporary_folder(space=MODEL_SPACE) as folder:
+        files, evidence = checked_files(chosen.uri, folder / "model"), folder / aliases.DECISION
         if decision_run := chosen.tags.get("decision_run"):
-            download(decision_run, aliases.DECISION, Path(folder))
+            download(decision_run, aliases.DECISION, folder)
         experiment = experiment_name(tracking.experiment)  # an id is of this store alone
         return register_copy(to, name, files, evidence, tags=tags, experiment=experiment)

@@ -29,7 +29,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_local_uri
 
-from freqfilter.atomic_io import writable_folder
+from freqfilter.atomic_io import temporary_folder, writable_folder
 from freqfilter.config.load import EXPERIMENT_ID
 from freqfilter.errors import UserError, one_line, without_credentials
 
@@ -192,12 +192,14 @@ def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
     if on_server and not Path(local_file_uri_to_path(location)).parent.exists():
         raise UserError(f"artifact location {location} of the experiment is not on this machine; {remedy}")
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            (file := Path(folder) / "write_test").write_bytes(b"")
+        with temporary_folder() as folder:
+            (file := folder / "write_test").write_bytes(b"")
             repository = get_artifact_repository(location)
             repository.log_artifact(str(file), artifact_path=(name := f".{uuid.uuid4().hex}"))
         with suppress(Exception):  # not all stores can delete
             repository.delete_artifacts(name)
+    except UserError:  # of the temporary folder
+        raise
     except Exception as error:  # each kind of store has its own errors
         if uri.startswith("http") and not is_reachable(uri):
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.artifact.utils.models import get_model_name_and_version
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.errors import UserError, one_line
 from freqfilter.tracking.client import temporary_env, wrap_store_errors
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from freqfilter.models.filter import Filter
 
 SCHEMA = 2  # version of facts.json; incompatible changes increase it
+MODEL_SPACE = 8_000_000  # bytes for a copy of a model's files; one of the default recipe takes a million
 GOLDEN = "artifacts/golden.npz"  # path in a version's files
 MODEL_DIGEST = "model_sha256"  # tag of a logged model and of a version
 NO_PICKLE_ENV = {
@@ -69,8 +70,8 @@ def load_uri(uri: str) -> Filter:
     Raises:
         UserError: If there is no such model, it is not a filter of this package, or its checksum differs.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        return load_files(uri, checked_files(uri, Path(folder)))
+    with temporary_folder(space=MODEL_SPACE) as folder:
+        return load_files(uri, checked_files(uri, folder))
 
 
 def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Filter:

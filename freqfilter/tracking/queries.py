@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
 import freqfilter
-from freqfilter.atomic_io import write_error
+from freqfilter.atomic_io import temporary_folder, write_error
 from freqfilter.config import Params, TrackingParams, restore
 from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
@@ -326,11 +325,11 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
             points = {point.step: point.value for point in client.get_metric_history(run_id, stored_name)}
             curves[name] = pd.Series(points).sort_index()
     with (
-        tempfile.TemporaryDirectory() as folder,
+        temporary_folder() as folder,
         wrap_store_errors(f"run {run_id}: params.yaml"),
         temporary_env(**NO_PICKLE_ENV),
     ):
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="params.yaml", dst_path=folder)
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="params.yaml", dst_path=str(folder))
         params = restore(read_sections(Path(path)))
     return Training(
         **vars(_record(run)),

@@ -21,6 +21,7 @@ from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.config import Params
 from freqfilter.data.signal_model import random_stream
 from freqfilter.errors import UserError, without_credentials
@@ -36,7 +37,7 @@ from freqfilter.tracking.client import (
     temporary_env,
     wrap_store_errors,
 )
-from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, NO_PICKLE_ENV, SCHEMA, files_digest
+from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, MODEL_SPACE, NO_PICKLE_ENV, SCHEMA, files_digest
 from freqfilter.tracking.run import pad_table_columns
 from freqfilter.training.checkpoint import write_weights
 
@@ -270,7 +271,7 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
     if uri.startswith("http"):
         check_reachable(uri)
     place = f"{without_credentials(uri)}: {name}"
-    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), tempfile.TemporaryDirectory() as folder:
+    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), temporary_folder(space=MODEL_SPACE) as folder:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         target_id = experiment_id(client, experiment)
         run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
@@ -280,7 +281,7 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
             client.log_artifacts(run_id, str(evidence), DECISION)
         client.set_terminated(run_id)
         stored = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=uri
+            run_id=run_id, artifact_path=MODEL, dst_path=str(folder), tracking_uri=uri
         )
         if files_digest(Path(stored)) != files_digest(files):
             client.delete_run(run_id)

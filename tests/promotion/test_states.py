@@ -6,8 +6,10 @@ import csv
 import io
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -196,6 +198,35 @@ def test_the_lock_is_beside_an_sqlite_store_else_in_the_users_state_folder(
     monkeypatch.setenv("XDG_STATE_HOME", str(state))
     with champion_lock():
         assert [is_held(path) for path in state.rglob("*.lock")] == [True]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["promote"], ["serve", "--version", "1"], ["evaluate"], ["compare"], ["export"]),
+        *(["copy", "--to", "sqlite:///other.db"], ["rollback", "--version", "1"]),
+    ],
+)
+def test_a_missing_folder_of_temporary_files_is_reported_before_the_work(
+    words: list[str], registry: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (registry / "file").touch()  # PyTorch would create a folder
+    monkeypatch.setattr(tempfile, "tempdir", str(registry / "file"))
+    runs = {run.info.run_id for run in all_runs()}
+    code, line = typed(*words)
+    assert (code, line.count("\n")) == (2, 1)
+    assert "no temporary folder: Not a directory; set TMPDIR to a folder with space" in line
+    assert {run.info.run_id for run in all_runs()} == runs
+
+
+def test_a_small_folder_of_temporary_files_is_reported_before_the_work(
+    registry: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    for words in (["promote"], ["serve", "--version", "1"]):
+        code, line = typed(*words)
+        assert (code, line.count("\n")) == (2, 1)
+        assert "0.0 MB free where 8 MB are needed; set TMPDIR to a folder with more space" in line
 
 
 def is_held(lock: Path) -> bool:
