@@ -7,11 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
 from freqfilter.process import shutdown
@@ -80,22 +79,27 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
     Raises:
         UserError: If there is no such version, its files are missing, or their checksum does not match.
     """
-    from freqfilter.tracking.loading import checked_files  # imports PyTorch, which the UI does not need
+    from freqfilter.tracking.loading import MODEL_SPACE, checked_files  # imports PyTorch, which the UI does not need
 
     open_store()
     name = tracking.model_name
     chosen = aliases.candidate_version(name, version) if version else aliases.require_alias(name, aliases.CHAMPION)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(space=MODEL_SPACE) as folder:
         try:
-            files = checked_files(chosen.uri, Path(folder))  # serve exactly the files that were checked
+            files = checked_files(chosen.uri, folder)  # serve exactly the files that were checked
         except UserError as error:
             raise UserError(f"{error}; serve another version with --version N") from error
         logger.info(f"serving {chosen.uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
         arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
             [sys.executable, "-m", "mlflow", *arguments, "--port", str(port)],
-            {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
+            {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1", "PATH": _path()},
         )
+
+
+def _path() -> str:
+    """Search path with the programs of this interpreter's environment, which may not be activated; MLflow calls one."""
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])  # noqa: PTH120
 
 
 def run_server(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -37,8 +38,11 @@ def served(registry_with: Callable[[int | None], Path]) -> Iterator[str]:
     registry = registry_with(2)
     port, log = free_port(), registry / "serve.log"
     command = [sys.executable, "-m", "freqfilter", "serve", "--port", str(port)]
+    environment = os.environ | {"PATH": os.defpath}  # of an environment that is not activated, as with cron
     with log.open("w") as output:
-        server = zygote.Popen(command, cwd=registry, stdout=output, stderr=subprocess.STDOUT, text=True)
+        server = zygote.Popen(
+            command, cwd=registry, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
     try:
         wait_until_it_answers(f"http://127.0.0.1:{port}/ping", server, log)
         yield f"http://127.0.0.1:{port}/invocations"
