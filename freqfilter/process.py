@@ -32,7 +32,8 @@ class Interrupted(BaseException):
         self.remedy = ""
 
 
-RAISE_AGAIN_S = 0.5
+RAISE_AGAIN_S = 0.2
+NOT_INTERRUPTED = "sqlalchemy"  # package: a connection that is interrupted stays in its transaction and locks the store
 
 
 class ShutdownHandler:
@@ -92,6 +93,7 @@ class ShutdownHandler:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
+        hook, sys.unraisablehook = sys.unraisablehook, _hide_dropped
         alarm = signal.signal(signal.SIGALRM, self._on_signal)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
@@ -100,6 +102,7 @@ class ShutdownHandler:
             if self.received:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, alarm)
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if self.received else handler)
             self._received = self._launcher = None
@@ -109,12 +112,26 @@ class ShutdownHandler:
     def _deferred(self) -> bool:
         return getattr(self._thread, "deferred", False)
 
-    def _on_signal(self, signal_number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
         if self._received is None:
             self._received = signal_number
             signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_S, RAISE_AGAIN_S)
-        if not self._deferred and not _handles_interrupt():
+        if not self._deferred and not _handles_interrupt() and not _is_called_in(NOT_INTERRUPTED, frame):
             raise Interrupted(self._received)
+
+
+def _is_called_in(package: str, frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == package:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _hide_dropped(unraisable: sys.UnraisableHookArgs) -> None:
+    """Print an exception that Python drops, unless it is an interruption, which is raised again."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
 
 
 def _handles_interrupt() -> bool:

@@ -61,14 +61,19 @@ def test_ctrl_c_during_the_first_imports_prints_no_traceback(tmp_path: Path) -> 
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
-def test_an_interruption_that_a_library_drops_is_raised_again() -> None:
+class InterruptedInCallback:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interruption_that_a_library_drops_is_raised_again(capfd: pytest.CaptureFixture[str]) -> None:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     before = {number: signal.getsignal(number) for number in numbers}
     cleaned_up = False
     try:
-        with pytest.raises(Interrupted, match="SIGINT"), shutdown.installed():
-            with suppress(BaseException):
-                signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Interrupted, match="SIGINT"), shutdown.installed():  # noqa: PT012
+            InterruptedInCallback()
+            assert shutdown.received
             try:
                 time.sleep(60)
             finally:
@@ -77,6 +82,7 @@ def test_an_interruption_that_a_library_drops_is_raised_again() -> None:
                     raise ValueError
                 cleaned_up = True
         assert cleaned_up
+        assert capfd.readouterr().err == ""  # of sys.unraisablehook
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     finally:  # an interrupted program ignores further signals
         for number, handler in before.items():
