@@ -31,6 +31,10 @@ def configure_environment() -> None:
         getpass.getuser()
     except (KeyError, OSError):  # a user id without a name, as in containers; MLflow asks for it in each run
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    try:
+        Path.home()
+    except RuntimeError:  # such a user id without HOME; MLflow asks for it when it is imported
+        os.environ["HOME"] = "/"  # as in containers
     if (uri := os.environ.get("MLFLOW_TRACKING_URI")) is None:
         return
     server, path = urlsplit(uri), Path(uri.removeprefix("sqlite:///"))

@@ -475,6 +475,16 @@ def test_a_home_folder_and_options_in_the_address_of_a_store(folder: Path, monke
     assert not (folder / "a").exists()
 
 
+def test_a_user_without_a_home_folder_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:  # as of a user id without a name
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(Path, "home", home)
+    configure_environment()
+    assert os.environ["HOME"] == "/"
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs another user")
 def test_a_store_of_another_user_is_read(empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a user id that has no name."""
