@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,14 +52,7 @@ def ui(*, port: int) -> int:
     if server == tracking_uri:
         print_addresses()
         return 0
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise UserError(
-                f"port={port} is in use; stop the program that listens there, or give another --port"
-            ) from None
+    _check_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
     return run_server(
@@ -77,10 +72,11 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
         The exit code of the server.
 
     Raises:
-        UserError: If there is no such version, its files are missing, or their checksum does not match.
+        UserError: If the port is in use, there is no such version, or its files are missing or were changed.
     """
     from freqfilter.tracking.loading import MODEL_SPACE, checked_files  # imports PyTorch, which the UI does not need
 
+    _check_port(port)
     open_store()
     name = tracking.model_name
     chosen = aliases.candidate_version(name, version) if version else aliases.require_alias(name, aliases.CHAMPION)
@@ -95,6 +91,16 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
             [sys.executable, "-m", "mlflow", *arguments, "--port", str(port)],
             {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1", "PATH": _path()},
         )
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = "is in use; stop the program that listens there, or" if error.errno == errno.EADDRINUSE else ""
+            raise UserError(f"port={port} {reason or f'{error.strerror};'} give another --port") from None
 
 
 def _path() -> str:
@@ -118,7 +124,8 @@ def run_server(
         on_ready: Called once, when the server is ready.
     """
     # No process of the server imports from the working folder, where a file may have a library's name.
-    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment})
+    # Ctrl-C of a terminal reaches this process alone, since MLflow would print a traceback.
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment}, process_group=0)
     waiting = True
     try:
         with shutdown.deferred():
@@ -131,5 +138,6 @@ def run_server(
                     server.wait(timeout=POLL_S)
         return server.returncode
     finally:
-        server.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -84,3 +85,12 @@ def test_serving_a_missing_version_is_an_error(registry: Path, typed: Typed) -> 
     assert code == 2
     assert "champion" in line
     assert typed("serve", "--version", "99")[0] == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, line = typed("serve", "--version", "1", "--port", str(port))
+    assert (code, line) == (
+        2,
+        f"freqfilter: port={port} is in use; stop the program that listens there, or give another --port\n",
+    )
