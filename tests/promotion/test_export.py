@@ -49,7 +49,7 @@ def test_export_errors_are_one_line_and_leave_no_file(
     for words, part in (
         (("--version", "99"), "99"),
         (("--model_name", "absent"), "absent"),
-        (("--output", "taken"), "taken: cannot be written"),
+        (("--output", "taken"), "taken: not a regular file"),
     ):
         code, line = typed("export", *words)
         assert (code, line.count("\n")) == (2, 1)
