@@ -113,8 +113,10 @@ def run_server(
         ready: Returns whether the server accepts requests.
         on_ready: Called once, when the server is ready.
     """
+    # MLflow starts uvicorn by its name, which an environment that is not activated does not have on its path.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # No process of the server imports from the working folder, where a file may have a library's name.
-    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment})
+    server = subprocess.Popen(command, env=os.environ | {"PATH": path, "PYTHONSAFEPATH": "1", **environment})
     waiting = True
     try:
         with shutdown.deferred():

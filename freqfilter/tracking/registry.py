@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 
 from freqfilter.config import Params
 from freqfilter.data.signal_model import random_stream
+from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, without_credentials
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
@@ -238,7 +239,7 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
     loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
     random = random_stream(0, "proof")
     for n_windows, n_samples in CHECKED_SHAPES:
-        inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
+        inputs = noise_inputs(random, n_windows, n_samples, n_components=trained.golden.shape[2] - 1)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         with torch.inference_mode():
             estimates = {
