@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from freqfilter.config import Params, restore
+from freqfilter.data.windows import valid_selectors
 from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
 
@@ -56,14 +57,14 @@ class Filter:
         """Estimate the selected component.
 
         Args:
-            x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector. Any number of
-                windows and samples; converted to float32.
+            x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over the
+                window. Any number of windows and samples; converted to float32.
 
         Returns:
             (n_windows, n_samples, 1), float32.
 
         Raises:
-            UserError: If the shape is wrong, or a value is NaN or Inf.
+            UserError: If the shape is wrong, a value is NaN or Inf, or a selector is not one-hot and constant.
         """
         inputs = np.asarray(x, dtype=np.float32)
         n_features = 1 + len(self.facts["frequencies_hz"])
@@ -74,6 +75,11 @@ class Filter:
             )
         if not np.isfinite(inputs).all():
             raise UserError("x has NaN or Inf; remove or correct those samples")
+        if not (valid := valid_selectors(inputs)).all():
+            raise UserError(
+                f"x has a selector that is not one-hot and constant, in window {int(np.argmin(valid))}; set the column "
+                f"of one frequency of {self.facts['frequencies_hz']} Hz to 1, the others to 0"
+            )
         return self.estimate(inputs)
 
     def extract(self, signal: ArrayLike, frequency_hz: float, *, sample_rate_hz: float | None = None) -> Array:

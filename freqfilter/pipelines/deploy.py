@@ -12,6 +12,7 @@ import numpy as np
 
 from freqfilter.atomic_io import atomic_write, check_writable, temporary_folder
 from freqfilter.config import TrackingParams
+from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases
@@ -84,8 +85,8 @@ def _convert(version: aliases.RegisteredVersion) -> tuple[bytes, float]:
     facts = {name: json.dumps(value) for name, value in model.facts.items() if name != "params"}
     metadata = facts | {"version": version.uri, MODEL_DIGEST: version.tags.get(MODEL_DIGEST, "")}
     content = onnx_model(model.module, metadata).SerializeToString()
-    random, n_features = np.random.default_rng(1), 1 + len(model.facts["frequencies_hz"])
-    examples = [random.normal(size=(*shape, n_features)).astype(np.float32) for shape in SHAPES]
+    random, n_components = np.random.default_rng(1), len(model.facts["frequencies_hz"])
+    examples = [noise_inputs(random, *shape, n_components=n_components) for shape in SHAPES]
     if model.golden is not None:
         examples.append(model.golden[0])
     session, difference = InferenceSession(content), 0.0

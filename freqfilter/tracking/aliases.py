@@ -76,11 +76,11 @@ def candidate_version(model_name: str, version: int | None) -> RegisteredVersion
 
 def _newest_version(client: MlflowClient, model_name: str) -> ModelVersion | None:
     client.get_registered_model(model_name)  # raises if there is none
-    found = client.search_model_versions(_of_model(model_name), max_results=1, order_by=["version_number DESC"])
+    found = client.search_model_versions(versions_filter(model_name), max_results=1, order_by=["version_number DESC"])
     return next(iter(found), None)
 
 
-def _of_model(model_name: str) -> str:
+def versions_filter(model_name: str) -> str:
     """Filter of a model's versions, in MLflow's syntax, which has no escape character."""
     quote = '"' if "'" in model_name else "'"
     return f"name = {quote}{model_name}{quote}"
@@ -131,7 +131,7 @@ def all_versions(model_name: str) -> list[RegisteredVersion]:
     """
     with wrap_store_errors(f"model_name={model_name}"):
         MlflowClient().get_registered_model(model_name)
-        versions = mlflow.search_model_versions(filter_string=_of_model(model_name))
+        versions = mlflow.search_model_versions(filter_string=versions_filter(model_name))
     return sorted(map(RegisteredVersion.from_mlflow, versions), key=lambda version: version.version)
 
 

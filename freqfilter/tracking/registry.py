@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
@@ -24,11 +25,12 @@ from torch.export import ExportedProgram
 from freqfilter.atomic_io import temporary_folder
 from freqfilter.config import Params
 from freqfilter.data.signal_model import random_stream
+from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, without_credentials
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
-from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate
+from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate, versions_filter
 from freqfilter.tracking.client import (
     check_reachable,
     experiment_id,
@@ -239,7 +241,7 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
     loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
     random = random_stream(0, "proof")
     for n_windows, n_samples in CHECKED_SHAPES:
-        inputs = random.standard_normal((n_windows, n_samples, trained.golden.shape[2]), dtype=np.float32)
+        inputs = noise_inputs(random, n_windows, n_samples, n_components=trained.golden.shape[2] - 1)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         with torch.inference_mode():
             estimates = {
@@ -252,14 +254,16 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
 
 
 def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Mapping[str, str], experiment: str) -> int:
-    """Register files as a new version in another tracking store, with a run that keeps them and the evidence.
+    """Register files as a version in another tracking store, with a run that keeps them and the evidence.
+
+    A copy with the same tags that the store has already, as after an interruption, is not made again.
 
     Args:
         uri: Tracking URI of the store.
         name: Name of the registered model, which is created if it is missing.
         files: Folder of the model's files.
         evidence: Folder of the evidence of its promotion, which may be missing.
-        tags: Tags of the version.
+        tags: Tags of the version, among them ``copied_from``.
         experiment: Name of the run's experiment, which is created if it is missing.
 
     Returns:
@@ -270,23 +274,43 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
     """
     if uri.startswith("http"):
         check_reachable(uri)
-    place = f"{without_credentials(uri)}: {name}"
-    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), temporary_folder(space=MODEL_SPACE) as folder:
+    with wrap_store_errors(f"{without_credentials(uri)}: {name}"), temporary_env(**NO_PICKLE_ENV):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         target_id = experiment_id(client, experiment)
-        run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
-        run_id = run.info.run_id
-        client.log_artifacts(run_id, str(files), MODEL)
-        if evidence.exists():
-            client.log_artifacts(run_id, str(evidence), DECISION)
-        client.set_terminated(run_id)
+        versions = client.search_model_versions(versions_filter(name))
+        copy = next((version for version in versions if tags.items() <= version.tags.items()), None)
+        if copy is None:
+            _delete_unfinished_copies(client, target_id, tags["copied_from"])
+            copy = _create_copy(client, name, files, evidence, tags=tags, experiment_id=target_id)
+        client.set_terminated(copy.run_id)  # last, so that an interrupted copy is RUNNING
+        set_candidate(client, name)
+    return int(copy.version)
+
+
+def _create_copy(
+    client: MlflowClient, name: str, files: Path, evidence: Path, *, tags: Mapping[str, str], experiment_id: str
+) -> ModelVersion:
+    run_tags = resolve_tags({"workflow": "copy", "copied_from": tags["copied_from"]})
+    run = client.create_run(experiment_id, tags=run_tags, run_name=f"copy of {name}")
+    run_id = run.info.run_id
+    client.log_artifacts(run_id, str(files), MODEL)
+    if evidence.exists():
+        client.log_artifacts(run_id, str(evidence), DECISION)
+    with temporary_folder(space=MODEL_SPACE) as folder:
         stored = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=MODEL, dst_path=str(folder), tracking_uri=uri
+            run_id=run_id, artifact_path=MODEL, dst_path=str(folder), tracking_uri=client.tracking_uri
         )
         if files_digest(Path(stored)) != files_digest(files):
             client.delete_run(run_id)
-            raise UserError(f"{place}: checksum mismatch after the copy; copy it again")
-        make_registered_model(client, name)
-        copy = client.create_model_version(name, f"{run.info.artifact_uri}/{MODEL}", run_id=run_id, tags=dict(tags))
-        set_candidate(client, name)
-    return int(copy.version)
+            raise UserError(f"{name}: checksum mismatch after the copy; copy it again")
+    make_registered_model(client, name)
+    return client.create_model_version(name, f"{run.info.artifact_uri}/{MODEL}", run_id=run_id, tags=dict(tags))
+
+
+def _delete_unfinished_copies(client: MlflowClient, experiment_id: str, copied_from: str) -> None:
+    """Delete the runs of interrupted copies of a version that have registered nothing."""
+    unfinished = client.search_runs([experiment_id], "tags.workflow = 'copy' and attributes.status = 'RUNNING'")
+    for run in unfinished:
+        versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+        if run.data.tags.get("copied_from") == copied_from and not versions:
+            client.delete_run(run.info.run_id)

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import freqfilter
+from freqfilter.data.windows import noise_inputs
 from tests import zygote
 from tests.conftest import Typed, free_port, wait_until_it_answers
 from tests.promotion.making import NAME
@@ -56,14 +57,14 @@ def test_concurrent_clients_get_predictions_and_bad_requests_a_reason(served: st
     rng, filter_ = np.random.default_rng(0), freqfilter.load(NAME, alias="champion")
 
     def one(number: int) -> float:
-        x = rng.standard_normal((1 + number % 3, 5 + number, 5)).astype(np.float32)
+        x = noise_inputs(rng, 1 + number % 3, 5 + number, n_components=4)
         status, response = post(served, json.dumps({"inputs": x.tolist()}).encode())
         assert status == 200
         return float(np.abs(np.array(response["predictions"]) - filter_.predict(x)).max())
 
     with ThreadPoolExecutor(8) as clients:
         assert max(clients.map(one, range(40))) < 1e-5
-    good = np.zeros((1, 5, 5)).tolist()
+    good = np.eye(5)[[[1] * 5]].tolist()
     for body in (
         b"not json",
         b"[]",
@@ -72,11 +73,18 @@ def test_concurrent_clients_get_predictions_and_bad_requests_a_reason(served: st
         json.dumps({"inputs": [[["a"] * 5]]}).encode(),
         json.dumps({"inputs": [[[float("nan")] * 5]]}).encode(),
         json.dumps({"wrong": good}).encode(),
+        json.dumps({"instances": good}).encode(),
         b"",
     ):
         status, response = post(served, body)
         assert status == 400, (body, response)
         assert response.get("message"), body
+    status, response = post(served, json.dumps({"inputs": [[[0.1, 7, 7, 7, 7]]]}).encode())
+    assert status == 400
+    # Without the request, which MLflow writes before a reason.
+    assert str(response["message"]).startswith(
+        "inputs have a selector that is not one-hot and constant, in window 0; pass"
+    )
     assert post(served, json.dumps({"inputs": good}).encode())[0] == 200
 
 
