@@ -13,6 +13,7 @@ import numpy as np
 
 from freqfilter.atomic_io import atomic_write
 from freqfilter.config import TrackingParams
+from freqfilter.config.load import check_model_name_syntax
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases
@@ -115,7 +116,9 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
     Raises:
         UserError: If there is no such version, or its checksum is wrong in this registry or in the other one.
     """
-    source_uri, name = open_store(), to_name or tracking.model_name
+    name = to_name or tracking.model_name
+    check_model_name_syntax("to_name", name)  # before a run exists there
+    source_uri = open_store()
     chosen = aliases.candidate_version(tracking.model_name, version)
     tags = {tag: value for tag, value in chosen.tags.items() if tag not in REGISTRY_LOCAL_TAGS}
     tags["copied_from"] = f"{source_uri}: {chosen.model_name} version {chosen.version}"

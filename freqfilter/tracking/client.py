@@ -6,6 +6,7 @@ import http.client
 import logging
 import os
 import random
+import shlex
 import ssl
 import tempfile
 import time
@@ -146,6 +147,18 @@ def _proxy_note(uri: str) -> str:
     )
 
 
+def equality_filter(key: str, value: str) -> str:
+    r"""Filter for a value, in MLflow's syntax, or an empty filter if the syntax cannot quote the value.
+
+    The caller compares what is found with the value: MLflow's syntax has no escape character.
+
+    >>> equality_filter("name", "mum's filter")
+    'name = "mum\'s filter"'
+    """
+    quote = next((quote for quote in "'\"" if quote not in value and not value.endswith("\\")), None)
+    return f"{key} = {quote}{value}{quote}" if quote else ""
+
+
 def check_path(name: str, path: str) -> None:
     """Check that MLflow, which takes paths for URIs, leaves a path as it is.
 
@@ -156,6 +169,48 @@ def check_path(name: str, path: str) -> None:
         raise UserError(f"{name}={path}: MLflow decodes the % in this path; use a folder without it")
 
 
+def check_not_moved(location: str) -> None:
+    """Check that a local folder of artifacts is where the store has it.
+
+    MLflow stores absolute paths: after a move of the project it finds no files, and creates the former folder anew.
+
+    Raises:
+        UserError: If the folder is missing, and is found beside an SQLite store or in the working directory.
+    """
+    if not is_local_uri(location) or (folder := Path(local_file_uri_to_path(location))).exists():
+        return
+    uri = mlflow.get_tracking_uri()
+    for now in (_sqlite_file(uri).parent.absolute(), Path.cwd()) if uri.startswith(SQLITE) else ():
+        for before in list(folder.parents)[:0:-1]:  # the longest path below it first
+            if (now / folder.relative_to(before)).exists():
+                missing = next(path for path in [*reversed(folder.parents), folder] if not path.exists())
+                link = max(before, missing)  # the one that is below the other
+                target = now / link.relative_to(before)
+                create = "" if link.parent.exists() else f"mkdir -p {shlex.quote(str(link.parent))} && "
+                command = f"{create}ln -s {shlex.quote(str(target))} {shlex.quote(str(link))}"
+                raise UserError(
+                    f"{folder} was moved to {now / folder.relative_to(before)}, but the store has its former path; "
+                    f"move it back, or run `{command}`"
+                )
+
+
+def check_location(client: MlflowClient, experiment: Experiment) -> None:
+    """Check that the files of an experiment were not moved; see ``check_not_moved``.
+
+    Raises:
+        UserError: If they were, or their folder and the project's folder are gone.
+    """
+    location = experiment.artifact_location
+    check_not_moved(location)
+    if is_local_uri(location) and mlflow.get_tracking_uri().startswith(SQLITE):
+        project = Path(local_file_uri_to_path(location)).parents[1]
+        if not project.exists() and client.search_runs([experiment.experiment_id], max_results=1):
+            raise UserError(
+                f"artifact location {location} of the experiment: {project} does not exist; move the files back to it, "
+                "or choose another experiment"
+            )
+
+
 def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
     """Check that files can be written to an experiment's artifact location, with a small file that is deleted again.
 
@@ -164,7 +219,9 @@ def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
     Raises:
         UserError: If they cannot.
     """
-    location, uri = client.get_experiment(experiment_id).artifact_location, mlflow.get_tracking_uri()
+    experiment, uri = client.get_experiment(experiment_id), mlflow.get_tracking_uri()
+    check_location(client, experiment)
+    location = experiment.artifact_location
     if urlsplit(location).scheme == "":
         check_path("artifact location", location)
     remedy = "use a server that serves its artifacts, or another experiment, whose location this machine can write"
@@ -257,17 +314,36 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
     """Return an experiment by its name, or by ``MLFLOW_EXPERIMENT_ID=ID``; None if there is none of this name.
 
     Raises:
-        UserError: If there is none of this id.
+        UserError: If there is none of this id, or it is deleted.
     """
-    if not name.startswith(f"{EXPERIMENT_ID}="):
-        return client.get_experiment_by_name(name)
-    with wrap_store_errors(name):
-        return client.get_experiment(name.removeprefix(f"{EXPERIMENT_ID}="))
+    if name.startswith(f"{EXPERIMENT_ID}="):
+        with wrap_store_errors(name):
+            found = client.get_experiment(name.removeprefix(f"{EXPERIMENT_ID}="))
+    else:
+        found = client.get_experiment_by_name(name)
+    if found:
+        check_active(client, found)
+    return found
+
+
+def check_active(client: MlflowClient, experiment: Experiment) -> None:
+    """Check that an experiment is not deleted.
+
+    Raises:
+        UserError: If it is.
+    """
+    if experiment.lifecycle_stage == "deleted":
+        uri = str(client.tracking_uri)
+        store = "" if uri == mlflow.get_tracking_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+        restore = f"{store}mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(
+            f"experiment={experiment.name}: the experiment is deleted; restore it with `{restore}`, or choose another"
+        )
 
 
 def experiment_name(name: str) -> str:
     """Return the name of an experiment given as for ``find_experiment``."""
-    experiment = find_experiment(MlflowClient(), name)
+    experiment = find_experiment(MlflowClient(), name) if name.startswith(f"{EXPERIMENT_ID}=") else None
     return str(experiment.name) if experiment else name
 
 
@@ -278,8 +354,6 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         UserError: If it is deleted, or does not exist and has no name.
     """
     if experiment := find_experiment(client, name):
-        if experiment.lifecycle_stage == "deleted":
-            raise UserError(f"experiment={name}: it is deleted; restore it, or give another name")
         return str(experiment.experiment_id)
     with suppress(MlflowException):  # another process was faster
         return str(client.create_experiment(name))
