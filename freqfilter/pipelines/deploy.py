@@ -16,7 +16,7 @@ from freqfilter.config import TrackingParams
 from freqfilter.config.load import check_model_name_syntax
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
-from freqfilter.tracking import aliases
+from freqfilter.tracking import aliases, resolve_sqlite_uri
 from freqfilter.tracking.client import experiment_name, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
@@ -131,4 +131,4 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
         if decision_run := chosen.tags.get("decision_run"):
             download(decision_run, aliases.DECISION, Path(folder))
         experiment = experiment_name(tracking.experiment)  # an id is of this store alone
-        return register_copy(to, name, files, evidence, tags=tags, experiment=experiment)
+        return register_copy(resolve_sqlite_uri(to), name, files, evidence, tags=tags, experiment=experiment)

@@ -12,21 +12,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import mlflow
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
+from sqlalchemy.engine import make_url
 
 from freqfilter.config.load import EXPERIMENT_ID
 from freqfilter.errors import UserError, one_line, without_credentials
@@ -44,41 +41,57 @@ Response = TypeVar("Response")
 
 
 def open_store() -> str:
-    """Create the store if it is missing, and check that it responds.
-
-    A new SQLite store is created under a lock: MLflow's migrations corrupt a store that two processes create at once.
+    """Create the store and the registry if they are missing, and check that they respond.
 
     Returns:
         The tracking URI to show, without a password: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
         directory.
 
     Raises:
-        UserError: If the store cannot be used.
+        UserError: If one of them cannot be used.
     """
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
-    uri: str = mlflow.get_tracking_uri()
+    uri, registry_uri = str(mlflow.get_tracking_uri()), str(mlflow.get_registry_uri())
     if not os.environ.get("MLFLOW_TRACKING_URI") and not uri.startswith(SQLITE):
         raise UserError(
             "the folder mlruns is a file store, which MLflow no longer supports; move it away, or run "
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
+    open_uri("tracking store", uri, lambda: MlflowClient().search_experiments(max_results=1))
+    if registry_uri != uri:
+        open_uri("model registry", registry_uri, lambda: MlflowClient().search_registered_models(max_results=1))
+    return without_credentials(uri)
+
+
+def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
+    """Create a store if it is missing, and check that it responds.
+
+    A new SQLite store is created under a lock: MLflow's migrations corrupt a store that two processes create at once.
+
+    Args:
+        what: What it is, for messages.
+        uri: Its address.
+        request: Sends a request to it.
+
+    Raises:
+        UserError: If it cannot be used.
+    """
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
     if uri.startswith("http"):
         check_reachable(uri)
-    path = _sqlite_file(uri) if uri.startswith(SQLITE) else None
+    path = sqlite_file(uri) if uri.startswith(SQLITE) else None
     try:
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
         with _creation_lock(path) if path else nullcontext():
-            MlflowClient().search_experiments(max_results=1)
+            request()
     except OSError as error:
-        raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
+        raise UserError(f"{what} {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
         raise UserError(
-            f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}{_proxy_note(uri)}"
+            f"{what} {without_credentials(uri)} cannot be used: {one_line(error)}{_proxy_note(uri)}"
         ) from error
-    return without_credentials(uri)
 
 
 @contextmanager
@@ -96,16 +109,19 @@ def _creation_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _sqlite_file(uri: str) -> Path:
+def sqlite_file(uri: str) -> Path:
     """Path of an SQLite store, without the options of its address.
 
     Raises:
-        UserError: If a ``?`` of the path would be taken for the beginning of options.
+        UserError: If a ``?`` of the path would be taken for the beginning of options, or a ``%`` decoded.
     """
     path, _, options = uri.removeprefix(SQLITE).partition("?")
     if options and any("=" not in option or "/" in option for option in options.split("&")):
         raise UserError(f"tracking store {uri}: the ? in this path begins options of SQLite; use a folder without it")
-    return Path(path)
+    decoded = Path(make_url(uri).database or path)
+    if Path(path).parent.exists() and not decoded.parent.exists():
+        raise UserError(f"tracking store {uri}: MLflow decodes the % in this path; write %25 for it")
+    return decoded
 
 
 def check_reachable(uri: str) -> None:
@@ -157,93 +173,6 @@ def equality_filter(key: str, value: str) -> str:
     """
     quote = next((quote for quote in "'\"" if quote not in value and not value.endswith("\\")), None)
     return f"{key} = {quote}{value}{quote}" if quote else ""
-
-
-def check_path(name: str, path: str) -> None:
-    """Check that MLflow, which takes paths for URIs, leaves a path as it is.
-
-    Raises:
-        UserError: If it does not.
-    """
-    if unquote(path) != path:
-        raise UserError(f"{name}={path}: MLflow decodes the % in this path; use a folder without it")
-
-
-def check_not_moved(location: str) -> None:
-    """Check that a local folder of artifacts is where the store has it.
-
-    MLflow stores absolute paths: after a move of the project it finds no files, and creates the former folder anew.
-
-    Raises:
-        UserError: If the folder is missing, and is found beside an SQLite store or in the working directory.
-    """
-    if not is_local_uri(location) or (folder := Path(local_file_uri_to_path(location))).exists():
-        return
-    uri = mlflow.get_tracking_uri()
-    for now in (_sqlite_file(uri).parent.absolute(), Path.cwd()) if uri.startswith(SQLITE) else ():
-        for before in list(folder.parents)[:0:-1]:  # the longest path below it first
-            if (now / folder.relative_to(before)).exists():
-                missing = next(path for path in [*reversed(folder.parents), folder] if not path.exists())
-                link = max(before, missing)  # the one that is below the other
-                target = now / link.relative_to(before)
-                create = "" if link.parent.exists() else f"mkdir -p {shlex.quote(str(link.parent))} && "
-                command = f"{create}ln -s {shlex.quote(str(target))} {shlex.quote(str(link))}"
-                raise UserError(
-                    f"{folder} was moved to {now / folder.relative_to(before)}, but the store has its former path; "
-                    f"move it back, or run `{command}`"
-                )
-
-
-def check_location(client: MlflowClient, experiment: Experiment) -> None:
-    """Check that the files of an experiment were not moved; see ``check_not_moved``.
-
-    Raises:
-        UserError: If they were, or their folder and the project's folder are gone.
-    """
-    location = experiment.artifact_location
-    check_not_moved(location)
-    if is_local_uri(location) and mlflow.get_tracking_uri().startswith(SQLITE):
-        project = Path(local_file_uri_to_path(location)).parents[1]
-        if not project.exists() and client.search_runs([experiment.experiment_id], max_results=1):
-            raise UserError(
-                f"artifact location {location} of the experiment: {project} does not exist; move the files back to it, "
-                "or choose another experiment"
-            )
-
-
-def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
-    """Check that files can be written to an experiment's artifact location, with a small file that is deleted again.
-
-    An unreachable server is no error: the outbox delivers the files later.
-
-    Raises:
-        UserError: If they cannot.
-    """
-    experiment, uri = client.get_experiment(experiment_id), mlflow.get_tracking_uri()
-    check_location(client, experiment)
-    location = experiment.artifact_location
-    if urlsplit(location).scheme == "":
-        check_path("artifact location", location)
-    remedy = "use a server that serves its artifacts, or another experiment, whose location this machine can write"
-    server = urlsplit(uri).hostname if uri.startswith("http") else None
-    # MLflow would create the folder on this machine, where the server cannot read it.
-    on_server = is_local_uri(location) and server not in (None, *LOOPBACK)
-    if on_server and not Path(local_file_uri_to_path(location)).parent.exists():
-        raise UserError(f"artifact location {location} of the experiment is not on this machine; {remedy}")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            (file := Path(folder) / "write_test").write_bytes(b"")
-            repository = get_artifact_repository(location)
-            repository.log_artifact(str(file), artifact_path=(name := f".{uuid.uuid4().hex}"))
-        with suppress(Exception):  # not all stores can delete
-            repository.delete_artifacts(name)
-    except Exception as error:  # each kind of store has its own errors
-        if uri.startswith("http") and not is_reachable(uri):
-            return
-        raise UserError(
-            f"artifact location {without_credentials(location)} of the experiment cannot be written: "
-            f"{one_line(error, max_length=300)}; {remedy}"
-        ) from error
 
 
 @contextmanager

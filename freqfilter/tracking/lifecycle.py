@@ -28,13 +28,11 @@ from freqfilter.tracking import provenance
 from freqfilter.tracking.client import (
     STORE_ERRORS,
     check_active,
-    check_artifacts,
-    check_location,
-    check_path,
     experiment_id,
     temporary_dir,
     wrap_store_errors,
 )
+from freqfilter.tracking.locations import check_artifacts, check_location, check_path
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import PROCESS, RunLock, RunOwner, TakenOverError, check_owner
 from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard

@@ -29,7 +29,6 @@ from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_NAMES, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
 from freqfilter.tracking.client import (
-    check_location,
     equality_filter,
     experiment_id,
     find_experiment,
@@ -38,6 +37,7 @@ from freqfilter.tracking.client import (
     wrap_store_errors,
 )
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
+from freqfilter.tracking.locations import check_location, check_not_moved
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunLock, RunOwner, owner_ids
 
@@ -169,6 +169,7 @@ def folder_run(folder: Path) -> RunRecord:
 def download(run_id: str, artifact: str, folder: Path) -> None:
     """Copy a folder of a run's artifacts into ``folder``, if the run has it."""
     with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"artifacts of run {run_id}"):
+        check_not_moved(MlflowClient().get_run(run_id).info.artifact_uri)
         if MlflowClient().list_artifacts(run_id, artifact):
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
 
@@ -350,6 +351,7 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
         if name in CURVES:
             points = {point.step: point.value for point in client.get_metric_history(run_id, stored_name)}
             curves[name] = pd.Series(points).sort_index()
+    check_not_moved(run.info.artifact_uri)
     with (
         tempfile.TemporaryDirectory() as folder,
         wrap_store_errors(f"run {run_id}: params.yaml"),

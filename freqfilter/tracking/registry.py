@@ -30,8 +30,8 @@ from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
 from freqfilter.tracking.aliases import DECISION, MAX_DESCRIPTION, make_registered_model, set_candidate
 from freqfilter.tracking.client import (
-    check_reachable,
     experiment_id,
+    open_uri,
     retry,
     temporary_dir,
     temporary_env,
@@ -267,11 +267,9 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
     Raises:
         UserError: If the store does not respond or refuses it, or the stored files differ; their run is then deleted.
     """
-    if uri.startswith("http"):
-        check_reachable(uri)
-    place = f"{without_credentials(uri)}: {name}"
+    client, place = MlflowClient(tracking_uri=uri, registry_uri=uri), f"{without_credentials(uri)}: {name}"
+    open_uri("registry", uri, lambda: client.search_experiments(max_results=1))
     with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), tempfile.TemporaryDirectory() as folder:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         target_id = experiment_id(client, experiment)
         run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
         run_id = run.info.run_id
