@@ -20,16 +20,18 @@ from urllib.parse import urlsplit
 
 import mlflow
 from filelock import FileLock
+from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 
 from freqfilter.config.load import EXPERIMENT_ID
-from freqfilter.errors import UserError, one_line, without_credentials
+from freqfilter.errors import UserError, one_line, printable, without_credentials
 
 SQLITE = "sqlite:///"
-STORE_ERRORS = (MlflowException, OSError)  # those of requests are OSErrors
+STORE_ERRORS = (MlflowException, OSError, ParseError)  # those of requests are OSErrors; of responses not MLflow's
+NO_EXPERIMENT = "e3c5a1f0-no-experiment-has-this-name"
 # Errors that a retry does not change.
 FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 RETRY_TIMEOUT_S = 60.0
@@ -56,7 +58,7 @@ def open_store() -> str:
             "the folder mlruns is a file store, which MLflow no longer supports; move it away, or run "
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
-    open_uri("tracking store", uri, lambda: MlflowClient().search_experiments(max_results=1))
+    open_uri("tracking store", uri, lambda: check_responses(MlflowClient()))
     if registry_uri != uri:
         open_uri("model registry", registry_uri, lambda: MlflowClient().search_registered_models(max_results=1))
     return without_credentials(uri)
@@ -89,9 +91,23 @@ def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
     except OSError as error:
         raise UserError(f"{what} {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
-        raise UserError(
-            f"{what} {without_credentials(uri)} cannot be used: {one_line(error)}{_proxy_note(uri)}"
-        ) from error
+        note = _proxy_note(uri) or _server_note(uri)
+        raise UserError(f"{what} {without_credentials(uri)} cannot be used: {printable(error)}{note}") from error
+
+
+def check_responses(client: MlflowClient) -> None:
+    """Check that a tracking store responds as MLflow does.
+
+    Raises:
+        MlflowException: If it does not, as another program at the address of a server.
+    """
+    client.search_experiments(max_results=1)
+    if client.get_experiment_by_name(NO_EXPERIMENT) is not None:
+        raise MlflowException("its responses are not those of MLflow")
+
+
+def _server_note(uri: str) -> str:
+    return "; start an MLflow server at this address, or give the address of one" if uri.startswith("http") else ""
 
 
 @contextmanager

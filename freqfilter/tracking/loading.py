@@ -139,6 +139,8 @@ def checked_files(uri: str, folder: Path) -> Path:
     except UserError:
         _check_files_exist(uri)
         raise
+    if digest is None:  # MLflow downloads nothing from a folder that is missing
+        _check_files_exist(uri)
     return files
 
 

@@ -30,6 +30,7 @@ from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
 from freqfilter.tracking.aliases import DECISION, MAX_DESCRIPTION, make_registered_model, set_candidate
 from freqfilter.tracking.client import (
+    check_responses,
     experiment_id,
     open_uri,
     retry,
@@ -268,7 +269,7 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
         UserError: If the store does not respond or refuses it, or the stored files differ; their run is then deleted.
     """
     client, place = MlflowClient(tracking_uri=uri, registry_uri=uri), f"{without_credentials(uri)}: {name}"
-    open_uri("registry", uri, lambda: client.search_experiments(max_results=1))
+    open_uri("registry", uri, lambda: check_responses(client))
     with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), tempfile.TemporaryDirectory() as folder:
         target_id = experiment_id(client, experiment)
         run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
