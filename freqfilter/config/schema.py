@@ -219,7 +219,7 @@ with warnings.catch_warnings():
         )
         experiment: str = _parameter("MLflow experiment; under `mlflow run`: --experiment-name", min_length=1)
         register: bool = _parameter("register the best model as a new version")
-        model_name: str = _parameter("name in the model registry, without / and :", pattern=r"^[^/:]+$", everyday=True)
+        model_name: str = _parameter("name in the model registry, without / : @ ? #", min_length=1, everyday=True)
         system_metrics_interval: NonNegative = _parameter(
             "seconds between samples of MLflow's system metrics (CPU, memory, GPU); 0: none"
         )

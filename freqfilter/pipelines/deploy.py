@@ -12,10 +12,11 @@ import numpy as np
 
 from freqfilter.atomic_io import atomic_write, check_writable, temporary_folder
 from freqfilter.config import TrackingParams
+from freqfilter.config.load import check_model_name_syntax
 from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
-from freqfilter.tracking import aliases
+from freqfilter.tracking import aliases, resolve_sqlite_uri
 from freqfilter.tracking.client import experiment_name, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, MODEL_SPACE, checked_files, load_uri
@@ -116,7 +117,9 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
     Raises:
         UserError: If there is no such version, or its checksum is wrong in this registry or in the other one.
     """
-    source_uri, name = open_store(), to_name or tracking.model_name
+    name = to_name or tracking.model_name
+    check_model_name_syntax("to_name", name)  # before a run exists there
+    source_uri = open_store()
     chosen = aliases.candidate_version(tracking.model_name, version)
     tags = {tag: value for tag, value in chosen.tags.items() if tag not in REGISTRY_LOCAL_TAGS}
     tags["copied_from"] = f"{source_uri}: {chosen.model_name} version {chosen.version}"
@@ -129,4 +132,4 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
         if decision_run := chosen.tags.get("decision_run"):
             download(decision_run, aliases.DECISION, folder)
         experiment = experiment_name(tracking.experiment)  # an id is of this store alone
-        return register_copy(to, name, files, evidence, tags=tags, experiment=experiment)
+        return register_copy(resolve_sqlite_uri(to), name, files, evidence, tags=tags, experiment=experiment)

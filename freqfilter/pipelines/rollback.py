@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
-from freqfilter.pipelines.model_card import run_link
+from freqfilter.pipelines.model_card import escape_markdown, run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases
@@ -65,7 +65,7 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         run.log_tags(version_tags(after) | tags)
         run.describe(description)
         run.deliver()
-        description = f"{description} ({run_link(run.run_id)})"
+        description = f"{escape_markdown(description[:500])} ({run_link(run.run_id)})"
         aliases.move_champion(after, found=before, evidence={"rollback_run": run.run_id}, description=description)
         run.log_tags({"carried_out": "true"})
     return RollbackResult(RunRef.to(run, tracking_uri), before, after)

@@ -16,6 +16,7 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
@@ -30,10 +31,17 @@ from freqfilter.errors import UserError, without_credentials
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
-from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate, versions_filter
+from freqfilter.tracking.aliases import (
+    DECISION,
+    MAX_DESCRIPTION,
+    make_registered_model,
+    set_candidate,
+)
 from freqfilter.tracking.client import (
-    check_reachable,
+    check_responses,
+    equality_filter,
     experiment_id,
+    open_uri,
     retry,
     temporary_dir,
     temporary_env,
@@ -86,12 +94,17 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
     Raises:
         RuntimeError: If the loaded model does not compute the module's estimates.
     """
+    client = MlflowClient()
     program = exported_program(trained.module)  # outside the run's folder: PyTorch keeps the path of temporary files
 
     def find_or_log() -> str:
         model_id = _logged_model(run_id) or log_model(run_id, trained, program)
-        _record_digest(model_id)
-        _check_logged_model(f"models:/{model_id}", trained)
+        with tempfile.TemporaryDirectory() as download:
+            files = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=download))
+            if files_digest(files) != client.get_logged_model(model_id).tags[MODEL_DIGEST]:
+                client.delete_logged_model(model_id)
+                raise MlflowException(f"the files of model {model_id} in the store differ from those that were sent")
+            _check_logged_model(files, trained)
         return model_id
 
     # MLflow logs the run's metrics for the model too, and would not wait for that if it is set to.
@@ -113,6 +126,8 @@ class _Flavors:
         torch.export.save(program, Path(path) / PROGRAM / "model.pt2")
         mlflow_model.add_flavor("pytorch", model_data=PROGRAM, pytorch_version=str(torch.__version__))
         mlflow_model.save(str(Path(path) / "MLmodel"))
+        # The checksum of what is about to be sent, not of what a store returns.
+        MlflowClient().set_logged_model_tags(mlflow_model.model_id, {MODEL_DIGEST: files_digest(Path(path))})
 
 
 def _signature(n_features: int) -> ModelSignature:
@@ -168,7 +183,7 @@ def _logged_model(run_id: str) -> str | None:
     client, model_id = MlflowClient(), None
     experiment = client.get_run(run_id).info.experiment_id
     for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
-        if model_id is None and model.status == LoggedModelStatus.READY:
+        if model_id is None and model.status == LoggedModelStatus.READY and MODEL_DIGEST in model.tags:
             model_id = str(model.model_id)
         else:
             client.delete_logged_model(model.model_id)
@@ -204,22 +219,14 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         for existing in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
             if (existing.name, existing.source) == (name, uri):
                 return int(existing.version)
-        created = client.create_model_version(
-            name, uri, tags=version_tags, description=pad_table_columns(description), model_id=model_id
-        )
+        text = pad_table_columns(description)[:MAX_DESCRIPTION]
+        created = client.create_model_version(name, uri, tags=version_tags, description=text, model_id=model_id)
         return int(created.version)
 
     with wrap_store_errors(f"model_name={name}"):
         number = retry(find_or_create)
         retry(lambda: set_candidate(client, name))
     return number
-
-
-def _record_digest(model_id: str) -> None:
-    """Set the checksum of the uploaded files as a tag of the logged model."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
-        MlflowClient().set_logged_model_tags(model_id, {MODEL_DIGEST: files_digest(Path(files))})
 
 
 def _facts(trained: ModelPackage) -> dict[str, Any]:
@@ -236,9 +243,9 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
     }
 
 
-def _check_logged_model(uri: str, trained: ModelPackage) -> None:
-    """Load both flavors of the model as users do, and compare their estimates with the module's on new inputs."""
-    loaded, program = mlflow.pyfunc.load_model(uri), mlflow.pytorch.load_model(uri)
+def _check_logged_model(files: Path, trained: ModelPackage) -> None:
+    """Load both flavors of a model, and compare their estimates with the module's on new inputs."""
+    loaded, program = mlflow.pyfunc.load_model(str(files)), mlflow.pytorch.load_model(str(files))
     random = random_stream(0, "proof")
     for n_windows, n_samples in CHECKED_SHAPES:
         inputs = noise_inputs(random, n_windows, n_samples, n_components=trained.golden.shape[2] - 1)
@@ -250,7 +257,7 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
             }
         for flavor, estimated in estimates.items():
             if estimated.shape != expected.shape or not np.allclose(estimated, expected, rtol=0, atol=TOLERANCE):
-                raise RuntimeError(f"{uri}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
+                raise RuntimeError(f"{files}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
 
 
 def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Mapping[str, str], experiment: str) -> int:
@@ -272,13 +279,13 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
     Raises:
         UserError: If the store does not respond or refuses it, or the stored files differ; their run is then deleted.
     """
-    if uri.startswith("http"):
-        check_reachable(uri)
-    with wrap_store_errors(f"{without_credentials(uri)}: {name}"), temporary_env(**NO_PICKLE_ENV):
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client, place = MlflowClient(tracking_uri=uri, registry_uri=uri), f"{without_credentials(uri)}: {name}"
+    open_uri("registry", uri, lambda: check_responses(client))
+    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV):
         target_id = experiment_id(client, experiment)
-        versions = client.search_model_versions(versions_filter(name))
-        copy = next((version for version in versions if tags.items() <= version.tags.items()), None)
+        versions = client.search_model_versions(equality_filter("name", name) or None)
+        copies = (each for each in versions if each.name == name and tags.items() <= each.tags.items())
+        copy = next(copies, None)
         if copy is None:
             _delete_unfinished_copies(client, target_id, tags["copied_from"])
             copy = _create_copy(client, name, files, evidence, tags=tags, experiment_id=target_id)
