@@ -82,6 +82,14 @@ METRICS = {
         "test/*_mse": "mean squared error of a baseline on the same windows, such as `test/limit_mse`, "
         "`test/limit_two_sided_mse`, `test/linear_mmse_mse`, `test/linear_mmse_two_sided_mse`, `test/zero_mse`",
     },
+    "The test of recordings, after so many samples": {
+        "test/mse_after_*": "mean squared error after so many samples, such as `test/mse_after_1000`; "
+        "`docs/how-to/your_signals.md` has the samples that stand for each number",
+        "test/*_mse_after_*": "expected squared error of the limit, `test/limit_mse_after_1000`, or of the best linear "
+        "filter, `test/linear_mmse_mse_after_1000`",
+        "test/*_over_*_after_*": "ratios to it with their 95 % intervals: `test/mse_over_limit_after_1000`, measured "
+        "without the noise of the truth, and `test/measured_over_limit_after_1000`, of the errors themselves",
+    },
     "Fresh realizations: `evaluate` with `realizations`": {
         "fresh/realizations": "number of realizations",
         "fresh/mse": "mean squared error, the mean over the realizations",
@@ -97,6 +105,7 @@ METRICS = {
     "`limit`": {
         "limit/causal_mse": "least mean squared error of a filter that uses the samples so far",
         "limit/two_sided_mse": "least mean squared error of a filter that has the whole window",
+        "limit/linear_*": "the same of linear filters, where the limit is unknown",
     },
     "`find_learning_rate`, at each step": {
         "range_test/learning_rate": "learning rate of the step",

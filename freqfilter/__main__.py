@@ -5,6 +5,6 @@ import sys
 if not sys.flags.safe_path:
     del sys.path[0]  # the working folder: a file there, such as queue.py, would be imported by every library
 
-from freqfilter.cli.main import main
+from freqfilter.cli import start
 
-main()
+start()

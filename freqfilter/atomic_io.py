@@ -6,8 +6,10 @@ import os
 import platform
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +34,47 @@ def writable_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path}: no permission to write in this folder; use another")
     return path
+
+
+@contextmanager
+def temporary_folder(*, space: int = 0) -> Iterator[Path]:
+    """Context manager of a temporary folder, which is deleted afterwards.
+
+    Args:
+        space: Bytes that have to be free.
+
+    Raises:
+        UserError: If it cannot be created or has less space.
+    """
+    with ExitStack() as opened:
+        try:
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"no temporary folder: {reason}; set TMPDIR to a folder with space") from None
+        if free < space:
+            raise UserError(
+                f"temporary folder {folder.parent}: {free / 1e6:.1f} MB free where {space / 1e6:g} MB are needed; set "
+                "TMPDIR to a folder with more space"
+            )
+        yield folder
+
+
+def check_writable(name: str, path: Path) -> None:
+    """Check that the file of an option can be written, before the work whose result it gets; creates nothing.
+
+    Raises:
+        UserError: If a folder, device or pipe is in its place, or its folder cannot be written.
+    """
+    try:
+        folder = next(parent for parent in path.parents if parent.exists())
+        if path.exists() and not path.is_file():
+            raise UserError(f"{name}={path}: not a regular file; give another {name}")
+    except OSError as error:
+        raise write_error(path, error) from error
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{name}={path}: {folder} is not a folder that you can write; give another {name}")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def one_line(error: object, *, max_length: int = 200) -> str:
     return " ".join(without_credentials(str(error)).split())[:max_length]
 
 
-def printable(text: str) -> str:
+def printable(text: object) -> str:
     r"""Text of a program that is not trusted, on one line, with control characters as escape sequences.
 
     >>> print(printable("\x1b[31mred\nand more"))

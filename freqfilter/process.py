@@ -32,8 +32,16 @@ class Interrupted(BaseException):
         self.remedy = ""
 
 
+RAISE_AGAIN_S = 0.2
+NOT_INTERRUPTED = "sqlalchemy"  # package: a connection that is interrupted stays in its transaction and locks the store
+
+
 class ShutdownHandler:
-    """Graceful shutdown: the first signal interrupts the work, later ones are ignored. Each thread defers its own."""
+    """Graceful shutdown: the first signal interrupts the work, later ones are ignored. Each thread defers its own.
+
+    Python drops an exception that a signal handler raises in a callback or ``__del__``, and libraries drop others, as
+    while they import each other: a timer raises it again until it is handled.
+    """
 
     def __init__(self) -> None:
         self._received: int | None = None
@@ -50,7 +58,7 @@ class ShutdownHandler:
         return self._received is not None
 
     def check(self) -> None:
-        """Raise an interruption that was deferred, or lost since a callback or ``__del__`` was running.
+        """Raise an interruption that was deferred or dropped.
 
         Raises:
             Interrupted: If a signal was received, or the launcher has ended.
@@ -85,10 +93,16 @@ class ShutdownHandler:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             numbers.append(signal.SIGHUP)
+        hook, sys.unraisablehook = sys.unraisablehook, _hide_dropped
+        alarm = signal.signal(signal.SIGALRM, self._on_signal)
         before = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield
         finally:
+            if self.received:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if self.received else handler)
             self._received = self._launcher = None
@@ -98,12 +112,34 @@ class ShutdownHandler:
     def _deferred(self) -> bool:
         return getattr(self._thread, "deferred", False)
 
-    def _on_signal(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self._received is not None:
-            return
-        self._received = signal_number
-        if not self._deferred:
-            raise Interrupted(signal_number)
+    def _on_signal(self, signal_number: int, frame: FrameType | None) -> None:
+        if self._received is None:
+            self._received = signal_number
+            signal.setitimer(signal.ITIMER_REAL, RAISE_AGAIN_S, RAISE_AGAIN_S)
+        if not self._deferred and not _handles_interrupt() and not _is_called_in(NOT_INTERRUPTED, frame):
+            raise Interrupted(self._received)
+
+
+def _is_called_in(package: str, frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] == package:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _hide_dropped(unraisable: sys.UnraisableHookArgs) -> None:
+    """Print an exception that Python drops, unless it is an interruption, which is raised again."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
+
+
+def _handles_interrupt() -> bool:
+    """Whether an interruption, or an error in its handling, is being handled."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__context__
+    return error is not None
 
 
 shutdown = ShutdownHandler()  # of this process

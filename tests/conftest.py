@@ -317,6 +317,7 @@ def work_in(folder: Path, store: Path, patch: pytest.MonkeyPatch, *, cache: Path
     patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
     patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     patch.setenv("XDG_CACHE_HOME", str(cache))
+    patch.setenv("XDG_STATE_HOME", str(cache))
     patch.setenv("PYTHONPATH", str(ROOT))
     patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
 

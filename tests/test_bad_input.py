@@ -19,6 +19,16 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "frequencies_hz": ("[1, 600]", "600 Hz is not below half of the sample rate"),
     "phases_deg": ("[1, 2]", "add phases_deg='[0.0, 0.0, 0.0, 0.0]'"),
     "amplitudes": ("0", "greater than 0"),
+    "phase_distribution": ("random", "'fixed' or 'uniform'"),
+    "amplitude_distribution": ("rayleigh", "add phase_distribution=uniform"),
+    "memory_s": ("10", "add phase_distribution=uniform"),
+    "recording_length": ("0", "greater than or equal to 1"),
+    "chunk_length": ("0", "greater than or equal to 1"),
+    "burn_in": ("-1", "greater than or equal to 0"),
+    "recordings_per_epoch": ("0", "greater than or equal to 1"),
+    "validation_recordings": ("0", "greater than or equal to 1"),
+    "test_recordings": ("1e9", "less than or equal to 100000"),
+    "loss_weighting": ("limit", "'none' or 'inverse_limit'"),
     "n_samples": ("1", "greater than or equal to 2"),
     "duration_s": ("-1", "greater than 0"),
     "noise_std": ("-0.1", "greater than or equal to 0"),
@@ -199,6 +209,40 @@ def test_a_bad_data_file_is_refused_before_a_run_is_created(
     code, line = call(["train", "--data_file", "mine.npz"], capsys, monkeypatch)
     assert_refused(code, line, str(folder / "mine.npz"), "no array y_train")
     assert [path.name for path in folder.iterdir()] == ["mine.npz"]
+
+
+def test_pipes_and_devices_are_neither_read_nor_replaced(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(folder / "pipe")
+    pipe = str(folder / "pipe")
+    for words in (
+        ["train", "--data_file", pipe],
+        ["train", "--data_file", "/dev/zero"],
+        ["prepare", "--noise", "fixed", "--output", pipe],
+        ["compare", "--page", pipe],
+        ["limit", "--picture", pipe],
+    ):
+        name, path = words[-2].removeprefix("--"), words[-1]
+        assert_refused(*call(words, capsys, monkeypatch), f"{name}={path}: not a regular file")
+    assert_refused(*call(["train", "--recipe", pipe], capsys, monkeypatch), f"recipe={pipe}: no such recipe or file")
+    assert (folder / "pipe").is_fifo()
+    assert [path.name for path in folder.iterdir()] == ["pipe"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (
+        ["prepare", "--noise", "fixed", "--output", "/proc/1/a"],
+        ["compare", "--page", "/proc/1/a"],
+        ["export", "--output", "/proc/1/a"],
+        ["limit", "--picture", "/dev/null/a"],
+    ):
+        assert_refused(
+            *call(words, capsys, monkeypatch), f"{words[-2].removeprefix('--')}={words[-1]}: ", "not a folder"
+        )
+    assert list(folder.iterdir()) == []
 
 
 def test_experiment_is_refused_under_mlflow_run(

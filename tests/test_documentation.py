@@ -34,6 +34,7 @@ from tests import conftest
 from tests.conftest import (
     ROOT,
     SMALL,
+    SMALL_RECORDINGS,
     all_runs,
     draw_nothing,
     fork_model_workers,
@@ -272,6 +273,11 @@ def test_every_metric_has_a_description_and_vice_versa(place: Path, monkeypatch:
     assert (
         start("limit", *options({name: SMALLEST[name] for name in ("n_samples", "duration_s", "window_length")})) == 0
     )
+    launched = MlflowClient().create_run(all_runs()[-1].info.experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
+    assert start("limit", "--recipe", "random_phases", "--n_samples", "300", "--duration_s", "0.3") == 0
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    assert start("train", *options(SMALLEST | SMALL_RECORDINGS)) == 0
     assert start("evaluate", "--version", "1", "--realizations", "2") == 0
     assert start("find_learning_rate", *options(SMALLEST)) == 0
     # Long enough for blocks of a second, which an interval needs.

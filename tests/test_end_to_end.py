@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from freqfilter.config import resolve
+from freqfilter.data.windows import noise_inputs
 from freqfilter.tracked_names import COMPARED
 from tests import zygote
 from tests.conftest import (
@@ -197,7 +198,7 @@ def test_the_version_names_its_run_and_computes_its_modules_estimates(
     assert version.tags["test/mse"] == f"{run.data.metrics['test/mse']:.6g}"
     module = network(n_components=3)
     module.load_state_dict(torch.load(download(run, "models/best_model.pth", tmp_path), weights_only=True))
-    inputs = np.random.default_rng(1).normal(size=(3, 77, 4)).astype(np.float32)
+    inputs = noise_inputs(np.random.default_rng(1), 3, 77, n_components=3)
     with torch.inference_mode():
         expected = module.eval()(torch.from_numpy(inputs)).numpy()
     found = mlflow.pyfunc.load_model("models:/frequency-filter/1").predict(inputs)
@@ -337,7 +338,7 @@ def test_the_tracking_server_of_the_environment_is_used(
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
     logged = MlflowClient().get_logged_model(run.outputs.model_outputs[0].model_id)
     assert {"test/mse"} <= {metric.key for metric in logged.metrics}
-    found = mlflow.pyfunc.load_model("models:/frequency-filter/1").predict(np.ones((1, 4, 5), dtype=np.float32))
+    found = mlflow.pyfunc.load_model("models:/frequency-filter/1").predict(np.eye(5)[[[1] * 4]])
     assert found.shape == (1, 4, 1)
     assert sorted(path.name for path in folder.iterdir()) == ["kept", "runs"]
 

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 from mlflow import MlflowClient
 
+from freqfilter.process import RAISE_AGAIN_S, Interrupted, shutdown
 from tests import zygote
 from tests.conftest import ROOT, SMALL, Program, all_runs, options, wait_for_line
 
@@ -47,6 +49,44 @@ def test_a_stopped_run_is_killed_and_keeps_its_metrics(number: signal.Signals, c
     assert run.info.status == "KILLED"
     assert len(MlflowClient().get_metric_history(run.info.run_id, "train/loss")) >= 1
     assert MlflowClient().search_model_versions() == []
+
+
+def test_ctrl_c_during_the_first_imports_prints_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    command = [sys.executable, "-m", "freqfilter", "history"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+class InterruptedInCallback:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interruption_that_a_library_drops_is_raised_again(capfd: pytest.CaptureFixture[str]) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    cleaned_up = False
+    try:
+        with pytest.raises(Interrupted, match="SIGINT"), shutdown.installed():  # noqa: PT012
+            InterruptedInCallback()
+            assert shutdown.received
+            try:
+                time.sleep(60)
+            finally:
+                with suppress(ValueError):
+                    time.sleep(2 * RAISE_AGAIN_S)  # not interrupted again
+                    raise ValueError
+                cleaned_up = True
+        assert cleaned_up
+        assert capfd.readouterr().err == ""  # of sys.unraisablehook
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    finally:  # an interrupted program ignores further signals
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def catches(process: psutil.Process, number: signal.Signals) -> bool:

@@ -38,7 +38,8 @@ def test_the_reference_has_ranges_and_links_to_parameters() -> None:
     parameters = pages["reference/parameters.md"]
     assert "| `10000` | whole, 2 to 1,000,000,000 | Samples of a realization. |" in parameters
     assert (
-        "| `1` | number > 0, or a list of them | Amplitude of each component; one number for all. *(one" in parameters
+        "| `1` | number > 0, or a list of them | Amplitude of each component, or its root mean square; one"
+        in parameters
     )
     of_doctor, of_evaluate = (
         re.search(rf"## {name}\n(.*?)\n## ", pages["reference/commands.md"], re.DOTALL)

@@ -29,6 +29,7 @@ def answers(uri: str, way: str) -> dict[str, Any]:
 
     found = freqfilter.load("frequency-filter", version=1)
     inputs = np.random.default_rng(1).normal(size=(N_WINDOWS, 50, 5)).astype(np.float32)
+    inputs[..., 1:] = np.eye(4)[np.arange(N_WINDOWS) % 4, None]
     found.predict(inputs[:BATCH])
     first_answer = time.perf_counter() - started
 

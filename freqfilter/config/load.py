@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -233,9 +234,45 @@ def _validated(values: dict[str, Any], folder: Path) -> Params:
             except UserError as error:
                 raise UserError(f"{name}={error}") from None
     try:
-        return Params.model_validate(_in_sections(values))
+        params = Params.model_validate(_in_sections(values))
     except ValidationError as error:
         raise UserError(_first_line(error, values)) from None
+    check_name("experiment", params.tracking.experiment, max_length=500)
+    check_model_name_syntax("model_name", params.tracking.model_name)
+    return params
+
+
+CONTROL_CHARACTERS = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, surrogates, line separators
+
+
+def check_name(what: str, name: str, *, forbidden: str = "", max_length: int = 250) -> None:
+    """Check a name that a store is to keep; names in the store already may be other ones.
+
+    Args:
+        what: The name's own name, for the message.
+        name: The name.
+        forbidden: Characters that it must not have, besides line breaks and other control characters.
+        max_length: Number of characters that MLflow keeps.
+
+    Raises:
+        UserError: If it has one of them, or is longer.
+    """
+    found = next((c for c in name if c in forbidden or unicodedata.category(c) in CONTROL_CHARACTERS), None)
+    if found is None and len(name) <= max_length:
+        return
+    problem = f"{len(name)} characters" if found is None else f"{found!r} in the name"
+    excluded = ", ".join([*forbidden, "line breaks and other control characters"])
+    shown = name if len(name) <= 60 else f"{name[:60]}…"
+    raise UserError(f"{what}={shown}: {problem}; give a name of at most {max_length} characters without {excluded}")
+
+
+def check_model_name_syntax(what: str, name: str) -> None:
+    """Check a name that becomes part of an address, ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+
+    Raises:
+        UserError: If the address would be that of another model.
+    """
+    check_name(what, name, forbidden="/:@?#", max_length=200)
 
 
 def _first_line(error: ValidationError, values: Mapping[str, Any]) -> str:

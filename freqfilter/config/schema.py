@@ -62,7 +62,7 @@ class SignalParams(_Section):
 
     frequencies_hz: Positives = _parameter("frequency of each component, Hz", everyday=True)
     phase_distribution: Literal["fixed", "uniform"] = _parameter(
-        "phases of the components: fixed, phases_deg; uniform, drawn for each recording", everyday=True
+        "phases of the components: fixed, phases_deg; uniform, drawn for each recording"
     )
     phases_deg: Numbers | None = _parameter(
         "phase of each component, degrees; one number for all; null: spread evenly over 180°, or drawn"
@@ -266,7 +266,7 @@ with warnings.catch_warnings():
         )
         experiment: str = _parameter("MLflow experiment; under `mlflow run`: --experiment-name", min_length=1)
         register: bool = _parameter("register the best model as a new version")
-        model_name: str = _parameter("name in the model registry, without / and :", pattern=r"^[^/:]+$", everyday=True)
+        model_name: str = _parameter("name in the model registry, without / : @ ? #", min_length=1, everyday=True)
         system_metrics_interval: NonNegative = _parameter(
             "seconds between samples of MLflow's system metrics (CPU, memory, GPU); 0: none"
         )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from freqfilter.atomic_io import atomic_write
-from freqfilter.data.windows import Dataset, batches
-from freqfilter.errors import UserError
+from freqfilter.data.windows import Dataset, batches, valid_selectors
+from freqfilter.errors import UserError, one_line
 
 PARTS = ("train", "val", "test")
+NAMES = tuple(f"{kind}_{part}" for kind in "Xy" for part in PARTS)
 WRITE_CHUNK = 4096  # windows
+REMEDY = f"write {', '.join(NAMES)} with numpy.savez, as `freqfilter prepare` does"
 # Corrupt, encrypted or unsupported archives raise many types of error.
 READ_ERRORS = (
     OSError, ValueError, EOFError, KeyError, MemoryError, NotImplementedError, RuntimeError,
@@ -49,47 +53,54 @@ def write(path: Path, parts: dict[str, Dataset]) -> None:
                         member.write(batch[index].contiguous().numpy().data)
 
 
-def read(path: str, *, n_components: int) -> dict[str, NDArray[np.float32]]:
+def read(path: str, *, n_components: int, window_length: int) -> dict[str, NDArray[np.float32]]:
     """Read and validate a file of windows.
 
     Args:
         path: The ``.npz`` file.
         n_components: Required width of the one-hot selectors.
+        window_length: Required length of the windows, samples.
 
     Returns:
         Inputs ``X_…`` (n_windows, n_samples, 1 + n_components) and targets ``y_…`` (n_windows, n_samples, 1) of
         each part, float32.
 
     Raises:
-        UserError: If the file is missing or corrupt, an array is missing, empty, of a wrong type or shape, contains
-            NaN or Inf (the first index is given), or a selector is not one-hot and constant over its window.
+        UserError: If the file is missing or corrupt, its arrays need more memory than is available, an array is
+            missing, empty, of a wrong type or shape, contains NaN or Inf (the first index is given), or a selector is
+            not one-hot and constant over its window.
     """
     try:
-        arrays = _arrays(Path(path))
+        arrays = _arrays(Path(path), window_length)
         for part in PARTS:
-            _check(part, arrays[f"X_{part}"], arrays[f"y_{part}"], (arrays["X_train"].shape[1], n_components))
+            _check(part, arrays[f"X_{part}"], arrays[f"y_{part}"], (window_length, n_components))
     except UserError as error:
         raise UserError(f"data_file={path}: {error}") from None
     return arrays
 
 
-def _arrays(path: Path) -> dict[str, NDArray[np.float32]]:
+def _arrays(path: Path, window_length: int) -> dict[str, NDArray[np.float32]]:
     try:
+        if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+            raise UserError("not a regular file; write one with `freqfilter prepare`")
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise UserError("a single array, not a .npz file; see `freqfilter prepare`")
+                raise UserError(f"a single array, not a .npz file; {REMEDY}")
             with stored:
-                return {name: _array(stored, name) for part in PARTS for name in (f"X_{part}", f"y_{part}")}
+                _check_memory([_header(stored, name, window_length) for name in NAMES])
+                with np.errstate(over="ignore"):  # an overflow becomes Inf, which _check reports
+                    return {name: np.asarray(stored[name], dtype=np.float32) for name in NAMES}
     except READ_ERRORS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable .npz file"
-        raise UserError(f"{reason}; write one with `freqfilter prepare`") from None
+        raise UserError(f"{reason}; {REMEDY}") from None
 
 
-def _array(stored: Any, name: str) -> NDArray[np.float32]:
-    """Read an array after a check of its header: memory is allocated for the shape that it states."""
+def _header(stored: Any, name: str, window_length: int) -> tuple[int, np.dtype[Any]]:
+    """Number of values and type of an array, from its header; memory is allocated for the shape that it states."""
     if name not in stored.files:
-        raise UserError(f"no array {name}; store X_train, X_val, X_test, y_train, y_val and y_test")
+        found = one_line(", ".join(stored.files)) or "none"
+        raise UserError(f"no array {name} among its arrays: {found}; store {', '.join(NAMES)}")
     member = stored.zip.getinfo(f"{name}.npy")
     with stored.zip.open(member) as file:
         start = io.BytesIO(file.read(65536))
@@ -97,20 +108,42 @@ def _array(stored: Any, name: str) -> NDArray[np.float32]:
     shape, _, dtype = reader(start)
     if dtype.kind not in "fiu":
         raise UserError(f"{name} holds {dtype}, not numbers; store it as float32")
+    if len(shape) == 2:
+        raise UserError(
+            f"{name} has shape {shape}, not (windows, samples, features); cut the samples of each component into "
+            f"windows with numpy.lib.stride_tricks.sliding_window_view({name}, {window_length}, axis=0).swapaxes(1, 2)"
+        )
     if len(shape) != 3:
         raise UserError(f"{name} has shape {shape}; store it as (windows, samples, features)")
     if 0 in shape:
         raise UserError(f"{name} is empty, shape {shape}; store at least one window in each part")
-    if start.tell() + dtype.itemsize * np.prod(shape, dtype=object) != member.file_size:
+    size = math.prod(shape)
+    if start.tell() + dtype.itemsize * size != member.file_size:
         raise UserError(f"{name} is corrupt, its size is not that of shape {shape}; write it again")
-    with np.errstate(over="ignore"):  # an overflow becomes Inf, which _check reports
-        return np.asarray(stored[name], dtype=np.float32)
+    return size, dtype
+
+
+def _check_memory(headers: list[tuple[int, np.dtype[Any]]]) -> None:
+    """Check the memory that arrays of these sizes and types need when they are read as float32, one after another."""
+    kept = needed = 0
+    for size, dtype in headers:
+        kept += 4 * size
+        needed = max(needed, kept + (0 if dtype == np.float32 else dtype.itemsize * size))
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UserError(
+            f"its arrays need {needed / 1e9:.1f} GB of memory, of which {available / 1e9:.1f} GB are available; store "
+            "fewer windows"
+        )
 
 
 def _check(part: str, inputs: NDArray[np.float32], targets: NDArray[np.float32], shape: tuple[int, int]) -> None:
     n_samples, n_components = shape
     if inputs.shape[1] != n_samples:
-        raise UserError(f"X_{part} has windows of {inputs.shape[1]} samples, X_train of {n_samples}; use one")
+        raise UserError(
+            f"X_{part} has windows of {inputs.shape[1]} samples, not window_length={n_samples}; add "
+            f"window_length={inputs.shape[1]}, the same for all parts"
+        )
     if inputs.shape[2] != n_components + 1:
         raise UserError(
             f"X_{part} has selectors for {inputs.shape[2] - 1} components, frequencies_hz has "
@@ -122,8 +155,5 @@ def _check(part: str, inputs: NDArray[np.float32], targets: NDArray[np.float32],
         if not (finite := np.isfinite(array)).all():
             first = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
             raise UserError(f"{name} has {array[first]} at {first}; remove or correct that window")
-    selector = inputs[:, :1, 1:]
-    one_hot = ((selector == 0) | (selector == 1)).all(axis=(1, 2)) & (selector.sum(axis=(1, 2)) == 1)
-    constant = (inputs[:, :, 1:] == selector).all(axis=(1, 2))
-    if not (valid := one_hot & constant).all():
+    if not (valid := valid_selectors(inputs)).all():
         raise UserError(f"X_{part} window {int(np.argmin(valid))}: selector not one-hot and constant; correct it")

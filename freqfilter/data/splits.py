@@ -84,13 +84,8 @@ class Splits:
 
     @classmethod
     def _from_file(cls, data_file: str, params: Params) -> Self:
-        window_length = params.data.window_length
-        arrays = npz.read(data_file, n_components=len(params.signals.frequencies_hz))
-        if (n_samples := arrays["X_train"].shape[1]) != window_length:
-            raise UserError(
-                f"data_file={data_file}: its windows have {n_samples} samples, not window_length={window_length}; "
-                f"add window_length={n_samples}"
-            )
+        n_components = len(params.signals.frequencies_hz)
+        arrays = npz.read(data_file, n_components=n_components, window_length=params.data.window_length)
         train, validation, test = (
             TensorWindows(torch.from_numpy(arrays[f"X_{part}"]), torch.from_numpy(arrays[f"y_{part}"]))
             for part in npz.PARTS

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -294,6 +296,33 @@ def batches(windows: Dataset, batch_size: int, device: torch.device) -> Iterator
     """Yield all windows in order, ``batch_size`` at a time."""
     for first in range(0, len(windows), batch_size):
         yield windows.batch(torch.arange(first, min(first + batch_size, len(windows)), device=device))
+
+
+def noise_inputs(
+    random: np.random.Generator, n_windows: int, n_samples: int, *, n_components: int | None
+) -> NDArray[np.float32]:
+    """Inputs of white noise, (n_windows, n_samples, 1 + n_components); their selectors take turns.
+
+    Without ``n_components`` they are the mixtures of recordings, (n_windows, n_samples).
+    """
+    if n_components is None:
+        return random.standard_normal((n_windows, n_samples), dtype=np.float32)
+    inputs = np.empty((n_windows, n_samples, 1 + n_components), dtype=np.float32)
+    inputs[..., 0] = random.standard_normal((n_windows, n_samples))
+    inputs[..., 1:] = np.eye(n_components)[np.arange(n_windows) % n_components, None]
+    return inputs
+
+
+def valid_selectors(inputs: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether the selector of each window is one-hot and constant over the window, (n_windows,).
+
+    Args:
+        inputs: (n_windows, n_samples, 1 + n_components).
+    """
+    selector = inputs[:, :1, 1:]
+    one_hot = ((selector == 0) | (selector == 1)).all(axis=(1, 2)) & (selector.sum(axis=(1, 2)) == 1)
+    valid: NDArray[np.bool_] = one_hot & (inputs[:, :, 1:] == selector).all(axis=(1, 2))
+    return valid
 
 
 def block_means(values: Tensor, block_ids: Tensor) -> list[float]:

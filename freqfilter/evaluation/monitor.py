@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from freqfilter.config import Params
+from freqfilter.data import npz
 from freqfilter.data.splits import Splits
 from freqfilter.evaluation.baselines import Mean, TargetMoments
 from freqfilter.evaluation.limits import ValidationLimit
@@ -29,6 +30,9 @@ MIN_OVERFITTING_RATIO = 1.25  # without overfitting, training, validation and ho
 N_CONSECUTIVE = 2  # measurements above that ratio
 MIN_SLOWDOWN, MIN_SLOWDOWN_S = 1.75, 5.0  # relative to the fastest epoch of the run, as a factor and in seconds
 FALSE_ALARM_RATE = 1e-3  # of runs without a leak, over all their validations
+MAX_POWER_RATIO = (
+    3.0  # of a data file to its parameters; a sum of two components has four times the power of their mean
+)
 MIN_BLOCKS = 4  # for a standard error
 
 
@@ -50,6 +54,29 @@ def check_settings(params: Params) -> Iterator[Finding]:
     if not params.training.deterministic:
         line = "deterministic=false: runs with the same parameters may differ; set deterministic=true"
         yield Finding("not_deterministic", line)
+
+
+def unusual_power(splits: Splits, params: Params) -> Finding | None:
+    """Detect arrays of a data file whose mean square is far from that of signals of the parameters."""
+    if params.data.data_file is None:
+        return None
+    signals = params.signals
+    powers = np.square(signals.amplitudes) / 2
+    expected = {"X": powers.mean() / len(powers) + signals.noise_std**2, "y": powers.mean()}
+    found = []
+    for part, windows in zip(npz.PARTS, (splits.train, splits.validation, splits.test), strict=True):
+        inputs, targets = windows.tensors()
+        for kind, values in (("X", inputs[..., 0]), ("y", targets)):
+            power = float(values.square().mean())
+            if not expected[kind] / MAX_POWER_RATIO <= power <= expected[kind] * MAX_POWER_RATIO:
+                found.append(f"{kind}_{part} {power:.3g} (expected {expected[kind]:.3g})")
+    if not found:
+        return None
+    return Finding(
+        "power",
+        f"the power of the data file is not that of its parameters, {', '.join(found)}: integer samples, or a sum in "
+        "place of the mean of the components? scale the file, or set amplitudes and noise_std to its own",
+    )
 
 
 class Monitor:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from freqfilter.config import Params, restore
+from freqfilter.data.windows import valid_selectors
 from freqfilter.errors import UserError
 from freqfilter.models.network import FrequencyFilterLSTM
 
@@ -63,14 +64,15 @@ class Filter:
         """Estimate the selected component of windows, or all components of recordings.
 
         Args:
-            x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector. Any number of
-                windows and samples; converted to float32. For a filter of recordings (n_recordings, n_samples).
+            x: (n_windows, n_samples, 1 + n_components): the mixture, then the one-hot selector, constant over the
+                window. Any number of windows and samples; converted to float32. For a filter of recordings
+                (n_recordings, n_samples).
 
         Returns:
             (n_windows, n_samples, 1), float32; of recordings (n_recordings, n_samples, n_components).
 
         Raises:
-            UserError: If the shape is wrong, or a value is NaN or Inf.
+            UserError: If the shape is wrong, a value is NaN or Inf, or a selector is not one-hot and constant.
         """
         inputs = np.asarray(x, dtype=np.float32)
         n_features = 1 + len(self.facts["frequencies_hz"])
@@ -84,6 +86,11 @@ class Filter:
             )
         if not np.isfinite(inputs).all():
             raise UserError("x has NaN or Inf; remove or correct those samples")
+        if not self.of_recordings and not (valid := valid_selectors(inputs)).all():
+            raise UserError(
+                f"x has a selector that is not one-hot and constant, in window {int(np.argmin(valid))}; set the column "
+                f"of one frequency of {self.facts['frequencies_hz']} Hz to 1, the others to 0"
+            )
         return self.estimate(inputs)
 
     def extract(self, signal: ArrayLike, frequency_hz: float, *, sample_rate_hz: float | None = None) -> Array:

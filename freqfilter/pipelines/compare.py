@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import jinja2
 import pandas as pd
 
-from freqfilter.atomic_io import atomic_write
+from freqfilter.atomic_io import atomic_write, check_writable
 from freqfilter.config import TrackingParams
 from freqfilter.config.schema import task_differences
 from freqfilter.errors import UserError
@@ -222,6 +222,8 @@ def compare(tracking: TrackingParams, *, runs: str | None, realizations: int, pa
         UserError: If there are fewer than two such trainings, or one of them cannot be read.
     """
     tracking_uri = open_store()
+    if page is not None:
+        check_writable("page", page)
     selected = trainings(runs, tracking)
     if len(selected) < 2:
         raise UserError(f"runs={runs or 'the newest'}: found {len(selected)}; give at least two trainings")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
-from freqfilter.atomic_io import atomic_write
+from freqfilter.atomic_io import atomic_write, check_writable, temporary_folder
 from freqfilter.config import TrackingParams
+from freqfilter.config.load import check_model_name_syntax
+from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
-from freqfilter.tracking import aliases
+from freqfilter.tracking import aliases, resolve_sqlite_uri
 from freqfilter.tracking.client import experiment_name, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
-from freqfilter.tracking.loading import MODEL_DIGEST, checked_files, load_uri
+from freqfilter.tracking.loading import MODEL_DIGEST, MODEL_SPACE, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
 from freqfilter.tracking.registry import register_copy
 
@@ -55,6 +56,7 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
     """
     if missing := [package for package in ("onnx", "onnxruntime") if importlib.util.find_spec(package) is None]:
         raise UserError(f"{' and '.join(missing)} not installed; {install_hint('onnx')}")
+    check_writable("output", output)
     open_store()
     chosen = aliases.candidate_version(tracking.model_name, version)
     name = f"{chosen.model_name}_{chosen.version}.onnx"
@@ -65,8 +67,8 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
         content, difference = _convert(chosen)
         with atomic_write(output) as file:
             file.write(content)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
+        with temporary_folder() as folder:
+            path = folder / name
             path.write_bytes(content)
             artifact_uri = upload(chosen.run_id, path, FOLDER)
         aliases.tag_version(chosen, {"onnx": artifact_uri, "onnx_sha256": hashlib.sha256(content).hexdigest()})
@@ -89,8 +91,8 @@ def _convert(version: aliases.RegisteredVersion) -> tuple[bytes, float]:
     metadata = facts | {"version": version.uri, MODEL_DIGEST: version.tags.get(MODEL_DIGEST, "")}
     content = onnx_model(model.module, metadata).SerializeToString()
     random = np.random.default_rng(1)
-    features = () if model.of_recordings else (1 + len(model.facts["frequencies_hz"]),)
-    examples = [random.normal(size=(*shape, *features)).astype(np.float32) for shape in SHAPES]
+    n_components = None if model.of_recordings else len(model.facts["frequencies_hz"])
+    examples = [noise_inputs(random, *shape, n_components=n_components) for shape in SHAPES]
     if model.golden is not None:
         examples.append(model.golden[0])
     session, difference = InferenceSession(content), 0.0
@@ -120,7 +122,9 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
     Raises:
         UserError: If there is no such version, or its checksum is wrong in this registry or in the other one.
     """
-    source_uri, name = open_store(), to_name or tracking.model_name
+    name = to_name or tracking.model_name
+    check_model_name_syntax("to_name", name)  # before a run exists there
+    source_uri = open_store()
     chosen = aliases.candidate_version(tracking.model_name, version)
     tags = {tag: value for tag, value in chosen.tags.items() if tag not in REGISTRY_LOCAL_TAGS}
     tags["copied_from"] = f"{source_uri}: {chosen.model_name} version {chosen.version}"
@@ -128,9 +132,9 @@ def copy_version(tracking: TrackingParams, *, version: int | None, to: str, to_n
         against = chosen.tags.get("decided_against", "none")
         registry = chosen.tags.get("decided_in", source_uri)
         tags["verdict_elsewhere"] = f"{decision} in {registry} against version {against}"
-    with tempfile.TemporaryDirectory() as folder:
-        files, evidence = checked_files(chosen.uri, Path(folder) / "model"), Path(folder) / aliases.DECISION
+    with temporary_folder(space=MODEL_SPACE) as folder:
+        files, evidence = checked_files(chosen.uri, folder / "model"), folder / aliases.DECISION
         if decision_run := chosen.tags.get("decision_run"):
-            download(decision_run, aliases.DECISION, Path(folder))
+            download(decision_run, aliases.DECISION, folder)
         experiment = experiment_name(tracking.experiment)  # an id is of this store alone
-        return register_copy(to, name, files, evidence, tags=tags, experiment=experiment)
+        return register_copy(resolve_sqlite_uri(to), name, files, evidence, tags=tags, experiment=experiment)

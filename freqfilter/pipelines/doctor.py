@@ -19,6 +19,7 @@ from freqfilter.errors import UserError
 from freqfilter.tracked_names import CHECKPOINTS
 from freqfilter.tracking.aliases import registered_models
 from freqfilter.tracking.client import open_store
+from freqfilter.tracking.locations import moved_files
 from freqfilter.tracking.owner import is_locked
 from freqfilter.tracking.queries import (
     DIED,
@@ -127,6 +128,7 @@ def _check_store(run_dir: Path) -> Iterator[tuple[str, str]]:
         yield PROBLEM, str(error)
         return
     yield OK, f"registry: {', '.join(models) or 'no models yet'}"
+    yield from ((PROBLEM, line) for line in moved_files())
     yield from _check_runs(on_server=uri.startswith("http"))
     yield from _check_folders(run_dir)
 

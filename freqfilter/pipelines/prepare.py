@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from freqfilter.atomic_io import atomic_write
+from freqfilter.atomic_io import atomic_write, check_writable
 from freqfilter.config import Params
 from freqfilter.data import npz
 from freqfilter.data.kalman import KalmanFilter
@@ -53,6 +53,7 @@ def prepare(params: Params, *, output: Path, recipe: str, name: str) -> RunRef:
     Raises:
         UserError: If the store cannot be used or the file cannot be written.
     """
+    check_writable("output", output)
     tracking_uri, data = open_store(), params.data
     job = Job("prepare", name, {"recipe": recipe} | params.canonical(sections=("signals", "data")))
     check_launched_run(job)
@@ -174,6 +175,8 @@ def compute_limit(params: Params, *, noise_seed: int | None, picture: Path | Non
     Raises:
         UserError: If the picture cannot be written.
     """
+    if picture is not None:
+        check_writable("picture", picture)
     if params.of_recordings:
         if noise_seed is not None:
             raise UserError("noise_seed: the limit of random signals is exact in expectation; omit it")

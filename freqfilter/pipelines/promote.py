@@ -321,6 +321,8 @@ def promote(
     options |= {k: str(v).lower() if isinstance(v, bool) else f"{v:g}" for k, v in vars(bounds).items()}
     options |= {"noise_seed": str(noise_seed)} if noise_seed is not None else {}
     job = Job("promote", f"promote {name} version {candidate.version}", options, repeatable=False)
+    with aliases.champion_lock():  # tried before the work that needs it
+        pass
     with ModelServer() as server, open_run(tracking, job) as run:
         for _ in range(MAX_ATTEMPTS):
             shutdown.check()

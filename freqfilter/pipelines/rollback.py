@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
-from freqfilter.pipelines.model_card import run_link
+from freqfilter.pipelines.model_card import escape_markdown, run_link
 from freqfilter.pipelines.sandbox import GOLDEN_TOLERANCE, ModelServer, ModelWorker
 from freqfilter.process import shutdown
 from freqfilter.tracking import aliases
@@ -52,6 +52,8 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         raise UserError(f"version={after.version}: it is the champion already; give another version")
     options, number = {"model_name": name, "version": str(after.version)}, str(before.version) if before else "none"
     job = Job("rollback", f"rollback {name} to version {after.version}", options, repeatable=False)
+    with aliases.champion_lock():  # tried before the work that needs it
+        pass
     with open_run(tracking, job) as run:
         with ModelServer() as server, ModelWorker(server, after.uri) as worker:
             difference = worker.description["golden_difference"]
@@ -63,7 +65,7 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         run.log_tags(version_tags(after) | tags)
         run.describe(description)
         run.deliver()
-        description = f"{description} ({run_link(run.run_id)})"
+        description = f"{escape_markdown(description[:500])} ({run_link(run.run_id)})"
         aliases.move_champion(after, found=before, evidence={"rollback_run": run.run_id}, description=description)
         run.log_tags({"carried_out": "true"})
     return RollbackResult(RunRef.to(run, tracking_uri), before, after)

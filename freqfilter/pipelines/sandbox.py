@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.config import Params, restore
 from freqfilter.errors import UserError, printable
 from freqfilter.pipelines.model_server import (
@@ -37,7 +38,7 @@ from freqfilter.pipelines.model_server import (
     send_array,
 )
 from freqfilter.process import Interrupted
-from freqfilter.tracking.loading import GOLDEN, ChecksumError, checked_files
+from freqfilter.tracking.loading import GOLDEN, MODEL_SPACE, ChecksumError, checked_files
 
 RESPONSE_TIMEOUT_S = 300.0
 TIME_LIMIT_S = 1800.0  # of all responses of a model together
@@ -85,8 +86,8 @@ class ModelServer:
 
     def __init__(self) -> None:
         with ExitStack() as opened, machine_errors():
+            folder = str(opened.enter_context(temporary_folder(space=MODEL_SPACE)))
             self._log = opened.enter_context(tempfile.TemporaryFile())
-            folder = opened.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             control, its_control = socket.socketpair()
             self._control = opened.enter_context(control)
             with its_control:
@@ -155,7 +156,7 @@ class ModelWorker:
         self._remaining_s = TIME_LIMIT_S
         self._started = False
         with ExitStack() as opened, machine_errors():
-            folder = Path(opened.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+            folder = opened.enter_context(temporary_folder(space=MODEL_SPACE))
             for name in ("files", "work"):
                 (folder / name).mkdir()
             try:

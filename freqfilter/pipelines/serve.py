@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.config import TrackingParams
 from freqfilter.errors import UserError
 from freqfilter.process import shutdown
@@ -51,14 +52,7 @@ def ui(*, port: int) -> int:
     if server == tracking_uri:
         print_addresses()
         return 0
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            raise UserError(
-                f"port={port} is in use; stop the program that listens there, or give another --port"
-            ) from None
+    _check_port(port)
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri]
     return run_server(
@@ -78,24 +72,40 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
         The exit code of the server.
 
     Raises:
-        UserError: If there is no such version, its files are missing, or their checksum does not match.
+        UserError: If the port is in use, there is no such version, or its files are missing or were changed.
     """
-    from freqfilter.tracking.loading import checked_files  # imports PyTorch, which the UI does not need
+    from freqfilter.tracking.loading import MODEL_SPACE, checked_files  # imports PyTorch, which the UI does not need
 
+    _check_port(port)
     open_store()
     name = tracking.model_name
     chosen = aliases.candidate_version(name, version) if version else aliases.require_alias(name, aliases.CHAMPION)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder(space=MODEL_SPACE) as folder:
         try:
-            files = checked_files(chosen.uri, Path(folder))  # serve exactly the files that were checked
+            files = checked_files(chosen.uri, folder)  # serve exactly the files that were checked
         except UserError as error:
             raise UserError(f"{error}; serve another version with --version N") from error
         logger.info(f"serving {chosen.uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
         arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
             [sys.executable, "-m", "mlflow", *arguments, "--port", str(port)],
-            {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1"},
+            {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "OMP_NUM_THREADS": "1", "PATH": _path()},
         )
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            reason = "is in use; stop the program that listens there, or" if error.errno == errno.EADDRINUSE else ""
+            raise UserError(f"port={port} {reason or f'{error.strerror};'} give another --port") from None
+
+
+def _path() -> str:
+    """Search path with the programs of this interpreter's environment, which may not be activated; MLflow calls one."""
+    return os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])  # noqa: PTH120
 
 
 def run_server(
@@ -114,7 +124,8 @@ def run_server(
         on_ready: Called once, when the server is ready.
     """
     # No process of the server imports from the working folder, where a file may have a library's name.
-    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment})
+    # Ctrl-C of a terminal reaches this process alone, since MLflow would print a traceback.
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", **environment}, process_group=0)
     waiting = True
     try:
         with shutdown.deferred():
@@ -127,5 +138,6 @@ def run_server(
                     server.wait(timeout=POLL_S)
         return server.returncode
     finally:
-        server.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
         server.wait()

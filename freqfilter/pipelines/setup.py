@@ -16,6 +16,7 @@ from freqfilter.evaluation.metrics import ZERO_MSE
 from freqfilter.evaluation.overlap import MIN_RUN, WindowOverlap, measure_overlaps
 from freqfilter.evaluation.recordings import close_components
 from freqfilter.models.filter import Filter
+from freqfilter.models.network import CELLS
 from freqfilter.pipelines.run_metrics import limit_metrics
 from freqfilter.tracking import provenance, registry
 from freqfilter.tracking.client import open_store
@@ -208,10 +209,17 @@ def _load_origin(params: Params, splits: Splits) -> Filter | None:
     if start_from is None:
         return None
     origin = load_origin(start_from)
-    requested = {"n_components": splits.validation.n_components} | params.model.model_dump()
+    if origin.facts["network"]["cell"] not in CELLS:
+        raise UserError(f"start_from={start_from}: a classical filter has no weights to start from; name a network")
+    requested = {"n_components": splits.validation.n_components, "selector": not params.of_recordings}
+    requested |= params.model.model_dump()
     for name, value in origin.facts["network"].items():
         if name != "dropout" and value != requested[name]:  # dropout has no weights
-            remedy = "frequencies_hz" if name == "n_components" else f"{name}={str(value).lower()}"
+            remedies = {
+                "n_components": "frequencies_hz",
+                "selector": f"phase_distribution={'fixed' if value else 'uniform'}",
+            }
+            remedy = remedies.get(name, f"{name}={str(value).lower()}")
             raise UserError(
                 f"start_from={start_from}: its network has {name}={value}, but {name}={requested[name]} is requested; "
                 f"add {remedy}"

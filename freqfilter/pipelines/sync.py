@@ -11,7 +11,7 @@ from freqfilter.tracked_names import CHECKPOINTS, FILES, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.outbox import Outbox, UndeliveredError, sender
 from freqfilter.tracking.owner import RunLock
-from freqfilter.tracking.queries import RunRecord, end_run, folder_run, run_folders, stored_run, upload_run
+from freqfilter.tracking.queries import RunRecord, check_files, end_run, folder_run, run_folders, stored_run, upload_run
 from freqfilter.tracking.ui_views import resume_command
 
 logger = logging.getLogger(__name__)
@@ -37,9 +37,12 @@ def sync(run_dir: Path) -> str:
         shutdown.check()
         try:
             with RunLock(folder) as lock:
-                _sync_one(folder_run(folder), lock)
+                if (folder / OUTBOX).exists():
+                    _sync_one(folder_run(folder), lock)
+                else:
+                    logger.info(f"run {folder.name}: another process has delivered it meanwhile")
         except (BlockingIOError, FileNotFoundError):
-            logger.info(f"run {folder.name} is still running, skipped")
+            logger.info(f"run {folder.name}: another process is running or delivering it, skipped")
         except UndeliveredError:  # the store is unavailable
             raise
         except UserError as error:
@@ -56,6 +59,7 @@ def _sync_one(local: RunRecord, lock: RunLock) -> None:
     if local.target_experiment is not None:
         local = upload_run(local, lock)
         logger.info(f"run {local.run_id} is now in the store")
+    check_files(local.run_id)
     folder = lock.folder
     send = sender(local.run_id, folder, lock.owner_ids())
     for name in (OUTBOX, FILES):

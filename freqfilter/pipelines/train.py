@@ -16,7 +16,7 @@ from freqfilter.config import Params
 from freqfilter.errors import TrainingError, UserError
 from freqfilter.evaluation.limits import ValidationLimit
 from freqfilter.evaluation.metrics import Comparison
-from freqfilter.evaluation.monitor import Finding, Monitor, check_settings
+from freqfilter.evaluation.monitor import Finding, Monitor, check_settings, unusual_power
 from freqfilter.evaluation.overlap import WindowOverlap, shared_data
 from freqfilter.models.filter import Filter
 from freqfilter.pipelines.finalize import finalize
@@ -142,8 +142,9 @@ def train(
             if resume_point:
                 log_resume(run, prepared.state, resume_point)
             overlaps = log_overlaps(run, splits)
-            if finding := shared_data(overlaps, params):
-                _log_finding(run, finding)
+            for finding in (shared_data(overlaps, params), unusual_power(splits, params)):
+                if finding:
+                    _log_finding(run, finding)
             val_limit = log_limit(run, params, splits)
             val_limit_mse = val_limit.mse if val_limit else None
             for report in prepared.state.progress.history:  # those that a former owner has not delivered

@@ -73,7 +73,7 @@ def recording_figures(
         ),
     )
     yield COMPONENTS, partial(evaluation.mse_of_components, compared.table)
-    yield "visualizations/14_mse_over_samples.png", partial(recordings.mse_over_samples, compared.per_step)
+    yield "visualizations/15_mse_over_samples.png", partial(recordings.mse_over_samples, compared.per_step)
 
 
 def evaluation_figures(

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import mlflow
-import platformdirs
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from freqfilter.atomic_io import writable_folder
 from freqfilter.errors import UserError
-from freqfilter.tracking.client import retry, wrap_store_errors
+from freqfilter.tracking.client import equality_filter, retry, store_lock, wrap_store_errors
 
 CHAMPION, PREVIOUS = "champion", "previous"  # aliases
 CANDIDATE = "candidate"  # the alias of the newest version
 DESCRIPTION = """\
 Filters that extract one sinusoid from a noisy mixture. The alias `champion` marks the promoted version, `candidate`
 the newest. A version's description has its scores and the decisions about it."""
+MAX_DESCRIPTION = 5000  # characters of a version's description in MLflow's tables; PostgreSQL refuses longer ones
+DECISION_PARAGRAPH = re.compile(r"\(run \[`\w+`\]\(#/runs/\w+\)\)$")  # the end of a decision's paragraph in it
 DECISION = "decision"  # artifact folder of the evidence, in a decision's run
 
 
@@ -80,14 +79,15 @@ def candidate_version(model_name: str, version: int | None) -> RegisteredVersion
 
 def _newest_version(client: MlflowClient, model_name: str) -> ModelVersion | None:
     client.get_registered_model(model_name)  # raises if there is none
-    found = client.search_model_versions(_of_model(model_name), max_results=1, order_by=["version_number DESC"])
-    return next(iter(found), None)
+    having = equality_filter("name", model_name)
+    if having:  # one is enough
+        return next(iter(client.search_model_versions(having, max_results=1, order_by=["version_number DESC"])), None)
+    return max(_versions(model_name), key=lambda version: int(version.version), default=None)
 
 
-def _of_model(model_name: str) -> str:
-    """Filter of a model's versions, in MLflow's syntax, which has no escape character."""
-    quote = '"' if "'" in model_name else "'"
-    return f"name = {quote}{model_name}{quote}"
+def _versions(model_name: str) -> list[ModelVersion]:
+    found = mlflow.search_model_versions(filter_string=equality_filter("name", model_name) or None)
+    return [version for version in found if version.name == model_name]
 
 
 def version_at_alias(model_name: str, alias: str) -> RegisteredVersion | None:
@@ -135,8 +135,8 @@ def all_versions(model_name: str) -> list[RegisteredVersion]:
     """
     with wrap_store_errors(f"model_name={model_name}"):
         MlflowClient().get_registered_model(model_name)
-        versions = mlflow.search_model_versions(filter_string=_of_model(model_name))
-    return sorted(map(RegisteredVersion.from_mlflow, versions), key=lambda version: version.version)
+        versions = map(RegisteredVersion.from_mlflow, _versions(model_name))
+        return sorted(versions, key=lambda version: version.version)
 
 
 def created_ms(model_name: str) -> int:
@@ -150,7 +150,7 @@ def created_ms(model_name: str) -> int:
 
 
 def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, description: str = "") -> None:
-    """Set tags of a version, and prepend a paragraph to its description.
+    """Set tags of a version, and prepend a paragraph to its description, which loses the oldest ones if it is too long.
 
     Raises:
         UserError: If the registry refuses the change.
@@ -161,7 +161,16 @@ def tag_version(version: RegisteredVersion, tags: Mapping[str, str], *, descript
             retry(partial(client.set_model_version_tag, *key, name, value))
         if description:
             before = client.get_model_version(*key).description or ""
-            client.update_model_version(*key, f"{description}\n\n{before}")
+            client.update_model_version(*key, _prepend(description, before))
+
+
+def _prepend(paragraph: str, description: str) -> str:
+    """Prepend the paragraph of a decision; the oldest decisions are left out where there is no space for them."""
+    paragraphs = [" ".join(paragraph.split()), *description.split("\n\n")]
+    decisions = [n for n, text in enumerate(paragraphs) if n and DECISION_PARAGRAPH.search(text)]
+    while len("\n\n".join(paragraphs)) > MAX_DESCRIPTION and decisions:
+        del paragraphs[decisions.pop()]
+    return "\n\n".join(paragraphs)[:MAX_DESCRIPTION]
 
 
 def move_champion(
@@ -182,7 +191,7 @@ def move_champion(
         ChampionChangedError: If the champion is no longer ``found``.
     """
     name, client = to.model_name, MlflowClient()
-    with wrap_store_errors(to.uri), FileLock(_lock_file(name)):
+    with wrap_store_errors(to.uri), champion_lock():
         before = version_at_alias(name, CHAMPION)
         if (before and before.version) != (found and found.version):
             raise ChampionChangedError(
@@ -198,9 +207,23 @@ def move_champion(
             raise ChampionChangedError(f"{name}: another process moved the champion; run the command again")
 
 
-def _lock_file(model_name: str) -> Path:
-    key = hashlib.sha256(f"{mlflow.get_tracking_uri()} {model_name}".encode()).hexdigest()[:16]
-    return writable_folder(Path(platformdirs.user_cache_dir("freqfilter")) / "locks") / f"{key}.lock"
+@contextmanager
+def champion_lock() -> Iterator[None]:
+    """Context manager in which no other process of this machine moves a champion of this registry.
+
+    Raises:
+        UserError: If the lock cannot be taken.
+    """
+    lock = store_lock(mlflow.get_registry_uri())
+    try:
+        lock.acquire()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{lock.lock_file}: cannot be locked: {reason}; make this file writable for you") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def make_registered_model(client: MlflowClient, name: str) -> None:

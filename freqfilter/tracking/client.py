@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import logging
 import os
 import random
+import shlex
 import ssl
 import tempfile
 import time
 import urllib.error
 import urllib.request
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import mlflow
+import platformdirs
 from filelock import FileLock
+from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.file_utils import local_file_uri_to_path
-from mlflow.utils.uri import is_local_uri
+from sqlalchemy.engine import make_url
 
+from freqfilter.atomic_io import writable_folder
 from freqfilter.config.load import EXPERIMENT_ID
-from freqfilter.errors import UserError, one_line, without_credentials
+from freqfilter.errors import UserError, one_line, printable, without_credentials
 
 SQLITE = "sqlite:///"
-STORE_ERRORS = (MlflowException, OSError)  # those of requests are OSErrors
+STORE_ERRORS = (MlflowException, OSError, ParseError)  # those of requests are OSErrors; of responses not MLflow's
+NO_EXPERIMENT = "e3c5a1f0-no-experiment-has-this-name"
 # Errors that a retry does not change.
 FINAL_ERRORS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED", "UNAUTHENTICATED"}
 RETRY_TIMEOUT_S = 60.0
@@ -43,47 +46,92 @@ Response = TypeVar("Response")
 
 
 def open_store() -> str:
-    """Create the store if it is missing, and check that it responds.
-
-    A new SQLite store is created under a lock: MLflow's migrations corrupt a store that two processes create at once.
+    """Create the store and the registry if they are missing, and check that they respond.
 
     Returns:
         The tracking URI to show, without a password: ``MLFLOW_TRACKING_URI``, else ``mlflow.db`` in the working
         directory.
 
     Raises:
-        UserError: If the store cannot be used.
+        UserError: If one of them cannot be used.
     """
-    for noisy in ("alembic", "mlflow"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
-    uri: str = mlflow.get_tracking_uri()
+    uri, registry_uri = str(mlflow.get_tracking_uri()), str(mlflow.get_registry_uri())
     if not os.environ.get("MLFLOW_TRACKING_URI") and not uri.startswith(SQLITE):
         raise UserError(
             "the folder mlruns is a file store, which MLflow no longer supports; move it away, or run "
             "`mlflow migrate-filestore --source mlruns --target sqlite:///mlflow.db`"
         )
-    if uri.startswith("http"):
-        check_reachable(uri)
-    path = _sqlite_file(uri) if uri.startswith(SQLITE) else None
-    try:
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with _creation_lock(path) if path else nullcontext():
-            MlflowClient().search_experiments(max_results=1)
-    except OSError as error:
-        raise UserError(f"tracking store {without_credentials(uri)}: {error.strerror or error}") from None
-    except Exception as error:  # MLflow does not wrap all exceptions of its database and network
-        raise UserError(
-            f"tracking store {without_credentials(uri)} cannot be used: {one_line(error)}{_proxy_note(uri)}"
-        ) from error
+    open_uri("tracking store", uri, lambda: check_responses(MlflowClient()))
+    if registry_uri != uri:
+        open_uri("model registry", registry_uri, lambda: MlflowClient().search_registered_models(max_results=1))
     return without_credentials(uri)
 
 
+def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
+    """Create a store if it is missing, and check that it responds.
+
+    A new SQLite store is created under a lock: MLflow's migrations corrupt a store that two processes create at once.
+
+    Args:
+        what: What it is, for messages.
+        uri: Its address.
+        request: Sends a request to it.
+
+    Raises:
+        UserError: If it cannot be used.
+    """
+    for noisy in ("alembic", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
+    if uri.startswith("http"):
+        check_reachable(uri)
+    path = sqlite_file(uri) if uri.startswith(SQLITE) else None
+    try:
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _creation_lock(uri, path) if path else nullcontext():
+            request()
+    except OSError as error:
+        raise UserError(f"{what} {without_credentials(uri)}: {error.strerror or error}") from None
+    except Exception as error:  # MLflow does not wrap all exceptions of its database and network
+        note = _proxy_note(uri) or _server_note(uri)
+        raise UserError(f"{what} {without_credentials(uri)} cannot be used: {printable(error)}{note}") from error
+
+
+def check_responses(client: MlflowClient) -> None:
+    """Check that a tracking store responds as MLflow does.
+
+    Raises:
+        MlflowException: If it does not, as another program at the address of a server.
+    """
+    client.search_experiments(max_results=1)
+    if client.get_experiment_by_name(NO_EXPERIMENT) is not None:
+        raise MlflowException("its responses are not those of MLflow")
+
+
+def _server_note(uri: str) -> str:
+    return "; start an MLflow server at this address, or give the address of one" if uri.startswith("http") else ""
+
+
+def store_lock(uri: str) -> FileLock:
+    """Lock of a store for the processes of this machine: beside an SQLite store, else in the user's state folder.
+
+    Raises:
+        UserError: If the state folder cannot be written.
+    """
+    if uri.startswith(SQLITE):
+        return FileLock(f"{sqlite_file(uri)}.lock")
+    try:
+        folder = writable_folder(Path(platformdirs.user_state_dir("freqfilter")) / "locks")
+    except UserError as error:
+        raise UserError(f"{error}: set XDG_STATE_HOME to a folder that you can write") from None
+    return FileLock(folder / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
+
+
 @contextmanager
-def _creation_lock(path: Path) -> Iterator[None]:
+def _creation_lock(uri: str, path: Path) -> Iterator[None]:
     """Context manager that locks the creation of an SQLite store; a store of another user is read without."""
-    lock = FileLock(f"{path}.lock")
+    lock = store_lock(uri)
     try:
         lock.acquire()
     except OSError:
@@ -95,16 +143,19 @@ def _creation_lock(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _sqlite_file(uri: str) -> Path:
+def sqlite_file(uri: str) -> Path:
     """Path of an SQLite store, without the options of its address.
 
     Raises:
-        UserError: If a ``?`` of the path would be taken for the beginning of options.
+        UserError: If a ``?`` of the path would be taken for the beginning of options, or a ``%`` decoded.
     """
     path, _, options = uri.removeprefix(SQLITE).partition("?")
     if options and any("=" not in option or "/" in option for option in options.split("&")):
         raise UserError(f"tracking store {uri}: the ? in this path begins options of SQLite; use a folder without it")
-    return Path(path)
+    decoded = Path(make_url(uri).database or path)
+    if Path(path).parent.exists() and not decoded.parent.exists():
+        raise UserError(f"tracking store {uri}: MLflow decodes the % in this path; write %25 for it")
+    return decoded
 
 
 def check_reachable(uri: str) -> None:
@@ -146,47 +197,16 @@ def _proxy_note(uri: str) -> str:
     )
 
 
-def check_path(name: str, path: str) -> None:
-    """Check that MLflow, which takes paths for URIs, leaves a path as it is.
+def equality_filter(key: str, value: str) -> str:
+    r"""Filter for a value, in MLflow's syntax, or an empty filter if the syntax cannot quote the value.
 
-    Raises:
-        UserError: If it does not.
+    The caller compares what is found with the value: MLflow's syntax has no escape character.
+
+    >>> equality_filter("name", "mum's filter")
+    'name = "mum\'s filter"'
     """
-    if unquote(path) != path:
-        raise UserError(f"{name}={path}: MLflow decodes the % in this path; use a folder without it")
-
-
-def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
-    """Check that files can be written to an experiment's artifact location, with a small file that is deleted again.
-
-    An unreachable server is no error: the outbox delivers the files later.
-
-    Raises:
-        UserError: If they cannot.
-    """
-    location, uri = client.get_experiment(experiment_id).artifact_location, mlflow.get_tracking_uri()
-    if urlsplit(location).scheme == "":
-        check_path("artifact location", location)
-    remedy = "use a server that serves its artifacts, or another experiment, whose location this machine can write"
-    server = urlsplit(uri).hostname if uri.startswith("http") else None
-    # MLflow would create the folder on this machine, where the server cannot read it.
-    on_server = is_local_uri(location) and server not in (None, *LOOPBACK)
-    if on_server and not Path(local_file_uri_to_path(location)).parent.exists():
-        raise UserError(f"artifact location {location} of the experiment is not on this machine; {remedy}")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            (file := Path(folder) / "write_test").write_bytes(b"")
-            repository = get_artifact_repository(location)
-            repository.log_artifact(str(file), artifact_path=(name := f".{uuid.uuid4().hex}"))
-        with suppress(Exception):  # not all stores can delete
-            repository.delete_artifacts(name)
-    except Exception as error:  # each kind of store has its own errors
-        if uri.startswith("http") and not is_reachable(uri):
-            return
-        raise UserError(
-            f"artifact location {without_credentials(location)} of the experiment cannot be written: "
-            f"{one_line(error, max_length=300)}; {remedy}"
-        ) from error
+    quote = next((quote for quote in "'\"" if quote not in value and not value.endswith("\\")), None)
+    return f"{key} = {quote}{value}{quote}" if quote else ""
 
 
 @contextmanager
@@ -257,17 +277,36 @@ def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
     """Return an experiment by its name, or by ``MLFLOW_EXPERIMENT_ID=ID``; None if there is none of this name.
 
     Raises:
-        UserError: If there is none of this id.
+        UserError: If there is none of this id, or it is deleted.
     """
-    if not name.startswith(f"{EXPERIMENT_ID}="):
-        return client.get_experiment_by_name(name)
-    with wrap_store_errors(name):
-        return client.get_experiment(name.removeprefix(f"{EXPERIMENT_ID}="))
+    if name.startswith(f"{EXPERIMENT_ID}="):
+        with wrap_store_errors(name):
+            found = client.get_experiment(name.removeprefix(f"{EXPERIMENT_ID}="))
+    else:
+        found = client.get_experiment_by_name(name)
+    if found:
+        check_active(client, found)
+    return found
+
+
+def check_active(client: MlflowClient, experiment: Experiment) -> None:
+    """Check that an experiment is not deleted.
+
+    Raises:
+        UserError: If it is.
+    """
+    if experiment.lifecycle_stage == "deleted":
+        uri = str(client.tracking_uri)
+        store = "" if uri == mlflow.get_tracking_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
+        restore = f"{store}mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise UserError(
+            f"experiment={experiment.name}: the experiment is deleted; restore it with `{restore}`, or choose another"
+        )
 
 
 def experiment_name(name: str) -> str:
     """Return the name of an experiment given as for ``find_experiment``."""
-    experiment = find_experiment(MlflowClient(), name)
+    experiment = find_experiment(MlflowClient(), name) if name.startswith(f"{EXPERIMENT_ID}=") else None
     return str(experiment.name) if experiment else name
 
 
@@ -278,8 +317,6 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         UserError: If it is deleted, or does not exist and has no name.
     """
     if experiment := find_experiment(client, name):
-        if experiment.lifecycle_stage == "deleted":
-            raise UserError(f"experiment={name}: it is deleted; restore it, or give another name")
         return str(experiment.experiment_id)
     with suppress(MlflowException):  # another process was faster
         return str(client.create_experiment(name))

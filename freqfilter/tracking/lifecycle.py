@@ -21,17 +21,18 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
 from freqfilter.atomic_io import writable_folder
 from freqfilter.config import TrackingParams
+from freqfilter.config.load import check_name
 from freqfilter.errors import TrainingError, UserError, one_line, without_credentials
 from freqfilter.process import Interrupted, launched_run, launcher, running, set_status_after, shutdown
 from freqfilter.tracking import provenance
 from freqfilter.tracking.client import (
     STORE_ERRORS,
-    check_artifacts,
-    check_path,
+    check_active,
     experiment_id,
     temporary_dir,
     wrap_store_errors,
 )
+from freqfilter.tracking.locations import check_artifacts, check_location, check_path
 from freqfilter.tracking.outbox import UndeliveredError
 from freqfilter.tracking.owner import PROCESS, RunLock, RunOwner, TakenOverError, check_owner
 from freqfilter.tracking.run import DELIVERY_TIMEOUT_S, DIAGNOSIS, OpenRun, Run, check_tensorboard
@@ -62,6 +63,14 @@ class Job:
     params: Mapping[str, str] = field(default_factory=dict)
     params_digest: str = ""
     repeatable: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the name, before a run exists.
+
+        Raises:
+            UserError: If MLflow would not keep it as it is.
+        """
+        check_name("run_name", self.name)
 
     @property
     def tags(self) -> dict[str, str]:
@@ -212,6 +221,7 @@ def _opened(
     """Read the state of the run in the store, and open it."""
     stored = client.get_run(run_id)
     experiment = client.get_experiment(stored.info.experiment_id)
+    check_location(client, experiment)
     create_saved_views(client, experiment)
     name = stored.info.run_name
     if GENERATED_NAME.fullmatch(name):
@@ -301,8 +311,11 @@ def _lock_launched(client: MlflowClient, run_id: str, job: Job, folder: Path) ->
 def _take_over(client: MlflowClient, run_id: str, lock: RunLock, owner: RunOwner) -> None:
     """Record a new owner in the folder and in the store, and set the run to RUNNING."""
     stored = client.get_run(run_id)
+    check_active(client, client.get_experiment(stored.info.experiment_id))
     if stored.info.lifecycle_stage == "deleted":
-        raise UserError(f"run {run_id} is deleted; restore it, or start a new run")
+        raise UserError(
+            f"run {run_id} is deleted; restore it with `mlflow runs restore --run-id {run_id}`, or start a new run"
+        )
     former = RunOwner.from_tags(stored.data.tags)
     elsewhere = former is not None and former.id not in lock.owner_ids()
     lock.add(owner)

@@ -5,23 +5,29 @@ from __future__ import annotations
 import hashlib
 import pickle
 import re
-import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME, ModelsArtifactRepository
 from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.utils.file_utils import local_file_uri_to_path
+from mlflow.utils.uri import is_local_uri
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.errors import UserError, one_line
 from freqfilter.tracking.client import temporary_env, wrap_store_errors
+from freqfilter.tracking.locations import check_not_moved
 
 if TYPE_CHECKING:
     from freqfilter.models.filter import Filter
 
 SCHEMA = 2  # version of facts.json; incompatible changes increase it
+MODEL_SPACE = 8_000_000  # bytes for a copy of a model's files; one of the default recipe takes a million
 GOLDEN = "artifacts/golden.npz"  # path in a version's files
 MODEL_DIGEST = "model_sha256"  # tag of a logged model and of a version
 NO_PICKLE_ENV = {
@@ -69,8 +75,8 @@ def load_uri(uri: str) -> Filter:
     Raises:
         UserError: If there is no such model, it is not a filter of this package, or its checksum differs.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        return load_files(uri, checked_files(uri, Path(folder)))
+    with temporary_folder(space=MODEL_SPACE) as folder:
+        return load_files(uri, checked_files(uri, folder))
 
 
 def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Filter:
@@ -125,12 +131,31 @@ def checked_files(uri: str, folder: Path) -> Path:
         ChecksumError: If its checksum is not the registered one.
         UserError: If there is no such model, or it cannot be copied.
     """
-    with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
-        digest = _recorded_digest(uri)
-        files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
-    if digest not in (None, files_digest(files)):
-        raise ChecksumError(f"{uri}: checksum mismatch, files changed since registration; restore the files")
+    try:
+        with wrap_store_errors(uri), temporary_env(**NO_PICKLE_ENV):
+            digest = _recorded_digest(uri)
+            files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+        if digest not in (None, files_digest(files)):
+            raise ChecksumError(f"{uri}: checksum mismatch, files changed since registration; restore the files")
+    except UserError:
+        _check_files_exist(uri)
+        raise
+    if digest is None:  # MLflow downloads nothing from a folder that is missing
+        _check_files_exist(uri)
     return files
+
+
+def _check_files_exist(uri: str) -> None:
+    """Check that the files of a model are in their folder, if it is a local one.
+
+    Raises:
+        UserError: If they are missing.
+    """
+    with suppress(MlflowException):  # there is no such model
+        location = ModelsArtifactRepository.get_underlying_uri(uri) if uri.startswith("models:/") else uri
+        check_not_moved(location)
+        if is_local_uri(location) and not (path := Path(local_file_uri_to_path(location))).exists():
+            raise UserError(f"{uri}: its files are missing; restore {path}") from FileNotFoundError("no such files")
 
 
 def files_digest(folder: Path) -> str:

@@ -25,6 +25,7 @@ from typing import Self
 
 import psutil
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from freqfilter.atomic_io import HOST, atomic_write, writable_folder
 from freqfilter.errors import UserError
@@ -165,8 +166,12 @@ def check_owner(client: MlflowClient, run_id: str, ids: Collection[str]) -> None
 
     Raises:
         TakenOverError: If one has.
+        MlflowException: If the response is not that of the store.
     """
-    owner = RunOwner.from_tags(client.get_run(run_id).data.tags)
+    run = client.get_run(run_id)
+    if run.info.run_id != run_id:
+        raise MlflowException("another program responds at the address of the tracking store")
+    owner = RunOwner.from_tags(run.data.tags)
     if owner is not None and owner.id not in ids:
         raise TakenOverError(f"run {run_id} was taken over by {owner}; this process delivers no more and stops")
 

@@ -13,14 +13,16 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import torch
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 
 class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
     """A filter as a ``pyfunc`` model.
 
-    Inputs are (n_windows, n_samples, 1 + n_components): the mixture, then a one-hot selector, as an array or tensor of
-    any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32. A filter of recordings takes
-    their mixtures, (n_recordings, n_samples), and estimates all components, (n_recordings, n_samples, n_components).
+    Inputs are (n_windows, n_samples, 1 + n_components): the mixture, then a one-hot selector, constant over the window,
+    as an array or tensor of any real type, or as nested lists. Estimates are (n_windows, n_samples, 1), float32. A
+    filter of recordings takes their mixtures, (n_recordings, n_samples), and estimates all components, (n_recordings,
+    n_samples, n_components).
 
     Attributes:
         facts: Schema, network arguments, signal model and parameters of the training run.
@@ -38,16 +40,33 @@ class FrequencyFilterModel(mlflow.pyfunc.PythonModel):
 
     def predict(self, context, model_input: np.ndarray, params=None):  # noqa: ARG002 (MLflow's names)
         """Compute estimates of windows or recordings."""
-        inputs, network = _as_array(model_input), self.facts["network"]
-        features, expected = (1 + network["n_components"],), f"(n_windows, n_samples, {1 + network['n_components']})"
-        if not network["selector"]:
-            features, expected = (), "(n_recordings, n_samples)"
-        if inputs.ndim != 2 + len(features) or inputs.shape[2:] != features or inputs.shape[1] == 0:
-            _refuse(f"inputs have shape {inputs.shape}, not {expected}")
-        if not np.isfinite(inputs).all():
-            _refuse("inputs contain NaN or Inf")
+        network = self.facts["network"]
+        try:
+            inputs = _as_array(model_input)
+            _check(inputs, network)
+        except ValueError as error:
+            raise InvalidInput(f"inputs {error}; pass {_expected(network)}") from error
         device = next(iter(self.module.state_dict().values())).device
         return self._network.estimate(self.module, torch.from_numpy(inputs).to(device)).cpu().numpy()
+
+
+class InvalidInput(mlflow.exceptions.MlflowException):
+    """Inputs that a model refuses: status 400 of MLflow's scoring server, with the reason.
+
+    The message cannot be changed: the server would write the whole request before it.
+    """
+
+    def __init__(self, message):
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self):
+        """The reason."""
+        return self.args[0] if self.args else ""
+
+    @message.setter
+    def message(self, message):
+        pass
 
 
 def _as_array(model_input):
@@ -57,15 +76,36 @@ def _as_array(model_input):
     try:
         array = np.asarray(model_input)
     except ValueError:
-        _refuse("inputs are not an array: their lists differ in length")
+        raise ValueError("are not an array: their lists differ in length or depth") from None
     if array.dtype.kind not in "fiub":
-        _refuse(f"inputs are not real numbers: their type is {array.dtype}")
+        raise ValueError(f"are not real numbers: their type is {array.dtype}")
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
 
-def _refuse(reason):
-    raise mlflow.exceptions.MlflowException.invalid_parameter_value(reason)
+def _expected(network):
+    if not network["selector"]:
+        return "the mixtures of recordings as numbers (n_recordings, n_samples)"
+    n_components = network["n_components"]
+    return (
+        f"numbers (n_windows, n_samples, {1 + n_components}): the mixture, then a one-hot selector of {n_components} "
+        "values, constant over the window"
+    )
+
+
+def _check(inputs, network):
+    features = (1 + network["n_components"],) if network["selector"] else ()
+    if inputs.ndim != 2 + len(features) or inputs.shape[2:] != features or inputs.shape[1] == 0:
+        raise ValueError(f"have shape {inputs.shape}")
+    if not np.isfinite(inputs).all():
+        raise ValueError("contain NaN, Inf or numbers beyond float32")
+    if not network["selector"]:
+        return
+    selector = inputs[:, :1, 1:]
+    one_hot = ((selector == 0) | (selector == 1)).all(axis=(1, 2)) & (selector.sum(axis=(1, 2)) == 1)
+    valid = one_hot & (inputs[:, :, 1:] == selector).all(axis=(1, 2))
+    if not valid.all():
+        raise ValueError(f"have a selector that is not one-hot and constant, in window {np.argmin(valid)}")
 
 
 def _import_source(path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,15 +20,23 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
 import freqfilter
-from freqfilter.atomic_io import write_error
+from freqfilter.atomic_io import temporary_folder, write_error
 from freqfilter.config import Params, TrackingParams, restore
 from freqfilter.config.load import parse_yaml, read_sections
 from freqfilter.errors import UserError
 from freqfilter.process import launched_run, launcher_start_times
 from freqfilter.tracked_names import EPOCH_SECONDS, HOLDOUT_MSE, LEGACY_NAMES, OUTBOX, VAL_MSE
 from freqfilter.tracking import aliases
-from freqfilter.tracking.client import experiment_id, find_experiment, retry, temporary_env, wrap_store_errors
+from freqfilter.tracking.client import (
+    equality_filter,
+    experiment_id,
+    find_experiment,
+    retry,
+    temporary_env,
+    wrap_store_errors,
+)
 from freqfilter.tracking.loading import NO_PICKLE_ENV, RUN_ID
+from freqfilter.tracking.locations import check_location, check_not_moved
 from freqfilter.tracking.outbox import messages
 from freqfilter.tracking.owner import RunLock, RunOwner, owner_ids
 
@@ -102,6 +109,9 @@ def stored_runs(having: str, *, experiment: str | None = None, deleted: bool = F
         having: Filter of runs, in MLflow's syntax.
         experiment: Name of their experiment; None: all experiments.
         deleted: Whether to include deleted runs and experiments, which the store still has.
+
+    Raises:
+        UserError: If the store cannot be read, or the experiment is deleted.
     """
     client, view = MlflowClient(), ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
     with wrap_store_errors("cannot read the store's runs"):
@@ -109,7 +119,7 @@ def stored_runs(having: str, *, experiment: str | None = None, deleted: bool = F
             ids = [each.experiment_id for each in client.search_experiments(view)]
         else:
             found = find_experiment(client, experiment)
-            ids = [found.experiment_id] if found and (deleted or found.lifecycle_stage == "active") else []
+            ids = [found.experiment_id] if found else []
         token = None
         while ids:
             page = client.search_runs(ids, having, view, order_by=["start_time DESC"], page_token=token)
@@ -125,8 +135,11 @@ def _record(run: MlflowRun) -> RunRecord:
 
 def run_folders(run_dir: Path) -> list[Path]:
     """Folders of runs that have an outbox, the newest first."""
-    outboxes = sorted(run_dir.glob(f"*/{OUTBOX}"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    return [path.parent for path in outboxes]
+    changed_ns = {}
+    for path in run_dir.glob(f"*/{OUTBOX}"):
+        with suppress(FileNotFoundError):  # another process has delivered it meanwhile
+            changed_ns[path.parent] = path.stat().st_mtime_ns
+    return sorted(changed_ns, key=changed_ns.__getitem__, reverse=True)
 
 
 def folder_run(folder: Path) -> RunRecord:
@@ -155,8 +168,20 @@ def folder_run(folder: Path) -> RunRecord:
 def download(run_id: str, artifact: str, folder: Path) -> None:
     """Copy a folder of a run's artifacts into ``folder``, if the run has it."""
     with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"artifacts of run {run_id}"):
+        check_not_moved(MlflowClient().get_run(run_id).info.artifact_uri)
         if MlflowClient().list_artifacts(run_id, artifact):
             mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact, dst_path=str(folder))
+
+
+def check_files(run_id: str) -> None:
+    """Check that a run's files can be added to, since they are where the store has them.
+
+    Raises:
+        UserError: If they were moved.
+    """
+    client = MlflowClient()
+    with wrap_store_errors(f"run {run_id}"):
+        check_location(client, client.get_experiment(client.get_run(run_id).info.experiment_id))
 
 
 def upload(run_id: str, file: Path, folder: str) -> str:
@@ -166,6 +191,7 @@ def upload(run_id: str, file: Path, folder: str) -> str:
         UserError: If the store refuses it.
     """
     with temporary_env(MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false"), wrap_store_errors(f"artifacts of run {run_id}"):
+        check_files(run_id)
         retry(lambda: MlflowClient().log_artifact(run_id, str(file), folder))
     return f"runs:/{run_id}/{folder}/{file.name}"
 
@@ -305,8 +331,7 @@ def _find_run(client: MlflowClient, word: str, tracking: TrackingParams) -> Mlfl
     if match := VERSION.fullmatch(word):
         version = aliases.candidate_version(match["model"] or tracking.model_name, int(match["number"]))
         return _training_run(client, version)
-    quoted = word.replace("'", "''")
-    named = next(stored_runs(f"run_name = '{quoted}'"), None)
+    named = next((run for run in stored_runs(equality_filter("run_name", word)) if run.name == word), None)
     if named is None:
         raise UserError(f"runs: {word!r} is no run id, run name or version; look it up with `make ui`")
     return client.get_run(named.run_id)
@@ -326,12 +351,13 @@ def _training(client: MlflowClient, run: MlflowRun) -> Training:
         if name in CURVES:
             points = {point.step: point.value for point in client.get_metric_history(run_id, stored_name)}
             curves[name] = pd.Series(points).sort_index()
+    check_not_moved(run.info.artifact_uri)
     with (
-        tempfile.TemporaryDirectory() as folder,
+        temporary_folder() as folder,
         wrap_store_errors(f"run {run_id}: params.yaml"),
         temporary_env(**NO_PICKLE_ENV),
     ):
-        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="params.yaml", dst_path=folder)
+        path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path="params.yaml", dst_path=str(folder))
         params = restore(read_sections(Path(path)))
     return Training(
         **vars(_record(run)),

@@ -15,28 +15,34 @@ import numpy as np
 import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from freqfilter.atomic_io import temporary_folder
 from freqfilter.config import Params
 from freqfilter.data.signal_model import random_stream
+from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, without_credentials
 from freqfilter.models import network as network_source
 from freqfilter.models.export import exported_program
 from freqfilter.models.network import FrequencyFilterLSTM, KalmanFilter, estimate
-from freqfilter.tracking.aliases import DECISION, make_registered_model, set_candidate
+from freqfilter.tracking.aliases import DECISION, MAX_DESCRIPTION, make_registered_model, set_candidate
 from freqfilter.tracking.client import (
-    check_reachable,
+    check_responses,
+    equality_filter,
     experiment_id,
+    open_uri,
     retry,
     temporary_dir,
     temporary_env,
     wrap_store_errors,
 )
-from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, NO_PICKLE_ENV, SCHEMA, files_digest
+from freqfilter.tracking.loading import GOLDEN, MODEL_DIGEST, MODEL_SPACE, NO_PICKLE_ENV, SCHEMA, files_digest
 from freqfilter.tracking.run import pad_table_columns
 from freqfilter.training.checkpoint import write_weights
 
@@ -83,16 +89,19 @@ def log_and_check_model(run_id: str, trained: ModelPackage, *, folder: Path) -> 
     Raises:
         RuntimeError: If the loaded model does not compute the module's estimates.
     """
-    program = None
+    client, program = MlflowClient(), None
     if isinstance(trained.module, FrequencyFilterLSTM):
-        program = exported_program(
-            trained.module
-        )  # outside the run's folder: PyTorch keeps the path of temporary files
+        # Outside the run's folder: PyTorch keeps the path of temporary files.
+        program = exported_program(trained.module)
 
     def find_or_log() -> str:
         model_id = _logged_model(run_id) or log_model(run_id, trained, program)
-        _record_digest(model_id)
-        _check_logged_model(f"models:/{model_id}", trained)
+        with tempfile.TemporaryDirectory() as download:
+            files = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=download))
+            if files_digest(files) != client.get_logged_model(model_id).tags[MODEL_DIGEST]:
+                client.delete_logged_model(model_id)
+                raise MlflowException(f"the files of model {model_id} in the store differ from those that were sent")
+            _check_logged_model(files, trained)
         return model_id
 
     # MLflow logs the run's metrics for the model too, and would not wait for that if it is set to.
@@ -116,6 +125,8 @@ class _Flavors:
         torch.export.save(program, Path(path) / PROGRAM / "model.pt2")
         mlflow_model.add_flavor("pytorch", model_data=PROGRAM, pytorch_version=str(torch.__version__))
         mlflow_model.save(str(Path(path) / "MLmodel"))
+        # The checksum of what is about to be sent, not of what a store returns.
+        MlflowClient().set_logged_model_tags(mlflow_model.model_id, {MODEL_DIGEST: files_digest(Path(path))})
 
 
 def _signature(params: Params) -> ModelSignature:
@@ -171,7 +182,7 @@ def _logged_model(run_id: str) -> str | None:
     client, model_id = MlflowClient(), None
     experiment = client.get_run(run_id).info.experiment_id
     for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
-        if model_id is None and model.status == LoggedModelStatus.READY:
+        if model_id is None and model.status == LoggedModelStatus.READY and MODEL_DIGEST in model.tags:
             model_id = str(model.model_id)
         else:
             client.delete_logged_model(model.model_id)
@@ -207,22 +218,14 @@ def register(model_id: str, name: str, *, tags: Mapping[str, str], description: 
         for existing in client.search_model_versions(f"run_id = '{logged.source_run_id}'"):
             if (existing.name, existing.source) == (name, uri):
                 return int(existing.version)
-        created = client.create_model_version(
-            name, uri, tags=version_tags, description=pad_table_columns(description), model_id=model_id
-        )
+        text = pad_table_columns(description)[:MAX_DESCRIPTION]
+        created = client.create_model_version(name, uri, tags=version_tags, description=text, model_id=model_id)
         return int(created.version)
 
     with wrap_store_errors(f"model_name={name}"):
         number = retry(find_or_create)
         retry(lambda: set_candidate(client, name))
     return number
-
-
-def _record_digest(model_id: str) -> None:
-    """Set the checksum of the uploaded files as a tag of the logged model."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = mlflow.artifacts.download_artifacts(f"models:/{model_id}", dst_path=folder)
-        MlflowClient().set_logged_model_tags(model_id, {MODEL_DIGEST: files_digest(Path(files))})
 
 
 def _facts(trained: ModelPackage) -> dict[str, Any]:
@@ -239,14 +242,13 @@ def _facts(trained: ModelPackage) -> dict[str, Any]:
     }
 
 
-def _check_logged_model(uri: str, trained: ModelPackage) -> None:
-    """Load the flavors of the model as users do, and compare their estimates with the module's on new inputs."""
-    loaded = mlflow.pyfunc.load_model(uri)
-    program = mlflow.pytorch.load_model(uri) if isinstance(trained.module, FrequencyFilterLSTM) else None
-    random = random_stream(0, "proof")
+def _check_logged_model(files: Path, trained: ModelPackage) -> None:
+    """Load the flavors of a model, and compare their estimates with the module's on new inputs."""
+    loaded = mlflow.pyfunc.load_model(str(files))
+    program = mlflow.pytorch.load_model(str(files)) if isinstance(trained.module, FrequencyFilterLSTM) else None
+    random, n_components = random_stream(0, "proof"), trained.golden.shape[2] - 1 if trained.golden.ndim == 3 else None
     for n_windows, n_samples in CHECKED_SHAPES:
-        shape = (n_windows, n_samples, *trained.golden.shape[2:])
-        inputs = random.standard_normal(shape, dtype=np.float32)
+        inputs = noise_inputs(random, n_windows, n_samples, n_components=n_components)
         expected = estimate(trained.module, torch.from_numpy(inputs)).numpy()
         estimates = {"pyfunc": loaded.predict(inputs.astype(np.float64).tolist())}
         if program:
@@ -254,18 +256,20 @@ def _check_logged_model(uri: str, trained: ModelPackage) -> None:
                 estimates["pytorch"] = program(torch.from_numpy(inputs)).numpy()
         for flavor, estimated in estimates.items():
             if estimated.shape != expected.shape or not np.allclose(estimated, expected, rtol=0, atol=TOLERANCE):
-                raise RuntimeError(f"{uri}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
+                raise RuntimeError(f"{files}: estimates of {flavor} differ from the module's for inputs {inputs.shape}")
 
 
 def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Mapping[str, str], experiment: str) -> int:
-    """Register files as a new version in another tracking store, with a run that keeps them and the evidence.
+    """Register files as a version in another tracking store, with a run that keeps them and the evidence.
+
+    A copy with the same tags that the store has already, as after an interruption, is not made again.
 
     Args:
         uri: Tracking URI of the store.
         name: Name of the registered model, which is created if it is missing.
         files: Folder of the model's files.
         evidence: Folder of the evidence of its promotion, which may be missing.
-        tags: Tags of the version.
+        tags: Tags of the version, among them ``copied_from``.
         experiment: Name of the run's experiment, which is created if it is missing.
 
     Returns:
@@ -274,25 +278,45 @@ def register_copy(uri: str, name: str, files: Path, evidence: Path, *, tags: Map
     Raises:
         UserError: If the store does not respond or refuses it, or the stored files differ; their run is then deleted.
     """
-    if uri.startswith("http"):
-        check_reachable(uri)
-    place = f"{without_credentials(uri)}: {name}"
-    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV), tempfile.TemporaryDirectory() as folder:
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client, place = MlflowClient(tracking_uri=uri, registry_uri=uri), f"{without_credentials(uri)}: {name}"
+    open_uri("registry", uri, lambda: check_responses(client))
+    with wrap_store_errors(place), temporary_env(**NO_PICKLE_ENV):
         target_id = experiment_id(client, experiment)
-        run = client.create_run(target_id, tags=resolve_tags({"workflow": "copy"}), run_name=f"copy of {name}")
-        run_id = run.info.run_id
-        client.log_artifacts(run_id, str(files), MODEL)
-        if evidence.exists():
-            client.log_artifacts(run_id, str(evidence), DECISION)
-        client.set_terminated(run_id)
+        versions = client.search_model_versions(equality_filter("name", name) or None)
+        copies = (each for each in versions if each.name == name and tags.items() <= each.tags.items())
+        copy = next(copies, None)
+        if copy is None:
+            _delete_unfinished_copies(client, target_id, tags["copied_from"])
+            copy = _create_copy(client, name, files, evidence, tags=tags, experiment_id=target_id)
+        client.set_terminated(copy.run_id)  # last, so that an interrupted copy is RUNNING
+        set_candidate(client, name)
+    return int(copy.version)
+
+
+def _create_copy(
+    client: MlflowClient, name: str, files: Path, evidence: Path, *, tags: Mapping[str, str], experiment_id: str
+) -> ModelVersion:
+    run_tags = resolve_tags({"workflow": "copy", "copied_from": tags["copied_from"]})
+    run = client.create_run(experiment_id, tags=run_tags, run_name=f"copy of {name}")
+    run_id = run.info.run_id
+    client.log_artifacts(run_id, str(files), MODEL)
+    if evidence.exists():
+        client.log_artifacts(run_id, str(evidence), DECISION)
+    with temporary_folder(space=MODEL_SPACE) as folder:
         stored = mlflow.artifacts.download_artifacts(
-            run_id=run_id, artifact_path=MODEL, dst_path=folder, tracking_uri=uri
+            run_id=run_id, artifact_path=MODEL, dst_path=str(folder), tracking_uri=client.tracking_uri
         )
         if files_digest(Path(stored)) != files_digest(files):
             client.delete_run(run_id)
-            raise UserError(f"{place}: checksum mismatch after the copy; copy it again")
-        make_registered_model(client, name)
-        copy = client.create_model_version(name, f"{run.info.artifact_uri}/{MODEL}", run_id=run_id, tags=dict(tags))
-        set_candidate(client, name)
-    return int(copy.version)
+            raise UserError(f"{name}: checksum mismatch after the copy; copy it again")
+    make_registered_model(client, name)
+    return client.create_model_version(name, f"{run.info.artifact_uri}/{MODEL}", run_id=run_id, tags=dict(tags))
+
+
+def _delete_unfinished_copies(client: MlflowClient, experiment_id: str, copied_from: str) -> None:
+    """Delete the runs of interrupted copies of a version that have registered nothing."""
+    unfinished = client.search_runs([experiment_id], "tags.workflow = 'copy' and attributes.status = 'RUNNING'")
+    for run in unfinished:
+        versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
+        if run.data.tags.get("copied_from") == copied_from and not versions:
+            client.delete_run(run.info.run_id)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,14 +34,14 @@ def test_written_windows_are_read_unchanged(tmp_path: Path) -> None:
     npz.write(path, {"train": splits.train, "val": splits.validation, "test": splits.test})
     with np.load(path) as plain:
         assert sorted(plain.files) == sorted(good())
-    for name, array in npz.read(str(path), n_components=2).items():
+    for name, array in npz.read(str(path), n_components=2, window_length=50).items():
         np.testing.assert_array_equal(array, good()[name], strict=True)
     assert [file.name for file in path.parent.iterdir()] == ["data.npz"]
 
 
 def test_other_number_types_are_converted_to_float32(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", **{name: array.astype(np.float64) for name, array in good().items()})
-    read = npz.read(str(tmp_path / "data.npz"), n_components=2)
+    read = npz.read(str(tmp_path / "data.npz"), n_components=2, window_length=50)
     assert {array.dtype for array in read.values()} == {np.dtype(np.float32)}
 
 
@@ -52,9 +53,16 @@ def with_value(name: str, index: tuple[int, ...], value: float) -> Callable[[Arr
 
 
 BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
-    "a missing array": (lambda a: a.pop("y_val"), "no array y_val"),
+    "a renamed array": (
+        lambda a: a.update(val_y=a.pop("y_val")),
+        "no array y_val among its arrays: .*, val_y; store X_train, .*, y_test",
+    ),
     "no windows": (lambda a: a.update(X_test=a["X_test"][:0]), "X_test is empty"),
-    "two axes": (lambda a: a.update(y_train=a["y_train"][..., 0]), "y_train has shape"),
+    "samples without windows": (
+        lambda a: a.update(X_val=a["X_val"][0]),
+        r"X_val has shape \(50, 3\), .*sliding_window_view\(X_val, 50, axis=0\)\.swapaxes\(1, 2\)",
+    ),
+    "one axis": (lambda a: a.update(y_train=a["y_train"][0, :, 0]), r"y_train has shape \(50,\); store it as"),
     "fewer targets": (lambda a: a.update(y_val=a["y_val"][1:]), "y_val has shape"),
     "shorter windows": (lambda a: a.update(X_val=a["X_val"][:, 1:], y_val=a["y_val"][:, 1:]), "windows of 49 samples"),
     "another selector width": (lambda a: a.update(X_train=a["X_train"][..., :2]), "set frequencies_hz"),
@@ -77,8 +85,38 @@ def test_a_bad_file_is_refused_with_the_array_and_the_index(case: str, tmp_path:
     change(arrays)
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(UserError, match=message) as caught:
-        npz.read(str(tmp_path / "data.npz"), n_components=2)
+        npz.read(str(tmp_path / "data.npz"), n_components=2, window_length=50)
     assert "\n" not in str(caught.value)
+
+
+def test_the_byte_and_memory_order_of_an_array_do_not_matter(tmp_path: Path) -> None:
+    stored = {name: np.asfortranarray(array.astype(">f4")) for name, array in good().items()}
+    np.savez(tmp_path / "data.npz", **stored)
+    for name, array in npz.read(str(tmp_path / "data.npz"), n_components=2, window_length=50).items():
+        np.testing.assert_array_equal(array, good()[name], strict=True)
+
+
+def test_windows_cut_as_the_message_says_are_read(tmp_path: Path) -> None:
+    samples = {f"X_{part}": np.eye(3)[np.full(60, 1)] for part in npz.PARTS}
+    samples |= {f"y_{part}": np.ones((60, 1)) for part in npz.PARTS}
+    cut = {
+        name: np.lib.stride_tricks.sliding_window_view(array, 50, axis=0).swapaxes(1, 2)
+        for name, array in samples.items()
+    }
+    np.savez(tmp_path / "data.npz", **cut)
+    read = npz.read(str(tmp_path / "data.npz"), n_components=2, window_length=50)
+    assert (read["X_train"].shape, read["y_test"].shape) == ((11, 50, 3), (11, 50, 1))
+
+
+def test_a_file_that_decompresses_to_more_than_the_memory_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "data.npz", **good() | {"X_train": np.zeros((10_000, 50, 3), dtype=np.int8)})
+    available = 5_000_000  # 10,000 · 50 · 3 values are 6 MB as float32
+    monkeypatch.setattr(npz.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("an array was read"))
+    with pytest.raises(UserError, match=r"need 0\.0 GB of memory, of which 0\.0 GB are available; store fewer windows"):
+        npz.read(str(tmp_path / "data.npz"), n_components=2, window_length=50)
 
 
 def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
@@ -92,15 +130,15 @@ def test_a_file_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     for content, message in contents.items():
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            npz.read(str(path), n_components=2)
+            npz.read(str(path), n_components=2, window_length=50)
     np.savez_compressed(path, **good())
     corrupt = bytearray(path.read_bytes())
     corrupt[2000:2100] = bytes(100)
     path.write_bytes(bytes(corrupt))
     with pytest.raises(UserError, match="not a readable"):
-        npz.read(str(path), n_components=2)
+        npz.read(str(path), n_components=2, window_length=50)
     with pytest.raises(UserError, match="No such file"):
-        npz.read(str(tmp_path / "absent.npz"), n_components=2)
+        npz.read(str(tmp_path / "absent.npz"), n_components=2, window_length=50)
 
 
 def test_a_header_with_a_wrong_shape_is_refused_before_memory_is_allocated(tmp_path: Path) -> None:
@@ -118,4 +156,4 @@ def test_a_header_with_a_wrong_shape_is_refused_before_memory_is_allocated(tmp_p
                 content = content.replace(b"'shape': " + shape, b"'shape': " + wrong_shape)
             new.writestr(member, content)
     with pytest.raises(UserError, match="X_train is corrupt"):
-        npz.read(str(tmp_path / "corrupt.npz"), n_components=2)
+        npz.read(str(tmp_path / "corrupt.npz"), n_components=2, window_length=50)

@@ -251,7 +251,7 @@ def test_posterior_means_are_unbiased_targets_with_less_variance(bidirectional: 
     torch.manual_seed(1)
     windows = splits.epoch(1)
     batches = [windows.training_batch(positions) for positions in torch.arange(40_000).split(batch_size)]
-    inputs, targets, clean = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    inputs, targets, clean = (torch.cat(parts) for parts in zip(*(batch[:3] for batch in batches), strict=True))
     error = (targets - clean).squeeze(-1)
     mixtures, first = inputs[..., 0], inputs[:, 0, 1:].argmax(dim=1) == 0
     seen = mixtures.flip(1) if bidirectional == "true" else mixtures
@@ -265,5 +265,5 @@ def test_posterior_means_are_unbiased_targets_with_less_variance(bidirectional: 
 
 def test_without_noise_posterior_means_are_the_clean_component() -> None:
     params = resolve({"n_samples": "900", "duration_s": "3", "noise_std": "0", "targets": "posterior_mean"})
-    _, targets, clean = Splits.from_params(params).epoch(1).training_batch(torch.arange(128))
+    _, targets, clean, *_ = Splits.from_params(params).epoch(1).training_batch(torch.arange(128))
     torch.testing.assert_close(targets[:, 20:], clean[:, 20:], atol=1e-4, rtol=0)

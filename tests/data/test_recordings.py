@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -125,7 +126,6 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_other_combinations_are_refused_with_the_reason(case: str) -> None:
     recipe, given, reason = REFUSED[case]
-    with pytest.raises(UserError, match="(?s).*") as refusal:
+    with pytest.raises(UserError, match=re.escape(reason)) as refusal:
         resolve(given, recipe=recipe)
-    assert reason in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from freqfilter.config import Params, resolve
+from freqfilter.data import npz
 from freqfilter.data.splits import Splits
 from freqfilter.data.windows import TensorWindows
 from freqfilter.evaluation import monitor
-from freqfilter.evaluation.monitor import Monitor, check_settings, frozen_weights, slow_epoch
+from freqfilter.evaluation.monitor import Monitor, check_settings, frozen_weights, slow_epoch, unusual_power
 from freqfilter.training.loop import train
 from freqfilter.training.reports import EpochReport
 from tests.conftest import COARSEST, SMALL, fresh_state, many
@@ -85,6 +89,34 @@ def test_a_healthy_run_has_no_finding(seed: str, overrides: dict[str, str]) -> N
 )
 def test_slow_converged_and_rarely_validated_runs_have_no_finding(overrides: dict[str, str]) -> None:
     assert findings(small(**EASY | overrides)) == {}
+
+
+@pytest.mark.parametrize(
+    ("factors", "overrides", "arrays"),
+    [
+        ({}, {}, ""),
+        ({"X": 2}, {}, "X_train X_val X_test"),  # the sum of two components in place of their mean
+        ({"X": 8000, "y": 8000}, {}, "X_train y_train X_val y_val X_test y_test"),
+        ({"X": 8000, "y": 8000}, {"amplitudes": "8000", "noise_std": "800"}, ""),
+        ({"y_val": 0.1}, {}, "y_val"),
+    ],
+)
+def test_a_data_file_of_another_power_than_its_parameters_is_reported(
+    factors: dict[str, float], overrides: dict[str, str], arrays: str, tmp_path: Path
+) -> None:
+    signals = {"frequencies_hz": "[30, 40]", "n_samples": "400", "duration_s": "0.4", "window_length": "20"}
+    made = Splits.from_params(resolve(signals | {"noise": "fixed"}))
+    npz.write(tmp_path / "data.npz", {"train": made.train, "val": made.validation, "test": made.test})
+    stored = dict(np.load(tmp_path / "data.npz"))
+    for name in stored:
+        stored[name][..., 0] *= factors.get(name, factors.get(name[0], 1))
+    np.savez(tmp_path / "data.npz", **stored)
+    params = resolve(signals | overrides | {"data_file": str(tmp_path / "data.npz")})
+    found = unusual_power(Splits.from_params(params), params)
+    assert bool(found) == bool(arrays)
+    if found:
+        named = re.findall(r"([Xy]_\w+) \S+ \(expected", found.line)
+        assert (found.name, named) == ("power", arrays.split())
 
 
 def test_a_small_gradient_norm_in_a_healthy_run_is_no_finding() -> None:

@@ -13,6 +13,7 @@ import pytest
 from onnxruntime import InferenceSession
 
 import freqfilter
+from freqfilter.data.windows import noise_inputs
 from freqfilter.models import export
 from tests.conftest import Typed, call
 from tests.promotion.making import NAME, version
@@ -25,7 +26,7 @@ def test_the_onnx_file_computes_the_versions_estimates_and_is_logged(registry: P
     assert typed("export", "--version", "1", "--output", "written/filter.onnx") == (0, "")
     content = Path("written/filter.onnx").read_bytes()
     session = InferenceSession(content)
-    inputs = np.random.default_rng(3).normal(size=(5, 40, before.module.recurrent.input_size)).astype(np.float32)
+    inputs = noise_inputs(np.random.default_rng(3), 5, 40, n_components=before.module.n_components)
     np.testing.assert_allclose(session.run(None, {"inputs": inputs})[0], before.predict(inputs), rtol=0, atol=1e-5)
     tags = version(1).tags
     metadata = session.get_modelmeta().custom_metadata_map
@@ -49,7 +50,7 @@ def test_export_errors_are_one_line_and_leave_no_file(
     for words, part in (
         (("--version", "99"), "99"),
         (("--model_name", "absent"), "absent"),
-        (("--output", "taken"), "taken: cannot be written"),
+        (("--output", "taken"), "taken: not a regular file"),
     ):
         code, line = typed("export", *words)
         assert (code, line.count("\n")) == (2, 1)

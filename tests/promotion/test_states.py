@@ -6,15 +6,20 @@ import csv
 import io
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 import freqfilter
+from freqfilter.errors import UserError
+from freqfilter.tracking.aliases import champion_lock
 from tests.conftest import Typed, all_runs, options, say
 from tests.promotion.making import BOUNDS, NAME, SETTING, aliases, module_of, register, setting, version
 
@@ -159,3 +164,75 @@ def test_a_renamed_model_keeps_its_history(
     assert typed("train", *options(SETTING | {"epochs": "1"})) == (0, "")
     assert history(NAME) == [("registered", "1", "")]
     assert history("renamed") == before
+
+
+@pytest.mark.parametrize("words", [["promote"], ["rollback", "--version", "1"]])
+def test_a_lock_that_cannot_be_taken_is_reported_before_the_work(
+    words: list[str], registry_with: Callable[[int | None], Path], typed: Typed
+) -> None:
+    registry = registry_with(2)
+    MlflowClient().delete_registered_model_alias(NAME, "champion")
+    lock = registry / "mlflow.db.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # permissions do not stop root
+    n_runs = len(all_runs())
+    code, line = typed(*words)
+    assert (code, line.count("\n")) == (2, 1)
+    assert f"{lock}: cannot be locked: Is a directory" in line
+    assert len(all_runs()) == n_runs
+
+
+def test_the_lock_is_beside_an_sqlite_store_else_in_the_users_state_folder(
+    registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwritable, state = tmp_path / "file", tmp_path / "state"
+    unwritable.touch()
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, str(unwritable))
+    with champion_lock():
+        assert is_held(registry / "mlflow.db.lock")
+    assert not is_held(registry / "mlflow.db.lock")
+    monkeypatch.setattr(mlflow, "get_registry_uri", lambda: "http://127.0.0.1:9")
+    with pytest.raises(UserError, match="set XDG_STATE_HOME to a folder that you can write"), champion_lock():
+        pass
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    with champion_lock():
+        assert [is_held(path) for path in state.rglob("*.lock")] == [True]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["promote"], ["serve", "--version", "1"], ["evaluate"], ["compare"], ["export"]),
+        *(["copy", "--to", "sqlite:///other.db"], ["rollback", "--version", "1"]),
+    ],
+)
+def test_a_missing_folder_of_temporary_files_is_reported_before_the_work(
+    words: list[str], registry: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (registry / "file").touch()  # PyTorch would create a folder
+    monkeypatch.setattr(tempfile, "tempdir", str(registry / "file"))
+    runs = {run.info.run_id for run in all_runs()}
+    code, line = typed(*words)
+    assert (code, line.count("\n")) == (2, 1)
+    assert "no temporary folder: Not a directory; set TMPDIR to a folder with space" in line
+    assert {run.info.run_id for run in all_runs()} == runs
+
+
+def test_a_small_folder_of_temporary_files_is_reported_before_the_work(
+    registry: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    for words in (["promote"], ["serve", "--version", "1"]):
+        code, line = typed(*words)
+        assert (code, line.count("\n")) == (2, 1)
+        assert "0.0 MB free where 8 MB are needed; set TMPDIR to a folder with more space" in line
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process has locked a file."""
+    try:
+        FileLock(lock).acquire(blocking=False).lock.release()
+    except Timeout:
+        return True
+    return False

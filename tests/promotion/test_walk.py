@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from itertools import count
@@ -245,6 +247,26 @@ def test_a_copy_in_another_registry_has_its_evidence_and_is_not_champion(
     assert call(["promote", "--model_name", "production", *BOUNDS], capsys, monkeypatch)[0] == 0
     rows = json.loads(say(["history", "--model_name", "production", "--json"], capsys, monkeypatch)[1])
     assert "copied from sqlite:///" in rows[0]["why"]
+
+
+@pytest.mark.parametrize(
+    "after", ["freqfilter.tracking.registry.files_digest", "freqfilter.tracking.registry.set_candidate"]
+)
+def test_an_interrupted_copy_is_replaced_or_completed_by_the_next(
+    after: str, registry: Path, empty_store: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once interrupted before its version is created, once after; then a copy that finds it complete."""
+    uri = f"sqlite:///{shutil.copy(empty_store, registry / 'other.db')}"
+    with monkeypatch.context() as patch:
+        patch.setattr(after, lambda *_: sys.exit("killed"))
+        assert typed("copy", "--to", uri)[0] == "killed"
+    for _ in range(2):
+        assert typed("copy", "--to", uri) == (0, "")
+        client = MlflowClient(uri, uri)
+        (copy,) = client.search_model_versions()
+        (run,) = client.search_runs(["0", "1"])
+        assert (run.info.run_id, run.info.status) == (copy.run_id, "FINISHED")
+        assert client.get_registered_model(NAME).aliases == {"candidate": 1}
 
 
 def test_a_copy_with_another_checksum_is_deleted(

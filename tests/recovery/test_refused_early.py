@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from freqfilter.config import TrackingParams, resolve
 from freqfilter.errors import UserError
-from freqfilter.tracking.client import check_artifacts
 from freqfilter.tracking.lifecycle import Job, open_run
+from freqfilter.tracking.locations import check_artifacts
 from freqfilter.tracking.outbox import UndeliveredError, sender
 from tests.conftest import SMALL, Typed, all_runs, artifacts, interrupt_after_an_epoch, options, start
 

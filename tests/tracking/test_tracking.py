@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import freqfilter
 from freqfilter.config import TrackingParams, resolve, restore
+from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError
 from freqfilter.models.export import exported_program, onnx_model
 from freqfilter.models.network import FrequencyFilterLSTM, estimate
@@ -192,7 +193,7 @@ def test_a_version_takes_any_number_of_windows_and_samples(
     n_windows: int, n_samples: int, folder: Path, shared_version: tuple[str, FrequencyFilterLSTM]
 ) -> None:
     uri, module = shared_version
-    inputs = np.random.default_rng(n_samples).normal(size=(n_windows, n_samples, 5)).astype(np.float32)
+    inputs = noise_inputs(np.random.default_rng(n_samples), n_windows, n_samples, n_components=4)
     found = mlflow.pyfunc.load_model(uri).predict(inputs)
     assert found.shape == (n_windows, n_samples, 1)
     np.testing.assert_allclose(found, estimate(module, torch.from_numpy(inputs)), rtol=0, atol=1e-6)
@@ -202,7 +203,8 @@ def test_pyfunc_takes_every_real_type_lists_and_tensors(shared_version: tuple[st
     uri, module = shared_version
     model = mlflow.pyfunc.load_model(uri)
     assert model.metadata.signature.inputs.inputs[0].shape == (-1, -1, 5)
-    inputs = np.random.default_rng(0).integers(-3, 3, size=(2, 9, 5))
+    inputs = (3 * noise_inputs(np.random.default_rng(0), 2, 9, n_components=4)).astype(int)
+    inputs[..., 1:] //= 3
     expected = estimate(module, torch.from_numpy(inputs).float()).numpy()
     as_typed = [inputs.astype(kind) for kind in (np.float64, np.float32, np.float16, np.int64, np.int8)]
     for given in (*as_typed, inputs.tolist(), torch.from_numpy(inputs), torch.from_numpy(inputs).float()):
@@ -214,14 +216,18 @@ def test_pyfunc_takes_every_real_type_lists_and_tensors(shared_version: tuple[st
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (np.zeros((2, 9, 4)), r"shape \(2, 9, 4\), not \(n_windows, n_samples, 5\)"),
+        (np.zeros((2, 9, 4)), r"shape \(2, 9, 4\); pass numbers \(n_windows, n_samples, 5\)"),
         (np.zeros((9, 5)), r"shape \(9, 5\)"),
         (np.zeros((1, 0, 5)), r"shape \(1, 0, 5\)"),
-        (np.full((1, 2, 5), np.nan), "NaN or Inf"),
-        (np.full((1, 2, 5), 1e300), "NaN or Inf"),
+        (np.full((1, 2, 5), np.nan), "NaN, Inf"),
+        (np.full((1, 2, 5), 1e300), "or numbers beyond float32"),
         (np.zeros((1, 2, 5), dtype=complex), "complex128"),
         ([[["a"] * 5]], "not real numbers"),
         ([[[0.0] * 5], [[0.0] * 4]], "differ in length"),
+        ([[[10**30] * 5]], "not real numbers: their type is object"),
+        (np.full((1, 2, 5), 7), "not one-hot and constant, in window 0"),
+        (np.zeros((1, 2, 5)), "not one-hot and constant, in window 0"),
+        (np.eye(5)[[[1, 1], [1, 2]]], "not one-hot and constant, in window 1"),
     ],
 )
 def test_pyfunc_refuses_invalid_inputs_in_one_line(
@@ -231,6 +237,7 @@ def test_pyfunc_refuses_invalid_inputs_in_one_line(
     with pytest.raises(MlflowException, match=reason) as caught:
         mlflow.pyfunc.load_model(uri).predict(wrong)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("a one-hot selector of 4 values, constant over the window")
 
 
 def test_mlflow_pytorch_loads_a_version_without_unpickling_for_any_number_of_windows_and_samples(
@@ -267,7 +274,7 @@ def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
     assert found.facts["window_length"] == 20
     assert found.facts["sample_rate_hz"] == pytest.approx(399 / 0.4)
     assert found.params.training.batch_size == 128
-    inputs = np.random.default_rng(0).normal(size=(2, 9, 5))  # float64 is accepted
+    inputs = noise_inputs(np.random.default_rng(0), 2, 9, n_components=4).astype(np.float64)
     expected = estimate(module, torch.from_numpy(inputs.astype(np.float32)))
     np.testing.assert_allclose(found.predict(inputs), expected, rtol=0, atol=1e-6)
     assert torch.equal(found.module(torch.ones(1, 2, 5)), module(torch.ones(1, 2, 5)))
@@ -276,6 +283,8 @@ def test_a_loaded_version_is_a_filter_with_its_facts(folder: Path) -> None:
             found.predict(bad)
     with pytest.raises(UserError, match="NaN or Inf"):
         found.predict(np.full((1, 2, 5), np.nan))
+    with pytest.raises(UserError, match="one-hot and constant, in window 1"):
+        found.predict(np.eye(5)[[[1, 1], [1, 2]]])
 
 
 def test_the_newest_version_is_loaded_by_default(folder: Path) -> None:
@@ -331,7 +340,8 @@ except ModuleNotFoundError:
 else:
     sys.exit("freqfilter is installed")
 model, program = mlflow.pyfunc.load_model(sys.argv[1]), mlflow.pytorch.load_model(sys.argv[1])
-np.save(sys.argv[2], [model.predict(np.ones((3, 7, 5))), program(torch.ones(3, 7, 5)).detach().numpy()])
+inputs = np.eye(5, dtype=np.float32)[np.ones((3, 7), dtype=int)]
+np.save(sys.argv[2], [model.predict(inputs), program(torch.from_numpy(inputs)).detach().numpy()])
 """
 
 
@@ -353,7 +363,7 @@ def test_a_version_loads_without_this_package_and_without_unpickling(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "type hint" not in done.stderr
-    expected = estimate(module, torch.ones(3, 7, 5))
+    expected = estimate(module, torch.eye(5)[torch.ones(3, 7, dtype=int)])
     for found in np.load(folder / "out.npy"):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
@@ -367,7 +377,7 @@ def test_versions_with_different_code_work_in_one_process(
     shutil.copytree(uri, changed)
     network = changed / "artifacts" / "network.py"
     network.write_text(network.read_text().replace("return self.fc(", "return 2 * self.fc("))
-    inputs = np.ones((2, 5, 5), dtype=np.float32)
+    inputs = noise_inputs(np.random.default_rng(0), 2, 5, n_components=4)
     expected = estimate(module, torch.from_numpy(inputs)).numpy()
     first, second = mlflow.pyfunc.load_model(uri), mlflow.pyfunc.load_model(str(changed))
     np.testing.assert_allclose(second.predict(inputs), 2 * expected, atol=1e-6)
@@ -405,7 +415,7 @@ def test_a_model_that_computes_other_estimates_when_loaded_is_not_registered(
 def test_a_model_of_every_schema_so_far_still_loads(path: Path, folder: Path) -> None:
     found = loading.load_uri(str(path))
     expected = np.load(path / "expected.npz")
-    np.testing.assert_allclose(found.predict(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found.estimate(expected["inputs"]), expected["estimates"], rtol=0, atol=1e-6)
     assert found.params.signals.frequencies_hz == (1, 3, 5, 7)
     # It can be used, exported and trained further, although its layers had other names.
     signal = np.random.default_rng(0).normal(size=60)
@@ -473,6 +483,16 @@ def test_a_home_folder_and_options_in_the_address_of_a_store(folder: Path, monke
     with pytest.raises(UserError, match=r"the \? in this path begins options of SQLite; use a folder without it"):
         open_store()
     assert not (folder / "a").exists()
+
+
+def test_a_user_without_a_home_folder_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:  # as of a user id without a name
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr(Path, "home", home)
+    configure_environment()
+    assert os.environ["HOME"] == "/"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs another user")

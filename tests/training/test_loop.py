@@ -274,7 +274,7 @@ def test_a_gradient_that_overflows_in_half_precision_changes_no_weight(optimizer
 def test_a_step_uses_its_targets_and_reports_the_loss_to_the_clean_component() -> None:
     params = small()
     state, splits = fresh_state(params), Splits.from_params(params)
-    inputs, _, clean = splits.train.to(state.accelerator.device).training_batch(
+    inputs, _, clean, *_ = splits.train.to(state.accelerator.device).training_batch(
         torch.arange(64, device=state.accelerator.device)
     )
     with torch.no_grad():

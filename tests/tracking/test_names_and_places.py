@@ -1,0 +1,197 @@
+"""Names that filters and addresses cannot hold, places that were moved, and programs that are not MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from freqfilter.config import resolve
+from freqfilter.errors import UserError
+from freqfilter.tracking import aliases, registry
+from freqfilter.tracking.client import equality_filter, experiment_id, open_store
+from freqfilter.tracking.lifecycle import Job, open_run
+from freqfilter.tracking.owner import check_owner
+from freqfilter.tracking.queries import stored_runs, trainings
+from tests.conftest import SMALL, Typed, options
+
+NAMES = ["mum's", 'the "best"', """it's "both" """.strip(), "back\\", "a;b -- c", "100%41"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_with_quotes_is_found(name: str, folder: Path) -> None:
+    client = MlflowClient()
+    for each in (name, "another"):
+        client.create_registered_model(each)
+        for _ in range(2):
+            client.create_model_version(each, f"{folder}/files")
+        client.create_run("0", run_name=each)
+    assert [each.version for each in aliases.all_versions(name)] == [1, 2]
+    assert aliases.candidate_version(name, None).uri == f"models:/{name}/2"
+    having = equality_filter("run_name", name)
+    assert having == "" or [run.name for run in stored_runs(having)] == [name]
+    with pytest.raises(UserError, match="is of `another program`"):  # it is found, and is no training
+        trainings(f"{name},", resolve({}).tracking)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("experiment", "e" * 600, "600 characters; give a name of at most 500"),
+        ("experiment", "a\nb", "without line breaks"),
+        ("model_name", "a@b", "without /, :, @, ?, #, line breaks"),
+        ("model_name", "a?b", "'?' in the name"),
+        ("model_name", "m" * 300, "at most 200 characters"),
+    ],
+)
+def test_a_name_that_cannot_be_kept_is_refused_before_a_training(
+    name: str, value: str, problem: str, folder: Path, typed: Typed
+) -> None:
+    for mode in ("online", "offline"):
+        code, line = typed("train", *options(SMALL), f"--{name}", value, "--tracking", mode)
+        assert (code, line.count("\n"), problem in line) == (2, 1, True)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_name_of_a_run_is_refused_before_the_run_exists(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"run_name=a b: '\\n' in the name"):
+        Job("test", "a\nb")
+
+
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(folder: Path, typed: Typed) -> None:
+    client = MlflowClient()
+    deleted = client.create_experiment("freqfilter")
+    client.delete_experiment(deleted)
+    for words in (["compare"], ["find_learning_rate", *options(SMALL)], ["resume", "auto"]):
+        code, line = typed(*words)
+        assert (code, f"`mlflow experiments restore --experiment-id {deleted}`" in line) == (2, True), words
+    other = MlflowClient(f"sqlite:///{folder}/other.db")
+    other.delete_experiment(other.create_experiment("e"))
+    with pytest.raises(UserError, match=rf"`MLFLOW_TRACKING_URI=sqlite:///{folder}/other\.db mlflow experiments"):
+        experiment_id(other, "e")
+
+
+def test_files_that_were_moved_are_named_with_the_command_that_finds_them(
+    folder: Path, empty_store: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, now = folder / "former" / "project", folder / "new project"
+    before.mkdir(parents=True)
+    shutil.copy(empty_store, before / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{before}/mlflow.db")
+    client = MlflowClient()
+    experiment = client.create_experiment("freqfilter", f"{before}/mlruns/1")
+    with open_run(resolve({"run_dir": str(folder / "runs")}).tracking, Job("test", "n")) as run:
+        run.log_bytes(b"1", "a.txt")
+    (files := before / "mlruns" / "1" / "models" / "m").mkdir(parents=True)
+    client.create_registered_model("m")
+    client.create_model_version("m", str(files))
+    before.parent.rename(now)
+    now = now / "project"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{now}/mlflow.db")
+    remedy = f"mkdir -p {before.parent} && ln -s '{now}' {before}"
+    for words in (["find_learning_rate", *options(SMALL)], ["evaluate", "--model_name", "m"], ["doctor"]):
+        code, line = typed(*words)
+        assert (code, line.count("\n"), remedy in line) == (2, 1, True), line
+    assert not before.parent.exists()
+    before.parent.mkdir()
+    before.symlink_to(now)
+    run_id = MlflowClient().search_runs([experiment])[0].info.run_id
+    assert mlflow.artifacts.list_artifacts(run_id=run_id)
+    assert "its files are missing" not in typed("evaluate", "--model_name", "m")[1]
+    shutil.rmtree(files)
+    assert f"its files are missing; restore {files}" in typed("evaluate", "--model_name", "m")[1]
+
+
+def test_the_description_of_a_version_is_bounded(folder: Path) -> None:
+    MlflowClient().create_registered_model("m")
+    MlflowClient().create_model_version("m", f"{folder}/files", description="scores of the test")
+    version = aliases.candidate_version("m", 1)
+    for number in range(50):
+        aliases.tag_version(version, {}, description=f"PROMOTED: number {number}, {'x' * 100} (run [`a1`](#/runs/a1))")
+    text = str(MlflowClient().get_model_version("m", "1").description)
+    assert len(text) <= aliases.MAX_DESCRIPTION
+    assert text.startswith("PROMOTED: number 49,")
+    assert text.endswith("\n\nscores of the test")
+    kept = [int(part.split()[2][:-1]) for part in text.split("\n\n")[:-1]]
+    assert kept == list(range(49, 49 - len(kept), -1))
+
+
+class Other(BaseHTTPRequestHandler):
+    """Another program, with the same response to each request."""
+
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def other_program() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Other) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>Log in to the hotel's network</html>",
+        b'{"experiments": [{"experiment_id": "0", "na',
+        b"",
+        b'{"status": "ok"}',
+        b'{"experiments": [{"experiment_id": "0", "name": "Default"}]}',
+        b'{"experiments": 3}',
+    ],
+)
+def test_another_program_at_the_address_is_named(
+    body: bytes, other_program: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Other, "body", body)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", other_program)
+    with pytest.raises(UserError, match=f"tracking store {other_program} cannot be used: .*start an MLflow server"):
+        open_store()
+    with pytest.raises(Exception):  # noqa: B017, PT011 (the outbox retries after any)
+        check_owner(MlflowClient(), "0" * 32, {""})
+
+
+def test_a_model_whose_stored_files_differ_from_those_sent_is_logged_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged, stored = iter(["m-1", "m-2"]), {"m-1": "other", "m-2": "sent"}
+    deleted = list[str]()
+
+    class Client:
+        def get_logged_model(self, _: str) -> object:
+            return type("Logged", (), {"tags": {registry.MODEL_DIGEST: "sent"}})
+
+        def delete_logged_model(self, model_id: str) -> None:
+            deleted.append(model_id)
+
+    monkeypatch.setattr(registry, "MlflowClient", Client)
+    monkeypatch.setattr(registry, "exported_program", lambda _: None)
+    monkeypatch.setattr(registry, "_logged_model", lambda _: None)
+    monkeypatch.setattr(registry, "log_model", lambda *_: next(logged))
+    monkeypatch.setattr(registry, "_check_logged_model", lambda *_: None)
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", lambda uri, dst_path: f"{dst_path}/{uri[8:]}")
+    monkeypatch.setattr(registry, "files_digest", lambda files: stored[files.name])
+    trained = type("Trained", (), {"module": None})
+    assert registry.log_and_check_model("r", trained, folder=folder) == "m-2"  # type: ignore[arg-type]
+    assert deleted == ["m-1"]
