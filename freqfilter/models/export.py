@@ -121,7 +121,7 @@ def onnx_model(network: FrequencyFilterLSTM, facts: Mapping[str, str]) -> onnx.M
     import onnx  # an extra: training imports this module and must not need it
     from onnx import helper, numpy_helper, parser
 
-    recurrent = network.recurrent
+    recurrent = getattr(network, "recurrent", None)  # classical filters have none
     if not isinstance(recurrent, nn.RNNBase) or recurrent.mode not in GATES:
         raise UserError(f"cell={network.cell}: not supported by the ONNX export; use {' or '.join(GATES)}")
     # In model schema 1 the layer is named output.

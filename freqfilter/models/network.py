@@ -186,6 +186,7 @@ class KalmanFilter(nn.Module):
         self.arguments = {"n_components": n_components, "selector": False, "cell": "kalman", "bidirectional": False}
         n_states = 2 * n_components
         self.n_components = n_components
+        self.cell = "kalman"
         self.selector = False
         self.transition: Tensor
         self.prior: Tensor

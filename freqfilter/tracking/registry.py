@@ -119,12 +119,11 @@ class _Flavors:
     def save_model(path: str, mlflow_model: Model, *, program: ExportedProgram | None, **settings: Any) -> None:
         """Write the files of the flavors."""
         mlflow.pyfunc.save_model(path=path, mlflow_model=mlflow_model, **settings)
-        if program is None:
-            return
-        (Path(path) / PROGRAM).mkdir()
-        torch.export.save(program, Path(path) / PROGRAM / "model.pt2")
-        mlflow_model.add_flavor("pytorch", model_data=PROGRAM, pytorch_version=str(torch.__version__))
-        mlflow_model.save(str(Path(path) / "MLmodel"))
+        if program is not None:
+            (Path(path) / PROGRAM).mkdir()
+            torch.export.save(program, Path(path) / PROGRAM / "model.pt2")
+            mlflow_model.add_flavor("pytorch", model_data=PROGRAM, pytorch_version=str(torch.__version__))
+            mlflow_model.save(str(Path(path) / "MLmodel"))
         # The checksum of what is about to be sent, not of what a store returns.
         MlflowClient().set_logged_model_tags(mlflow_model.model_id, {MODEL_DIGEST: files_digest(Path(path))})
 
