@@ -14,7 +14,7 @@ import freqfilter
 from freqfilter.config import resolve
 from freqfilter.data.kalman import KalmanFilter
 from freqfilter.data.recordings import RecordingModel
-from tests.conftest import SMALL, SMALL_RECORDINGS, Typed, all_runs, artifacts, options, say
+from tests.conftest import SMALL, SMALL_RECORDINGS, Typed, all_runs, artifacts, download, options, say
 
 SETTING = SMALL | SMALL_RECORDINGS | {"n_samples": "600", "duration_s": "0.599", "epochs": "2"}
 OF_SIGNALS = {name: SETTING[name] for name in (*SMALL_RECORDINGS, "n_samples", "duration_s") if name != "batch_size"}
