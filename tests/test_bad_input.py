@@ -83,7 +83,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "experiment": ("", "nothing"),
     "validation_average": ("epochs", "'samples' or 'batches'"),
     "register": ("perhaps", "valid boolean"),
-    "model_name": ("a/b", "without / and :"),
+    "model_name": ("a/b", "without /, :, @"),
     "system_metrics_interval": ("-1", "greater than or equal to 0"),
     "run_dir": ("~", "nothing"),
     "tensorboard_dir": ("/proc/x", "cannot create this folder"),
@@ -207,7 +207,7 @@ def test_a_bad_data_file_is_refused_before_a_run_is_created(
 ) -> None:
     np.savez(folder / "mine.npz", X_train=np.zeros((2, 3, 5)))
     code, line = call(["train", "--data_file", "mine.npz"], capsys, monkeypatch)
-    assert_refused(code, line, str(folder / "mine.npz"), "no array y_train")
+    assert_refused(code, line, str(folder / "mine.npz"), "no array X_val among its arrays: X_train")
     assert [path.name for path in folder.iterdir()] == ["mine.npz"]
 
 
