@@ -57,13 +57,13 @@ class MMSEEstimator:
     @classmethod
     def from_model(cls, model: SignalModel, *, n_samples: int, first_start: int = 0, start_step: int = 1) -> Self:
         """Create the estimator for windows of ``n_samples`` samples of a signal model."""
-        samples = None
         if start_step > n_samples:  # keep only the segments considered, concatenated
             starts = np.arange(first_start, model.n_samples - n_samples + 1, start_step)
             samples = (starts[:, None] + np.arange(n_samples)).flatten()
             first_start, start_step = 0, n_samples
-        components = torch.from_numpy(model.clean(samples)).float()
-        return cls(components, model.noise_std, n_samples, first_start, start_step)
+        else:
+            samples = np.arange(model.n_samples)
+        return cls(torch.from_numpy(model.clean_in_float32(samples)), model.noise_std, n_samples, first_start, start_step)
 
     @property
     def n_starts(self) -> int:

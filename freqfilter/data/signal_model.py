@@ -72,6 +72,14 @@ class SignalModel:
         time_s = np.where(samples == last, self.duration_s, samples * (self.duration_s / last))
         return np.stack([component.at(time_s) for component in self.components])
 
+    def clean_in_float32(self, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The components of ``clean``, rounded to float32, computed in chunks to save memory; (n_samples,) indices."""
+        components = np.empty((len(self.components), len(samples)), dtype=np.float32)
+        for first in range(0, len(samples), DRAW_CHUNK):
+            chunk = slice(first, first + DRAW_CHUNK)
+            components[:, chunk] = self.clean(samples[chunk])
+        return components
+
 
 def noise_realization(noise_seed: int, samples: NDArray[np.int64]) -> NDArray[np.float64]:
     """Standard normal noise of a realization at these samples, in their shape; the rest is not kept in memory.
