@@ -262,7 +262,7 @@ def test_python_that_a_page_shows_works(code: str, place: Path, monkeypatch: pyt
         api, "ablation_variants", lambda values, given, **rest: ablation_variants(values, SMALLEST | given, **rest)
     )
     code = code.replace("128", SMALLEST["hidden_size"])  # the width of the original's network
-    x = np.zeros((2, 20, 5), dtype=np.float32)
+    x = np.concatenate([np.zeros((2, 20, 1)), np.tile([1, 0, 0, 0], (2, 20, 1))], axis=2).astype(np.float32)
     exec(code, {"x": x, "signal": np.zeros(100)})  # noqa: S102 (our own pages)
 
 

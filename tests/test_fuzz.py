@@ -118,7 +118,7 @@ def test_data_files(
     path = tmp_path_factory.getbasetemp() / "fuzzed.npz"
     path.write_bytes(content)
     try:
-        npz.read(str(path), n_components=4)
+        npz.read(str(path), n_components=4, window_length=20)
     except UserError as error:
         refused_in_a_line(error)
 
@@ -138,7 +138,7 @@ def test_headers_that_claim_anything(
         for name in whole.namelist():
             changed.writestr(name, header.getvalue() if name == "X_train.npy" else whole.read(name))
     with pytest.raises(UserError, match=r"claims\.npz: X_train (holds|has shape|is empty|is corrupt)") as refused:
-        npz.read(str(path), n_components=4)
+        npz.read(str(path), n_components=4, window_length=20)
     refused_in_a_line(refused.value)
 
 
