@@ -323,6 +323,12 @@ class Params(_Section):
         """Whether the data are recordings of random signals, and not windows."""
         return self.signals.phase_distribution == "uniform"
 
+    @property
+    def loss_name(self) -> str:
+        """The loss; that of recordings may be weighted by the inverse limit, and is then no mean squared error."""
+        weighted = self.of_recordings and self.recordings.loss_weighting == "inverse_limit"
+        return f"{self.training.loss} over the limit" if weighted else self.training.loss
+
     def _fit_recordings(self) -> None:
         """Check parameters that have another meaning, or none, with recordings of random signals."""
         random = "phase_distribution=uniform"
@@ -342,6 +348,8 @@ class Params(_Section):
                 f"burn_in={self.recordings.burn_in} leaves no sample of recording_length="
                 f"{self.recordings.recording_length}; lower it"
             )
+        if self.training.loss == "snr" and self.recordings.loss_weighting != "none":
+            raise ValueError("loss=snr: a ratio cannot be weighted by the limit; add loss_weighting=none")
         if self.training.targets == "posterior_mean" and self.signals.amplitude_distribution == "fixed":
             raise ValueError(
                 "targets=posterior_mean: not known for fixed amplitudes with uniform phases; use targets=clean"

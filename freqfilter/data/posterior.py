@@ -63,7 +63,9 @@ class MMSEEstimator:
             first_start, start_step = 0, n_samples
         else:
             samples = np.arange(model.n_samples)
-        return cls(torch.from_numpy(model.clean_in_float32(samples)), model.noise_std, n_samples, first_start, start_step)
+        return cls(
+            torch.from_numpy(model.clean_in_float32(samples)), model.noise_std, n_samples, first_start, start_step
+        )
 
     @property
     def n_starts(self) -> int:

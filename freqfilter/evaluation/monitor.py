@@ -166,7 +166,7 @@ def no_learning(history: Sequence[EpochReport], baseline_mse: float, params: Par
 
 def overfitting(history: Sequence[EpochReport], params: Params) -> Finding | None:
     """Detect a training loss far below validation, or a training or validation error far below the holdout."""
-    loss, training = params.training.loss, ("training loss", "train_loss")
+    loss, training = params.loss_name, ("training loss", "train_loss")
     for (low_name, low), (high_name, high), in_decibels in (
         (training if loss == "mse" else ("validation MSE", "val_mse"), ("holdout MSE", "holdout_mse"), False),
         (training, ("validation loss", "val_loss"), loss == "snr"),

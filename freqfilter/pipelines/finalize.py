@@ -72,7 +72,7 @@ def log_training_files(run: Run, state: TrainingState, params: Params, *, val_li
     draw = partial(
         training_loss,
         history,
-        loss=params.training.loss,
+        loss=params.loss_name,
         best_epoch=state.progress.best_epoch,
         val_limit_mse=val_limit_mse,
     )

@@ -65,7 +65,7 @@ def find_learning_rate(
         run.log_bytes(curve.to_csv(index=False).encode(), "range_test/curve.csv")
         suggested, now = suggest_learning_rate(points), params.training.learning_rate
         if len(points):
-            loss = params.training.loss
+            loss = params.loss_name
             draw = partial(learning_rate_range, rates, losses, means, suggested=suggested, current=now, loss=loss)
             run.log_figure(draw, "range_test/learning_rate.png")
         verdict = (

@@ -90,7 +90,7 @@ class TrainingResult:
         """The losses over the epochs, with the limit as a line: the run's ``07_training_loss.png``."""
         return training_loss(
             self.progress.history,
-            loss=self.params.training.loss,
+            loss=self.params.loss_name,
             best_epoch=self.progress.best_epoch,
             val_limit_mse=self.val_limit_mse,
         )

@@ -123,7 +123,10 @@ def learning_rate_range(
 
 
 def _loss_label(loss: str) -> str:
-    return "loss: SNR, negative (dB)" if loss == "snr" else f"loss ({loss.upper()})"
+    if loss == "snr":
+        return "loss: SNR, negative (dB)"
+    name, *unit = loss.split(" ", maxsplit=1)
+    return f"loss ({' '.join([name.upper(), *unit])})"
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ REFUSED = {
     "fixed noise": ("stochastic_cycles", {"noise": "fixed"}, "noise=fixed"),
     "split": ("stochastic_cycles", {"split": "random"}, "split=random"),
     "unknown means": ("random_phases", {"targets": "posterior_mean"}, "use targets=clean"),
+    "weighted ratio": ("random_phases", {"loss": "snr"}, "add loss_weighting=none"),
     "burn_in": ("stochastic_cycles", {"burn_in": "5000"}, "burn_in=5000"),
 }
 
