@@ -83,7 +83,7 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "experiment": ("", "nothing"),
     "validation_average": ("epochs", "'samples' or 'batches'"),
     "register": ("perhaps", "valid boolean"),
-    "model_name": ("a/b", "without /, :, @"),
+    "model_name": ("a/b", "without /, :, @, ?, #"),
     "system_metrics_interval": ("-1", "greater than or equal to 0"),
     "run_dir": ("~", "nothing"),
     "tensorboard_dir": ("/proc/x", "cannot create this folder"),

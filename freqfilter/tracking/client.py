@@ -84,7 +84,7 @@ def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks of errors reported below
     if uri.startswith("http"):
-        check_reachable(uri)
+        check_reachable(uri, what)
     path = sqlite_file(uri) if uri.startswith(SQLITE) else None
     try:
         if path:
@@ -158,7 +158,7 @@ def sqlite_file(uri: str) -> Path:
     return decoded
 
 
-def check_reachable(uri: str) -> None:
+def check_reachable(uri: str, what: str = "tracking store") -> None:
     """Check that a server responds; MLflow itself would wait for minutes.
 
     Raises:
@@ -166,7 +166,7 @@ def check_reachable(uri: str) -> None:
     """
     if not is_reachable(uri):
         raise UserError(
-            f"tracking store {uri} does not respond{_proxy_note(uri)}; start it, or train with --tracking offline and "
+            f"{what} {uri} does not respond{_proxy_note(uri)}; start it, or train with --tracking offline and "
             "deliver later with: python -m freqfilter sync"
         )
 

@@ -14,12 +14,13 @@ from mlflow import MlflowClient
 
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
+from freqfilter.pipelines.sync import sync
 from freqfilter.tracking import aliases, registry
 from freqfilter.tracking.client import equality_filter, experiment_id, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.owner import check_owner
-from freqfilter.tracking.queries import stored_runs, trainings
-from tests.conftest import SMALL, Typed, options
+from freqfilter.tracking.queries import run_folders, stored_runs, trainings
+from tests.conftest import SMALL, Typed, all_runs, options
 
 NAMES = ["mum's", 'the "best"', """it's "both" """.strip(), "back\\", "a;b -- c", "100%41"]
 
@@ -195,3 +196,39 @@ def test_a_model_whose_stored_files_differ_from_those_sent_is_logged_again(
     trained = type("Trained", (), {"module": None})
     assert registry.log_and_check_model("r", trained, folder=folder) == "m-2"  # type: ignore[arg-type]
     assert deleted == ["m-1"]
+
+
+def test_two_deliveries_at_once_deliver_each_run_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second has listed a run before the first delivers it."""
+    offline = resolve({"tracking": "offline", "run_dir": str(folder / "runs")}).tracking
+    with open_run(offline, Job("test", "n")) as run:
+        run.log_metrics({"m": 1.0}, step=1)
+    listed = run_folders(folder / "runs")
+    sync(folder / "runs")
+    (delivered,) = run_folders(folder / "runs")  # no training, which would be finished
+    monkeypatch.setattr("freqfilter.pipelines.sync.run_folders", lambda _: listed)
+    sync(folder / "runs")
+    (stored,) = all_runs()
+    assert stored.data.metrics == {"m": 1.0}
+    assert list((folder / "runs").iterdir()) == [delivered]
+
+
+def test_a_percent_sign_in_the_address_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "100%41 a#b").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/100%41 a#b/mlflow.db")
+    with pytest.raises(UserError, match="MLflow decodes the % in this path; write %25 for it"):
+        open_store()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/100%2541 a#b/mlflow.db")
+    open_store()
+    assert (folder / "100%41 a#b" / "mlflow.db.lock").exists()
+    assert not (folder / "100A a#b").exists()
+
+
+def test_a_registry_has_an_address_of_its_own(folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///~/registry.db")
+    assert "not found" in typed("history")[1]
+    assert (folder / "registry.db").exists()
+    assert not (folder / "~").exists()
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
+    assert "model registry http://127.0.0.1:9 does not respond" in typed("history")[1]
