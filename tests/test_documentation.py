@@ -276,7 +276,7 @@ def test_every_metric_has_a_description_and_vice_versa(place: Path, monkeypatch:
     launched = MlflowClient().create_run(all_runs()[-1].info.experiment_id)
     monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
     assert start("limit", "--recipe", "random_phases", "--n_samples", "300", "--duration_s", "0.3") == 0
-    monkeypatch.delenv("MLFLOW_RUN_ID")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     assert start("train", *options(SMALLEST | SMALL_RECORDINGS)) == 0
     assert start("evaluate", "--version", "1", "--realizations", "2") == 0
     assert start("find_learning_rate", *options(SMALLEST)) == 0
