@@ -154,7 +154,9 @@ def _check_files_exist(uri: str) -> None:
         location = ModelsArtifactRepository.get_underlying_uri(uri) if uri.startswith("models:/") else uri
         check_not_moved(location)
         if is_local_uri(location) and not (path := Path(local_file_uri_to_path(location))).exists():
-            raise UserError(f"{uri}: its files are missing; restore {path}, or use another version") from FileNotFoundError("no such files")
+            raise UserError(
+                f"{uri}: its files are missing; restore {path}, or use another version"
+            ) from FileNotFoundError("no such files")
 
 
 def files_digest(folder: Path) -> str:

@@ -67,7 +67,7 @@ def test_a_run_that_cannot_be_opened_leaves_no_run(folder: Path) -> None:
     client = MlflowClient()
     client.delete_experiment(client.create_experiment("e"))
     with (
-        pytest.raises(UserError, match="experiment=e: it is deleted; restore it"),
+        pytest.raises(UserError, match="experiment=e: the experiment is deleted; restore it"),
         open_run(tracking_params(folder), Job("test", "a name")),
     ):
         pass
