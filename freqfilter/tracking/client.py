@@ -30,7 +30,7 @@ from sqlalchemy.engine import make_url
 
 from freqfilter.atomic_io import writable_folder
 from freqfilter.config.load import EXPERIMENT_ID
-from freqfilter.errors import UserError, one_line, printable, without_credentials
+from freqfilter.errors import UserError, printable, without_credentials
 
 SQLITE = "sqlite:///"
 STORE_ERRORS = (MlflowException, OSError, ParseError)  # those of requests are OSErrors; of responses not MLflow's
@@ -94,8 +94,8 @@ def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
     except OSError as error:
         raise UserError(f"{what} {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
-        note = _proxy_note(uri) or _server_note(uri)
-        raise UserError(f"{what} {without_credentials(uri)} cannot be used: {printable(error)}{note}") from error
+        note = "" if _remedy(error) else _proxy_note(uri) or _server_note(uri)
+        raise UserError(f"{what} {without_credentials(uri)} cannot be used: {_message(error)}{note}") from error
 
 
 def check_responses(client: MlflowClient) -> None:
@@ -107,6 +107,29 @@ def check_responses(client: MlflowClient) -> None:
     client.search_experiments(max_results=1)
     if client.get_experiment_by_name(NO_EXPERIMENT) is not None:
         raise MlflowException("its responses are not those of MLflow")
+
+
+# What to do, by a part of the error's text.
+REMEDIES = {
+    "file is not a database": "give the address of an MLflow database, or of a new file",
+    "database is locked": "end the program that locks it, or add ?timeout=60 to the address to wait for it",
+    "readonly database": "make the file and its folder writable, or use another store",
+    "out-of-date database schema": "if it is older, back it up and run `mlflow db upgrade` with this address; if it is "
+    "newer, install the MLflow version that made it",
+    "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    "error code 403": "ask its administrator for permission, or use another user in MLFLOW_TRACKING_USERNAME",
+    "certificate verify failed": "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its certificate",
+}
+
+
+def _remedy(error: Exception) -> str:
+    return next((remedy for phrase, remedy in REMEDIES.items() if phrase in str(error)), "")
+
+
+def _message(error: Exception) -> str:
+    """Message of a store's error on one line, without SQL; its first sentence and the remedy, if that is known."""
+    text, remedy = str(error).partition("[SQL:")[0].strip(), _remedy(error)
+    return f"{printable(text.partition('. ')[0])[:120]}; {remedy}" if remedy else printable(text)
 
 
 def _server_note(uri: str) -> str:
@@ -220,7 +243,7 @@ def wrap_store_errors(subject: str) -> Iterator[None]:
     except STORE_ERRORS as error:
         missing = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
         where = f" (looked in {without_credentials(mlflow.get_tracking_uri())})" if missing else ""
-        raise UserError(f"{subject}: {one_line(error, max_length=300)}{where}") from error
+        raise UserError(f"{subject}: {_message(error)}{where}") from error
 
 
 def is_missing(error: UserError) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -232,3 +234,30 @@ def test_a_registry_has_an_address_of_its_own(folder: Path, typed: Typed, monkey
     assert not (folder / "~").exists()
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     assert "model registry http://127.0.0.1:9 does not respond" in typed("history")[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "remedy"),
+    [
+        ("newer", "install the MLflow version that made it"),
+        ("locked", "end the program that locks it"),
+        ("text", "give the address of an MLflow database"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_named_with_a_remedy(
+    state: str, remedy: str, folder: Path, empty_store: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(empty_store, folder / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db?timeout=1")
+    if state == "text":
+        (folder / "mlflow.db").write_text("notes " * 100)
+    else:
+        with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as store:
+            store.execute(
+                "UPDATE alembic_version SET version_num = 'of_the_future'" if state == "newer" else "SELECT 1"
+            )
+    with closing(sqlite3.connect(folder / "mlflow.db", isolation_level=None)) as store:
+        if state == "locked":
+            store.execute("BEGIN EXCLUSIVE")
+        code, line = typed("history")
+    assert (code, line.count("\n"), remedy in line, "SQL:" in line) == (2, 1, True, False), line
