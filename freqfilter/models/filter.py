@@ -29,7 +29,7 @@ class Filter:
 
     Attributes:
         uri: URI that it was loaded from.
-        model_id: MLflow's id of the logged model; None if it was loaded from files.
+        model_id: MLflow's id of the logged model; None if the store has none, as for files and copied versions.
         module: The network, in evaluation mode.
         facts: Metadata: ``frequencies_hz``, ``sample_rate_hz``, ``window_length``, ``limit_mse`` (the least expected
             error of any filter with the same view of the window; None if unknown), ``params``.

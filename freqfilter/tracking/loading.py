@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +77,20 @@ def load_uri(uri: str) -> Filter:
         UserError: If there is no such model, it is not a filter of this package, or its checksum differs.
     """
     with temporary_folder(space=MODEL_SPACE) as folder:
-        return load_files(uri, checked_files(uri, folder))
+        loaded = load_files(uri, checked_files(uri, folder))
+    if not _is_stored(loaded.model_id):  # the files of a version that was copied from another store
+        return replace(loaded, model_id=None)
+    return loaded
+
+
+def _is_stored(model_id: str | None) -> bool:
+    """Whether this store has a logged model."""
+    try:
+        return model_id is not None and MlflowClient().get_logged_model(model_id) is not None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
 
 
 def load_files(uri: str, files: Path, *, suppress_warnings: bool = False) -> Filter:

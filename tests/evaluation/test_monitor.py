@@ -21,7 +21,7 @@ from freqfilter.evaluation import monitor
 from freqfilter.evaluation.monitor import Monitor, check_settings, frozen_weights, slow_epoch, unusual_power
 from freqfilter.training.loop import train
 from freqfilter.training.reports import EpochReport
-from tests.conftest import COARSEST, SMALL, fresh_state, many
+from tests.conftest import COARSEST, SMALL, SMALL_RECORDINGS, fresh_state, many
 
 # Two distant components: learned within seconds.
 EASY = {"frequencies_hz": "[3, 40]", "hidden_size": "32", "learning_rate": "0.01", "batch_size": "64", "epochs": "5"}
@@ -164,6 +164,12 @@ def test_current_values_are_not_suggested() -> None:
     found = monitor.overfitting(history, small(dropout="0.9", weight_decay="0.1"))
     assert found
     assert found.line.endswith("try hidden_size=4 (now 8)")
+
+
+def test_the_losses_of_new_and_shorter_recordings_are_no_overfitting() -> None:
+    history = [EpochReport(e, 0.1, 1, 1e-3, 1, val_loss=0.3, val_mse=0.3) for e in (1, 2)]
+    assert monitor.overfitting(history, small())
+    assert monitor.overfitting(history, small(**SMALL_RECORDINGS, loss_weighting="inverse_limit")) is None
 
 
 def test_overfitting_is_reported_on_validation() -> None:

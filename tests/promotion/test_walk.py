@@ -244,6 +244,8 @@ def test_a_copy_in_another_registry_has_its_evidence_and_is_not_champion(
     loaded = freqfilter.load("production", version=1)
     assert torch.isfinite(torch.from_numpy(loaded.extract([0.1] * 30, 3.0))).all()
     assert resolve(loaded.params.flat()).data.window_length == 20
+    assert loaded.pinned_uri == "models:/production/1"  # the logged model is in the former store
+    assert call(["evaluate", "--model_name", "production"], capsys, monkeypatch) == (0, "")
     assert call(["promote", "--model_name", "production", *BOUNDS], capsys, monkeypatch)[0] == 0
     rows = json.loads(say(["history", "--model_name", "production", "--json"], capsys, monkeypatch)[1])
     assert "copied from sqlite:///" in rows[0]["why"]
