@@ -54,9 +54,6 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, str_strip_whitespace=True)
 
 
-MAX_RECORDING = 100_000  # samples
-
-
 class SignalParams(_Section):
     """The signal model."""
 
@@ -341,8 +338,6 @@ class Params(_Section):
             if value != needed:
                 reason = "carries a state forwards only" if name == "bidirectional" else "draws fresh recordings"
                 raise ValueError(f"{name}={value}: {random} {reason}; remove one of the two")
-        if self.signals.n_samples > MAX_RECORDING or self.recordings.recording_length > MAX_RECORDING:
-            raise ValueError(f"n_samples, recording_length: with {random} at most {MAX_RECORDING:,}; lower them")
         if self.recordings.burn_in >= self.recordings.recording_length:
             raise ValueError(
                 f"burn_in={self.recordings.burn_in} leaves no sample of recording_length="

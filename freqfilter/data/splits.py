@@ -31,6 +31,7 @@ from freqfilter.errors import UserError
 
 Windows = TypeVar("Windows", SlidingWindows, TensorWindows)
 
+MAX_RECORDING = 100_000  # samples
 MIN_LIMIT = 1e-6  # of the power: a loss weighted by the inverse of a smaller limit would be rounding
 FIRST_SAMPLES = 100_000  # of the test realization, for figures
 
@@ -95,6 +96,14 @@ class Splits:
 
     @classmethod
     def _recordings(cls, params: Params) -> Self:
+        for name, length in (
+            ("n_samples", params.signals.n_samples),
+            ("recording_length", params.recordings.recording_length),
+        ):
+            if length > MAX_RECORDING:
+                raise UserError(
+                    f"{name}={length}: recordings of training and test have at most {MAX_RECORDING:,}; lower it"
+                )
         model, recordings, seeds = RecordingModel.from_params(params.signals), params.recordings, params.realizations()
 
         def drawn(purpose: str, n_recordings: int) -> Recordings:

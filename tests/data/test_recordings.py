@@ -107,6 +107,12 @@ def test_burn_in_and_weights_scale_the_loss() -> None:
     assert (plain.loss_scale == 1).all()
 
 
+def test_recordings_that_are_too_long_are_refused_before_they_are_drawn() -> None:
+    for name in ("n_samples", "recording_length"):
+        with pytest.raises(UserError, match=f"{name}=1000000: .* at most 100,000"):
+            splits(**{name: "1e6"})
+
+
 REFUSED = {
     "memory_s": ("default", {"memory_s": "3"}, "add phase_distribution=uniform"),
     "rayleigh": ("default", {"amplitude_distribution": "rayleigh"}, "add phase_distribution=uniform"),
