@@ -210,12 +210,12 @@ class Slow(TensorWindows):
     """Windows with a slow ``batch``."""
 
     def batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        time.sleep(0.05)
+        time.sleep(0.2)
         return super().batch(positions)
 
 
 def test_a_slow_epoch_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "MIN_SLOWDOWN_S", 0.1)
+    monkeypatch.setattr(monitor, "MIN_SLOWDOWN_S", 1.0)
     params = small(epochs="3", hidden_size="2", device="cpu")
     splits = Splits.from_params(params)
     fast = splits.epoch(1)
