@@ -81,6 +81,11 @@ class SignalParams(_Section):
         """Samples per second; the last sample is at ``duration_s``."""
         return (self.n_samples - 1) / self.duration_s
 
+    @property
+    def gaussian(self) -> bool:
+        """Whether the quadratures of the components are Gaussian: the Kalman filter is then the limit."""
+        return self.amplitude_distribution == "rayleigh"
+
     @model_validator(mode="before")
     @classmethod
     def _one_value_for_each_component(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -114,13 +119,13 @@ class SignalParams(_Section):
 
     def _require_a_known_world(self) -> None:
         """Refuse the combinations of distributions for which there is neither a limit nor a best linear filter."""
-        if self.phase_distribution == "fixed" and (self.amplitude_distribution == "rayleigh" or self.memory_s):
+        if self.phase_distribution == "fixed" and (self.gaussian or self.memory_s):
             given = "memory_s" if self.memory_s else "amplitude_distribution=rayleigh"
             raise ValueError(
                 f"{given}: Gaussian quadratures have a uniform phase at each sample, so the phase cannot be fixed; "
                 "add phase_distribution=uniform"
             )
-        if self.memory_s and self.amplitude_distribution == "fixed":
+        if self.memory_s and not self.gaussian:
             raise ValueError(
                 "memory_s: the amplitude of a stochastic cycle drifts and is Rayleigh distributed, so it cannot be "
                 "fixed; add amplitude_distribution=rayleigh"
@@ -345,7 +350,7 @@ class Params(_Section):
             )
         if self.training.loss == "snr" and self.recordings.loss_weighting != "none":
             raise ValueError("loss=snr: a ratio cannot be weighted by the limit; add loss_weighting=none")
-        if self.training.targets == "posterior_mean" and self.signals.amplitude_distribution == "fixed":
+        if self.training.targets == "posterior_mean" and not self.signals.gaussian:
             raise ValueError(
                 "targets=posterior_mean: not known for fixed amplitudes with uniform phases; use targets=clean"
             )

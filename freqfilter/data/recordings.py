@@ -53,7 +53,7 @@ class RecordingModel:
         return cls(
             params.frequencies_hz,
             params.amplitudes,
-            params.amplitude_distribution == "rayleigh",
+            params.gaussian,
             params.memory_s,
             params.sample_rate_hz,
             params.noise_std,

@@ -20,6 +20,7 @@ from freqfilter.data.windows import Dataset, batches
 from freqfilter.evaluation.limits import limit_estimators, other_view
 from freqfilter.evaluation.metrics import Estimator
 
+LINEAR_MMSE = "linear_mmse"  # the best linear filter, for the view of the filter that is evaluated
 ORDER = 2  # of the Butterworth filters; a band-pass has twice this order
 MAX_NUMBERS = 2**22  # in the windows that the covariance is averaged over; fewer windows, evenly spaced, beyond that
 CHUNK_SIZE = 4096  # windows in memory together
@@ -45,8 +46,8 @@ def baseline_estimators(params: Params, splits: Splits) -> dict[str, Estimator]:
     model, n_samples = SignalModel.from_params(params.signals), params.data.window_length
     causal, other = not params.model.bidirectional, other_view(params)
     classical: dict[str, Estimator] = {
-        "linear_mmse": linear_mmse(model, n_samples=n_samples, causal=causal),
-        f"linear_mmse_{other}": linear_mmse(model, n_samples=n_samples, causal=not causal),
+        LINEAR_MMSE: linear_mmse(model, n_samples=n_samples, causal=causal),
+        f"{LINEAR_MMSE}_{other}": linear_mmse(model, n_samples=n_samples, causal=not causal),
         "band_pass": band_pass(model, n_samples=n_samples, zero_phase=not causal),
         f"band_pass_{other}": band_pass(model, n_samples=n_samples, zero_phase=causal),
         "least_squares": least_squares(model, n_samples=n_samples),

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from freqfilter.config.schema import Bounds
+from freqfilter.evaluation.baselines import LINEAR_MMSE
 from freqfilter.evaluation.heldout import Repetition
 from freqfilter.evaluation.metrics import OVERALL, limit_ratio, ratio_interval
 from freqfilter.evaluation.significance import PairedTest, Verdict
@@ -16,7 +17,6 @@ from freqfilter.evaluation.significance import PairedTest, Verdict
 FALSE_REFUSAL_RATE = 0.001  # of candidates whose expected error is the limit
 BELOW_LIMIT_MARGIN = 0.0005  # share of the limit; smaller differences are those of rounding
 REPETITION_TOLERANCE = 1e-5  # the order of summation depends on the size of a batch
-LINEAR_MMSE = "linear_mmse"  # the best linear filter
 BASELINES_TO_BEAT = ("zero", "mean", LINEAR_MMSE)
 ROUNDING = 1e-4  # of a mean squared error
 

@@ -216,6 +216,11 @@ def score_test_set(network: nn.Module, splits: Splits, params: Params, *, device
     return replace(compared, contexts=score_contexts(estimator, splits.test.to(device), params))
 
 
-def baselines(params: Params, splits: Splits) -> dict[str, Estimator]:
-    """Create the baselines of a filter of windows or of recordings, by name, in the order of a table."""
-    return recording_baselines(params) if params.of_recordings else baseline_estimators(params, splits)
+def baselines(params: Params, splits: Splits | None = None) -> dict[str, Estimator]:
+    """Create the baselines of a filter of windows or of recordings, by name, in the order of a table.
+
+    Those of windows need the data, which is generated or read if ``splits`` is None.
+    """
+    if params.of_recordings:
+        return recording_baselines(params)
+    return baseline_estimators(params, splits or Splits.from_params(params))

@@ -304,8 +304,8 @@ def expected_limit_mse(params: Params) -> float | None:
     if params.data.data_file is not None:
         return None
     if params.of_recordings:
-        limits = recording_limits(RecordingModel.from_params(params.signals), params.signals.n_samples)
-        return limits.causal.mse if params.signals.amplitude_distribution == "rayleigh" else None
+        kalman = KalmanFilter(RecordingModel.from_params(params.signals))
+        return float(kalman.variances(params.signals.n_samples).mean()) if params.signals.gaussian else None
     scores = expected_limit(SignalModel.from_params(params.signals), window_length=params.data.window_length)
     if scores.start_step > 1:  # only bounds are known, which `freqfilter limit` prints
         return None
@@ -331,7 +331,7 @@ def _cached(key: dict[str, Any], compute: Callable[[], LimitEstimates]) -> Limit
 def limit_estimators(params: Params) -> dict[str, Estimator]:
     """Create the limit for both views of the window; empty if it is unknown or the signal is too long."""
     if params.of_recordings:
-        if params.signals.amplitude_distribution == "fixed":
+        if not params.signals.gaussian:
             return {}
         kalman = KalmanFilter(RecordingModel.from_params(params.signals))
         return {

@@ -30,9 +30,8 @@ MIN_OVERFITTING_RATIO = 1.25  # without overfitting, training, validation and ho
 N_CONSECUTIVE = 2  # measurements above that ratio
 MIN_SLOWDOWN, MIN_SLOWDOWN_S = 1.75, 5.0  # relative to the fastest epoch of the run, as a factor and in seconds
 FALSE_ALARM_RATE = 1e-3  # of runs without a leak, over all their validations
-MAX_POWER_RATIO = (
-    3.0  # of a data file to its parameters; a sum of two components has four times the power of their mean
-)
+# Of a data file to its parameters; a sum of two components has four times the power of their mean.
+MAX_POWER_RATIO = 3.0
 MIN_BLOCKS = 4  # for a standard error
 
 

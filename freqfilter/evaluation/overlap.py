@@ -100,11 +100,8 @@ def shared_data(overlaps: Sequence[WindowOverlap], params: Params) -> Finding | 
 
 def _run_keys(windows: Dataset) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Key of each run of samples in each window, and whether the run identifies a place, (n_windows, n_runs)."""
-    if isinstance(windows, Recordings):
-        noise = windows.mixtures - windows.components.mean(dim=2)
-        windows = replace(windows, mixtures=noise.where(noise.abs() > CHANGE, 0))
-    if isinstance(windows, SlidingWindows):
-        noise = windows.mixtures - windows.components.mean(dim=0)
+    if isinstance(windows, SlidingWindows | Recordings):
+        noise = windows.mixtures - windows.components.mean(dim=0 if isinstance(windows, SlidingWindows) else 2)
         # The clean signal is subtracted in float32; without noise its rounding remains.
         windows = replace(windows, mixtures=noise.where(noise.abs() > CHANGE, 0))
     run = max(MIN_RUN, min(MAX_RUN, windows.n_samples // 2))

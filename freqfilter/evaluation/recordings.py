@@ -16,14 +16,13 @@ from torch import Tensor
 from freqfilter.config import Params
 from freqfilter.data.kalman import KalmanFilter, RecordingEstimator
 from freqfilter.data.recordings import RecordingModel, Recordings
-from freqfilter.evaluation.baselines import butterworth_bands
+from freqfilter.evaluation.baselines import LINEAR_MMSE, butterworth_bands
 from freqfilter.evaluation.limits import LIMIT, MAX_LIMIT_SAMPLES, limit_estimators, other_view
 from freqfilter.evaluation.metrics import CHUNK_SAMPLES, ZERO_MSE, Estimator, half_width, limit_ratio, ratio_interval
 
 CONTEXTS = (50, 200, 500, 1000, 2000)  # numbers of samples after which errors are reported
 CONTEXT_RANGE = 0.1  # around a context, as a share of it
 MAIN_CONTEXT = 1000  # its range are the samples up to twice as many
-LINEAR = "linear_mmse"  # the best linear filter, where the limit is unknown
 
 
 def recording_baselines(params: Params) -> dict[str, Estimator]:
@@ -33,8 +32,8 @@ def recording_baselines(params: Params) -> dict[str, Estimator]:
     if not best:
         kalman = KalmanFilter(model)
         best = {
-            LINEAR: RecordingEstimator(kalman),
-            f"{LINEAR}_{other_view(params)}": RecordingEstimator(kalman, two_sided=True),
+            LINEAR_MMSE: RecordingEstimator(kalman),
+            f"{LINEAR_MMSE}_{other_view(params)}": RecordingEstimator(kalman, two_sided=True),
         }
     return best | {"band_pass": BandPass(model), "zero": Zero(model.n_components)}
 
@@ -58,8 +57,8 @@ def score_contexts(estimator: Estimator, recordings: Recordings, params: Params)
         and only the measured ratio exists.
     """
     kalman = KalmanFilter(RecordingModel.from_params(params.signals))
-    exact = params.signals.amplitude_distribution == "rayleigh"
-    reference, expected = (LIMIT if exact else LINEAR), kalman.variances(recordings.n_samples).mean(axis=1)
+    exact = params.signals.gaussian
+    reference, expected = (LIMIT if exact else LINEAR_MMSE), kalman.variances(recordings.n_samples).mean(axis=1)
     ranges = dict(contexts(recordings.n_samples))
     sums = {context: np.zeros((3, len(recordings))) for context in ranges}
     best = RecordingEstimator(kalman)

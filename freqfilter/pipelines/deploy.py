@@ -24,11 +24,8 @@ from freqfilter.tracking.queries import download, upload
 from freqfilter.tracking.registry import register_copy
 
 TOLERANCE = 1e-5  # of the estimates of an ONNX file
-SHAPES = (
-    (1, 1),
-    (3, 7),
-    (2, 200),
-)  # numbers of windows or recordings and samples checked in addition to the golden inputs
+# Numbers of windows or recordings and samples that are checked in addition to the golden inputs.
+SHAPES = ((1, 1), (3, 7), (2, 200))
 FOLDER = "onnx"  # artifact folder in the run that trained the version
 # Tags that refer to their own registry.
 REGISTRY_LOCAL_TAGS = {

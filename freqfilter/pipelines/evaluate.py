@@ -143,12 +143,10 @@ def log_evaluation(
     """Log the table of scores and the figures of the test set."""
     run.log_bytes(compared.table.to_csv().encode(), "evaluation/test_scores.csv")
     run.log_bytes(scores_table(compared.table, "github").encode(), "evaluation/test_scores.md")
-    over = "recording" if isinstance(splits.test, Recordings) else "window"
-    run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), f"evaluation/test_mse_over_{over}.csv")
-    estimator = partial(estimate, network)
-    if compared.contexts is not None:
+    estimator, extent = partial(estimate, network), "window"
+    if isinstance(splits.test, Recordings) and compared.contexts is not None:
+        extent = "recording"
         run.log_bytes(compared.contexts.to_csv().encode(), "evaluation/test_mse_after.csv")
-    if isinstance(splits.test, Recordings):
         figures = catalog.recording_figures(estimator, splits.test, compared, signals)
     else:
         figures = catalog.evaluation_figures(
@@ -160,5 +158,6 @@ def log_evaluation(
             sample_rate_hz=signals.sample_rate_hz,
             device=accelerator.device,
         )
+    run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), f"evaluation/test_mse_over_{extent}.csv")
     for artifact, draw in figures:
         run.log_figure(draw, artifact, key=COMPARED.get(artifact))

@@ -62,7 +62,7 @@ def finalize(
     version = None
     if run.online:
         shutdown.ignore_signals()  # registration takes seconds
-        version = log_model(run, state, splits, params, compared, metrics)
+        version = log_version(run, state.network.cpu(), splits, params, compared, metrics, progress=state.progress)
     return compared, metrics, version
 
 
@@ -99,13 +99,6 @@ def evaluate_best_weights(
         holdout_mse = validate(state, splits.holdout, params.training).mse
     log_evaluation(run, state.network, splits, compared, signals=params.signals, accelerator=accelerator)
     return compared, best_metrics(state, holdout_mse=holdout_mse, val_limit_mse=val_limit_mse) | score_metrics(compared)
-
-
-def log_model(
-    run: Run, state: TrainingState, splits: Splits, params: Params, compared: Comparison, metrics: dict[str, float]
-) -> int | None:
-    """Log the model, and register it if ``register`` is true; its version."""
-    return log_version(run, state.network.cpu(), splits, params, compared, metrics, progress=state.progress)
 
 
 def log_version(

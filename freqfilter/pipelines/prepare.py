@@ -91,7 +91,7 @@ class LimitReport:
     @property
     def exact(self) -> bool:
         """Whether the scores are limits, and not the errors of the best linear filters."""
-        return not self.params.of_recordings or self.params.signals.amplitude_distribution == "rayleigh"
+        return not self.params.of_recordings or self.params.signals.gaussian
 
     def mean_errors(self) -> dict[str, float]:
         """Mean squared errors by name: ``causal_mse`` and ``two_sided_mse``, of linear filters ``linear_…``."""
@@ -177,30 +177,27 @@ def compute_limit(params: Params, *, noise_seed: int | None, picture: Path | Non
     """
     if picture is not None:
         check_writable("picture", picture)
+    scores = _limits(params, noise_seed)
+    if picture is not None:
+        for content in render(_drawing(params, scores), str(picture), 150):
+            with atomic_write(picture) as file:
+                file.write(content)
+            logger.info(f"written: {picture}")
+    return LimitReport(scores, params)
+
+
+def _limits(params: Params, noise_seed: int | None) -> LimitEstimates:
     if params.of_recordings:
         if noise_seed is not None:
             raise UserError("noise_seed: the limit of random signals is exact in expectation; omit it")
         n_samples = min(params.signals.n_samples, MAX_LIMIT_SAMPLES)
         logger.info(f"Kalman filter and smoother of {n_samples:,} samples")
-        scores = limits.recording_limits(RecordingModel.from_params(params.signals), n_samples)
-        return _drawn(LimitReport(scores, params), picture)
+        return limits.recording_limits(RecordingModel.from_params(params.signals), n_samples)
     model, window_length = SignalModel.from_params(params.signals), params.data.window_length
     if noise_seed is None:
-        scores = limits.expected_limit(model, window_length=window_length)
-    else:
-        max_windows = MAX_WINDOWS * len(model.components)
-        scores = limits.window_limit(model, evenly_spaced_windows(model, window_length, max_windows, noise_seed))
-    return _drawn(LimitReport(scores, params), picture)
-
-
-def _drawn(report: LimitReport, picture: Path | None) -> LimitReport:
-    """Draw the limit to a file, if one is given, and return the report."""
-    if picture is not None:
-        for content in render(_drawing(report.params, report.scores), str(picture), 150):
-            with atomic_write(picture) as file:
-                file.write(content)
-            logger.info(f"written: {picture}")
-    return report
+        return limits.expected_limit(model, window_length=window_length)
+    max_windows = MAX_WINDOWS * len(model.components)
+    return limits.window_limit(model, evenly_spaced_windows(model, window_length, max_windows, noise_seed))
 
 
 def log_limit(params: Params, *, noise_seed: int | None, recipe: str, name: str) -> tuple[LimitReport, RunRef]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from freqfilter.config import Params, TrackingParams
 from freqfilter.config.schema import Bounds, task_differences
 from freqfilter.data.signal_model import random_stream
-from freqfilter.data.splits import Splits
 from freqfilter.errors import UserError
 from freqfilter.evaluation import gate
 from freqfilter.evaluation.gate import Check
@@ -217,7 +216,7 @@ def _measure(
 ) -> tuple[dict[str, pd.DataFrame], PairedTest | None, Repetition]:
     """Measure errors until the paired test decides; return a table of each estimator, the test, and repetitions."""
     rows: defaultdict[str, dict[int, dict[Any, float]]] = defaultdict(dict)
-    references, test = baselines(params, Splits.from_params(params)), None
+    references, test = baselines(params), None
     estimators = {name: each for name, each in references.items() if name in (*gate.BASELINES_TO_BEAT, LIMIT)}
     workers = {"candidate": candidate} | ({"champion": champion} if champion else {})
     scored: list[tuple[Tensor, Tensor]] = []  # inputs and estimates of the candidate's first request
@@ -321,8 +320,7 @@ def promote(
     options |= {k: str(v).lower() if isinstance(v, bool) else f"{v:g}" for k, v in vars(bounds).items()}
     options |= {"noise_seed": str(noise_seed)} if noise_seed is not None else {}
     job = Job("promote", f"promote {name} version {candidate.version}", options, repeatable=False)
-    with aliases.champion_lock():  # tried before the work that needs it
-        pass
+    aliases.check_champion_lock()
     with ModelServer() as server, open_run(tracking, job) as run:
         for _ in range(MAX_ATTEMPTS):
             shutdown.check()

@@ -52,8 +52,7 @@ def rollback(tracking: TrackingParams, *, version: int | None, reason: str) -> R
         raise UserError(f"version={after.version}: it is the champion already; give another version")
     options, number = {"model_name": name, "version": str(after.version)}, str(before.version) if before else "none"
     job = Job("rollback", f"rollback {name} to version {after.version}", options, repeatable=False)
-    with aliases.champion_lock():  # tried before the work that needs it
-        pass
+    aliases.check_champion_lock()
     with open_run(tracking, job) as run:
         with ModelServer() as server, ModelWorker(server, after.uri) as worker:
             difference = worker.description["golden_difference"]

@@ -226,6 +226,16 @@ def champion_lock() -> Iterator[None]:
         lock.release()
 
 
+def check_champion_lock() -> None:
+    """Take the lock of ``champion_lock`` and release it, before the work whose result needs it.
+
+    Raises:
+        UserError: If it cannot be taken.
+    """
+    with champion_lock():
+        pass
+
+
 def make_registered_model(client: MlflowClient, name: str) -> None:
     """Create a registered model if it does not exist.
 

@@ -49,7 +49,7 @@ def main() -> None:
     make_sender = run.sender
     run.sender = lambda *args: during("logging", make_sender(*args))
     finalize.evaluate_best_weights = during("evaluation", finalize.evaluate_best_weights)
-    finalize.log_model = during("registration", finalize.log_model)
+    finalize.log_version = during("registration", finalize.log_version)
     RunLock.remove_folder = during("ending", RunLock.remove_folder)  # type: ignore[method-assign]
     run_command_line()
 
