@@ -100,6 +100,7 @@ METRICS = {
         "fresh/mse_over_limit_low": "lower end of its 95 % interval",
         "fresh/mse_over_limit_high": "upper end of its 95 % interval",
         "fresh/db_over_limit": "the same ratio in decibels",
+        "fresh/*_after_1000": "the same for recordings, over the samples 1,000 to 1,999",
         "fresh/*_*hz": "mean squared error, limit or ratio for one component",
     },
     "`limit`": {

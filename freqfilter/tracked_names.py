@@ -10,14 +10,24 @@ Value = TypeVar("Value")
 LOSSES = "visualizations/07_training_loss.png"  # the original script's name
 PREDICTION = "visualizations/08_prediction.png"
 COMPONENTS = "visualizations/13_mse_per_frequency.png"
+OVER_SAMPLES = "visualizations/15_mse_over_samples.png"
 # Figures that MLflow's UI compares side by side for several runs, and their keys there.
-COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}
+COMPARED = {
+    LOSSES: "training_loss",
+    PREDICTION: "prediction",
+    COMPONENTS: "mse_per_frequency",
+    OVER_SAMPLES: "mse_over_samples",
+}
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OUTBOX, FILES = "outbox.jsonl", "files.jsonl"  # in the folder of a run: its messages, and its files to deliver
 
 TEST_MSE = "test/mse"
 TEST_MSE_OVER_LIMIT = "test/mse_over_limit"
 TEST_LIMIT_MSE = "test/limit_mse"
+# Of recordings, over the range of samples from so many up to twice as many.
+MAIN_CONTEXT = 1000
+AFTER = f"after_{MAIN_CONTEXT}"
+TEST_MSE_AFTER, TEST_MSE_OVER_LIMIT_AFTER = f"{TEST_MSE}_{AFTER}", f"{TEST_MSE_OVER_LIMIT}_{AFTER}"
 TRAIN_LOSS = "train/loss"
 VAL_LOSS = "val/loss"
 VAL_MSE = "val/mse"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -114,6 +114,7 @@ class Recordings(Dataset):
         chunk_length: Samples of a training step.
     """
 
+    items: ClassVar[str] = "recordings"
     mixtures: Tensor
     components: Tensor
     means: Tensor | None = None

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -42,9 +42,11 @@ class Dataset(ABC):
     """Sequence of windows or of recordings with their targets.
 
     Attributes:
+        items: What it is a sequence of, in messages.
         loss_scale: Factor of estimates and targets in the loss, (n_samples, n_components); None: 1.
     """
 
+    items: ClassVar[str] = "windows"
     loss_scale: Tensor | None = None
 
     @abstractmethod

@@ -13,6 +13,7 @@ from freqfilter.evaluation.baselines import LINEAR_MMSE
 from freqfilter.evaluation.heldout import Repetition
 from freqfilter.evaluation.metrics import OVERALL, limit_ratio, ratio_interval
 from freqfilter.evaluation.significance import PairedTest, Verdict
+from freqfilter.tracked_names import AFTER
 
 FALSE_REFUSAL_RATE = 0.001  # of candidates whose expected error is the limit
 BELOW_LIMIT_MARGIN = 0.0005  # share of the limit; smaller differences are those of rounding
@@ -60,15 +61,16 @@ def check_baselines(errors: pd.DataFrame, references: dict[str, pd.DataFrame]) -
 def check_limit(errors: pd.DataFrame, limit: pd.DataFrame | None, bounds: Bounds) -> list[Check]:
     """Check that the ratio of MSE to limit, None if unknown, is within its bounds, overall and for each component.
 
-    The check does not apply to a limit of zero.
+    Of recordings also after ``MAIN_CONTEXT`` samples, since most of the whole error is that of the first ones. The
+    check does not apply to a limit of zero.
     """
     if limit is None:
         return [Check("near the limit", None, "the limit of this data is unknown")]
     checks = []
     for component in errors.columns:
-        overall = component == OVERALL
-        max_ratio = bounds.max_mse_ratio if overall else bounds.max_mse_ratio_per_frequency
-        name = "near the limit" if overall else f"near the limit, {component}"
+        of_all = component in (OVERALL, AFTER)
+        max_ratio = bounds.max_mse_ratio if of_all else bounds.max_mse_ratio_per_frequency
+        name = "near the limit" if component == OVERALL else f"near the limit, {component.replace('_', ' ')}"
         ratio = limit_ratio(float(errors[component].mean()), float(limit[component].mean()))
         if ratio is None:
             checks.append(Check(name, None, "the limit is zero, there is no ratio to it"))

@@ -30,8 +30,9 @@ from freqfilter.evaluation.metrics import (
     limit_ratio,
     ratio_interval,
 )
-from freqfilter.evaluation.recordings import recording_baselines, score_contexts
+from freqfilter.evaluation.recordings import contexts, recording_baselines, score_contexts
 from freqfilter.models.network import estimate
+from freqfilter.tracked_names import AFTER, MAIN_CONTEXT
 
 FIRST_NOISE_SEED = 10_000
 # Of a realization, evenly spaced: neighbouring windows share nearly all of their noise, so that the windows left out
@@ -134,13 +135,17 @@ def score_realizations(
 
     Yields:
         A noise seed, and mean squared errors: a row for each estimator, a column for all components together and one
-        for each.
+        for each, and for recordings that are long enough ``AFTER``, of all components.
     """
     for number, windows in evaluation_windows(params, noise_seeds):
         compared = compare_with_limit(estimators, windows, params, device=device)
         table = compared.table["mse"].unstack("component")
         columns = compared.table.index.get_level_values("component").unique()
-        yield number, table.loc[list(estimators), columns]
+        scores = table.loc[list(estimators), columns]
+        main = dict(contexts(windows.n_samples)).get(MAIN_CONTEXT) if params.of_recordings else None
+        if main is not None:
+            scores[AFTER] = compared.per_step.iloc[:, main].mean(axis=1)
+        yield number, scores
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,14 @@ class WindowOverlap:
         other: Name of the other one: ``training`` or ``validation``.
         n_windows: Number of windows of ``split`` that can be compared: those that are not constant.
         n_shared: Number of those that have a run of samples in common with a window of ``other``.
+        items: ``windows``, or ``recordings``.
     """
 
     split: str
     other: str
     n_windows: int
     n_shared: int
+    items: str = "windows"
 
     @property
     def share(self) -> float:
@@ -52,11 +54,10 @@ class WindowOverlap:
     def summary(self) -> str:
         """Return the overlap in one line."""
         if self.n_windows == 0:
-            return (
-                f"overlap: {self.split} windows are constant or without noise, not compared with {self.other} windows"
-            )
-        counts = f"{self.n_shared:,} of {self.n_windows:,} {self.split} windows ({self.share:.0%})"
-        return f"overlap: {counts} share samples with {self.other} windows"
+            remark = f"are constant or without noise, not compared with {self.other} {self.items}"
+            return f"overlap: {self.split} {self.items} {remark}"
+        counts = f"{self.n_shared:,} of {self.n_windows:,} {self.split} {self.items} ({self.share:.0%})"
+        return f"overlap: {counts} share samples with {self.other} {self.items}"
 
 
 def measure_overlaps(splits: Splits) -> list[WindowOverlap]:
@@ -79,7 +80,8 @@ def measure_overlaps(splits: Splits) -> list[WindowOverlap]:
     for split, other in PAIRS:
         values, known = keys[split]
         found = known & np.isin(values, places.get(other, []))
-        overlaps.append(WindowOverlap(split, other, int(known.any(axis=1).sum()), int(found.any(axis=1).sum())))
+        n_windows, n_shared = int(known.any(axis=1).sum()), int(found.any(axis=1).sum())
+        overlaps.append(WindowOverlap(split, other, n_windows, n_shared, parts[split].items))
     return overlaps
 
 
@@ -88,7 +90,9 @@ def shared_data(overlaps: Sequence[WindowOverlap], params: Params) -> Finding | 
     found = [overlap for overlap in overlaps if overlap.share > MAX_SHARED]
     if not found:
         return None
-    pairs = ", ".join(f"{each.share:.0%} of the {each.split} windows with {each.other} windows" for each in found)
+    pairs = ", ".join(
+        f"{each.share:.0%} of the {each.split} {each.items} with {each.other} {each.items}" for each in found
+    )
     if params.data.data_file is not None:
         remedy = "store other data in each part of the file"
     elif params.data.split == "random":

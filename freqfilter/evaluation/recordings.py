@@ -19,10 +19,10 @@ from freqfilter.data.recordings import RecordingModel, Recordings
 from freqfilter.evaluation.baselines import LINEAR_MMSE, butterworth_bands
 from freqfilter.evaluation.limits import LIMIT, MAX_LIMIT_SAMPLES, limit_estimators, other_view
 from freqfilter.evaluation.metrics import CHUNK_SAMPLES, ZERO_MSE, Estimator, half_width, limit_ratio, ratio_interval
+from freqfilter.tracked_names import MAIN_CONTEXT
 
 CONTEXTS = (50, 200, 500, 1000, 2000)  # numbers of samples after which errors are reported
 CONTEXT_RANGE = 0.1  # around a context, as a share of it
-MAIN_CONTEXT = 1000  # its range are the samples up to twice as many
 
 
 def recording_baselines(params: Params) -> dict[str, Estimator]:

@@ -22,7 +22,6 @@ from freqfilter.config.schema import task_differences
 from freqfilter.errors import UserError
 from freqfilter.evaluation.heldout import fresh_seeds, score_realizations, score_with_limit
 from freqfilter.evaluation.metrics import ZERO_MSE
-from freqfilter.evaluation.recordings import MAIN_CONTEXT
 from freqfilter.evaluation.significance import PairwiseComparison, min_realizations, pairwise_comparisons
 from freqfilter.pipelines.model_card import UNKNOWN, escape_markdown, format_metric
 from freqfilter.pipelines.run_metrics import fresh_metrics
@@ -36,7 +35,9 @@ from freqfilter.tracked_names import (
     PEAK_MEMORY,
     TEST_LIMIT_MSE,
     TEST_MSE,
+    TEST_MSE_AFTER,
     TEST_MSE_OVER_LIMIT,
+    TEST_MSE_OVER_LIMIT_AFTER,
     VAL_LIMIT_MSE,
     VAL_MSE,
 )
@@ -59,8 +60,8 @@ MAX_WIDTH = 24  # characters of a column
 METRICS = {
     "test MSE": (TEST_MSE, ".4f"),
     "test MSE over the limit": (TEST_MSE_OVER_LIMIT, ".3f"),
-    "test MSE after 1,000 samples": (f"{TEST_MSE}_after_{MAIN_CONTEXT}", ".4f"),
-    "over the limit after 1,000": (f"{TEST_MSE_OVER_LIMIT}_after_{MAIN_CONTEXT}", ".3f"),
+    "test MSE after 1,000 samples": (TEST_MSE_AFTER, ".4f"),
+    "over the limit after 1,000": (TEST_MSE_OVER_LIMIT_AFTER, ".3f"),
     "MSE on fresh realizations": ("fresh/mse", ".4f"),
     "fresh MSE over the limit": ("fresh/mse_over_limit", ".3f"),
     "validation loss": ("best/val_loss", ".4f"),

@@ -97,7 +97,7 @@ def evaluate(
     with open_run(tracking, Job("evaluate", f"evaluate {model.uri}", options)) as run:
         run.log_tags({"model_uri": model.uri} | provenance.machine_tags(accelerator))
         run.log_data(splits.test, name="test", context="test")
-        logger.info(f"scoring {model.uri} on {len(splits.test):,} windows")
+        logger.info(f"scoring {model.uri} on {len(splits.test):,} {splits.test.items}")
         module = model.module.to(accelerator.device)
         compared = score_test_set(module, splits, params, device=accelerator.device)
         metrics = score_metrics(compared)

@@ -12,7 +12,8 @@ import pandas as pd
 
 from freqfilter.config import Params
 from freqfilter.evaluation.metrics import MODEL, OVERALL, ZERO_MSE
-from freqfilter.evaluation.recordings import CONTEXTS, MAIN_CONTEXT
+from freqfilter.evaluation.recordings import CONTEXTS
+from freqfilter.tracked_names import MAIN_CONTEXT
 from freqfilter.tracking.run import diagnoses
 from freqfilter.training.state import Progress
 
@@ -251,7 +252,8 @@ def _data(params: Params, frequencies: str) -> str:
     drift = ""
     if signals.memory_s:
         drift = f" that drift with a memory of {', '.join(f'{memory:g}' for memory in sorted({*signals.memory_s}))} s"
-    return f"{mixture}, in recordings with uniform phases and {signals.amplitude_distribution} amplitudes{drift}."
+    amplitudes = "Rayleigh-distributed" if signals.gaussian else "fixed"
+    return f"{mixture}, in recordings with uniform phases and {amplitudes} amplitudes{drift}."
 
 
 def _out_of_scope(params: Params) -> str:

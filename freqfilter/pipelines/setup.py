@@ -165,11 +165,12 @@ def log_limit(run: Run, params: Params, splits: Splits) -> ValidationLimit | Non
     if expected_mse is not None:
         run.log_metrics(limit_metrics(expected_mse), step=0)
     if expected_mse is None or val_limit is None:
-        logger.info("limit: unknown for these validation windows; no ratio to it and no leak alarm")
+        logger.info(f"limit: unknown for these validation {splits.validation.items}; no ratio to it and no leak alarm")
     elif val_limit.mse < ZERO_MSE:
-        logger.info("limit: zero on the validation windows; no ratio to it")
+        logger.info(f"limit: zero on the validation {splits.validation.items}; no ratio to it")
     else:
-        logger.info(f"limit: MSE {val_limit.mse:.4f} on the validation windows, {expected_mse:.4f} in expectation")
+        measured = f"{val_limit.mse:.4f} on the validation {splits.validation.items}"
+        logger.info(f"limit: MSE {measured}, {expected_mse:.4f} in expectation")
     if params.of_recordings:
         for line in close_components(params):
             logger.info(line)

@@ -15,7 +15,7 @@ from freqfilter.data.windows import Dataset, SlidingWindows
 from freqfilter.evaluation.metrics import Comparison, Estimator
 from freqfilter.plots import data, evaluation, recordings
 from freqfilter.plots.evaluation import segment_estimates, window_estimates
-from freqfilter.tracked_names import COMPONENTS, PREDICTION
+from freqfilter.tracked_names import COMPONENTS, OVER_SAMPLES, PREDICTION
 
 N_STARTS_SHOWN = 4
 
@@ -73,7 +73,7 @@ def recording_figures(
         ),
     )
     yield COMPONENTS, partial(evaluation.mse_of_components, compared.table)
-    yield "visualizations/15_mse_over_samples.png", partial(recordings.mse_over_samples, compared.per_step)
+    yield OVER_SAMPLES, partial(recordings.mse_over_samples, compared.per_step)
 
 
 def evaluation_figures(

@@ -100,7 +100,7 @@ def decision(errors: dict[str, pd.DataFrame], test: PairedTest | None) -> Figure
     for number, side in enumerate(sides):
         positions = np.arange(len(components)) + (number - (len(sides) - 1) / 2) * width
         bars.bar(positions, errors[side].mean(), width, label=side, color=COLOURS[side])
-    bars.set_xticks(range(len(components)), [name.replace("hz", " Hz") for name in components])
+    bars.set_xticks(range(len(components)), [name.replace("hz", " Hz").replace("_", " ") for name in components])
     label_axes(bars, "component", "mean squared error", "on the same fresh realizations")
     figure.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=len(sides))
     interval.axvline(0, color=GREY, linewidth=1)

@@ -29,7 +29,7 @@ from freqfilter.plots.style import (
 )
 from freqfilter.training.reports import EpochReport
 
-HOLDOUT = "holdout: new noise, not used for selection"
+HOLDOUT = "holdout: new data, not used for selection"
 
 
 @default_style()

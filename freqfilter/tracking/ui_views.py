@@ -21,7 +21,9 @@ from freqfilter.tracked_names import (
     HOLDOUT_MSE,
     PEAK_MEMORY,
     TEST_MSE,
+    TEST_MSE_AFTER,
     TEST_MSE_OVER_LIMIT,
+    TEST_MSE_OVER_LIMIT_AFTER,
     TRAIN_LOSS,
     VAL_LIMIT_MSE,
     VAL_MSE,
@@ -133,7 +135,7 @@ VIEWS = (
                 _lines(HOLDOUT_MSE, VAL_LIMIT_MSE, scale="log"),
                 _lines(VAL_MSE_OVER_LIMIT),
             ),
-            "Test": (_bars(TEST_MSE_OVER_LIMIT), _bars(TEST_MSE)),
+            "Test": tuple(map(_bars, (TEST_MSE_OVER_LIMIT, TEST_MSE, TEST_MSE_OVER_LIMIT_AFTER, TEST_MSE_AFTER))),
             "Pictures": tuple(map(_picture, COMPARED.values())),
             "Parameters": (
                 {

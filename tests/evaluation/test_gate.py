@@ -12,8 +12,9 @@ import torch
 from scipy import stats
 
 from freqfilter.config import resolve
+from freqfilter.config.schema import Bounds
 from freqfilter.data.signal_model import SignalModel
-from freqfilter.evaluation.gate import FALSE_REFUSAL_RATE, check_not_below_limit, check_repetition
+from freqfilter.evaluation.gate import FALSE_REFUSAL_RATE, check_limit, check_not_below_limit, check_repetition
 from freqfilter.evaluation.heldout import REPEATED_SIZES, repeat_estimates, score_realizations
 from freqfilter.evaluation.limits import LIMIT, limit_estimators
 from freqfilter.evaluation.metrics import OVERALL, Estimator
@@ -79,6 +80,23 @@ def test_the_check_does_not_apply_without_a_limit_or_with_a_limit_of_zero() -> N
     assert check_not_below_limit(errors, None).passed is None
     assert check_not_below_limit(errors, zero).passed
     assert check_not_below_limit(*tables(np.full(1, 0.5), np.ones(1))).passed  # no estimate of the variation
+
+
+def test_a_filter_that_is_far_from_the_limit_only_after_many_samples_is_refused() -> None:
+    """Of a whole recording, nearly all of the limit is the error of its first samples."""
+    params = resolve({"n_samples": "2001", "duration_s": "2"}, recipe="stochastic_cycles")
+    limit = limit_estimators(params)[LIMIT]
+
+    def worse_later(mixtures: torch.Tensor) -> torch.Tensor:
+        estimates = limit(mixtures).clone()
+        estimates[:, 1000::2] += 0.05
+        return estimates
+
+    estimators: dict[str, Estimator] = {LIMIT: limit, "candidate": worse_later}
+    scored = dict(score_realizations(estimators, params, range(3), device=torch.device("cpu")))
+    errors = {name: pd.DataFrame({n: table.loc[name] for n, table in scored.items()}).T for name in estimators}
+    passed = {check.name: check.passed for check in check_limit(errors["candidate"], errors[LIMIT], Bounds())}
+    assert (passed["near the limit"], passed["near the limit, after 1000"]) == (True, False)
 
 
 def running_sum(inputs: torch.Tensor) -> torch.Tensor:

@@ -220,7 +220,7 @@ def test_trainings_side_by_side_show_curves_limits_and_ratios() -> None:
     drawn = {str(line.get_label()): line for line in losses.get_lines()}
     assert list(np.asarray(drawn["cell=gru"].get_xdata())) == [1, 3]
     assert list(np.asarray(drawn["cell=gru"].get_ydata())) == [0.5, 0.1]
-    assert {"base", "holdout: new noise, not used for selection", "limit on validation: 0.0500"} <= set(drawn)
+    assert {"base", "holdout: new data, not used for selection", "limit on validation: 0.0500"} <= set(drawn)
     assert [label.get_text() for label in distances.get_yticklabels()] == ["base"]
     assert len(side_by_side({"base": Curves(pd.Series({1: 0.4}))}).axes) == 1
 
