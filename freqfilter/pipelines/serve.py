@@ -81,10 +81,7 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
     name = tracking.model_name
     chosen = aliases.candidate_version(name, version) if version else aliases.require_alias(name, aliases.CHAMPION)
     with temporary_folder(space=MODEL_SPACE) as folder:
-        try:
-            files = checked_files(chosen.uri, folder)  # serve exactly the files that were checked
-        except UserError as error:
-            raise UserError(f"{error}; serve another version with --version N") from error
+        files = checked_files(chosen.uri, folder)  # serve exactly the files that were checked
         logger.info(f"serving {chosen.uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
         arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(

@@ -147,7 +147,7 @@ def _server_note(uri: str) -> str:
 
 def _responds_as_mlflow(uri: str) -> bool:
     try:
-        with urllib.request.urlopen(_health(uri), timeout=RESPONSE_TIMEOUT_S) as response:
+        with urllib.request.build_opener().open(_health(uri), timeout=RESPONSE_TIMEOUT_S) as response:
             return bool(response.read(100).strip() == b"OK")
     except (OSError, http.client.HTTPException):
         return False

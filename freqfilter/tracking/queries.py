@@ -223,6 +223,7 @@ def upload_run(kept: RunRecord, lock: RunLock) -> RunRecord:
         uploaded = client.search_runs([target_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
         tags = resolve_tags({OFFLINE_ID: kept.run_id})
         run = uploaded[0] if uploaded else client.create_run(target_id, kept.started_ms, tags, kept.name)
+        client.set_terminated(run.info.run_id, "KILLED")  # until it is delivered, which may be interrupted
     folder = lock.folder.with_name(run.info.run_id)
     try:
         lock.move(folder)

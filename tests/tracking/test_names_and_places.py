@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
 from freqfilter.pipelines.sync import sync
+from freqfilter.process import Interrupted
 from freqfilter.tracking import aliases, registry
 from freqfilter.tracking.client import equality_filter, experiment_id, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
@@ -106,8 +109,7 @@ def test_files_that_were_moved_are_named_with_the_command_that_finds_them(
         code, line = typed(*words)
         assert (code, line.count("\n"), remedy in line) == (2, 1, True), line
     assert not before.parent.exists()
-    before.parent.mkdir()
-    before.symlink_to(now)
+    subprocess.run(remedy, shell=True, check=True)  # noqa: S602
     run_id = MlflowClient().search_runs([experiment])[0].info.run_id
     assert mlflow.artifacts.list_artifacts(run_id=run_id)
     assert "its files are missing" not in typed("evaluate", "--model_name", "m")[1]
@@ -220,6 +222,26 @@ def test_two_deliveries_at_once_deliver_each_run_once(folder: Path, monkeypatch:
     (stored,) = all_runs()
     assert stored.data.metrics == {"m": 1.0}
     assert list((folder / "runs").iterdir()) == [delivered]
+
+
+def test_an_interrupted_delivery_leaves_no_running_run_and_is_repeated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = resolve({"tracking": "offline", "run_dir": str(folder / "runs")}).tracking
+    with open_run(offline, Job("test", "n")) as run:
+        run.log_metrics({"m": 1.0}, step=1)
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("freqfilter.pipelines.sync.sender", interrupt)
+        with pytest.raises(Interrupted) as caught:
+            sync(folder / "runs")
+    assert caught.value.remedy == "python -m freqfilter sync"
+    assert [run.info.status for run in all_runs()] == ["KILLED"]
+    sync(folder / "runs")
+    assert [run.data.metrics for run in all_runs()] == [{"m": 1.0}]
 
 
 def test_a_percent_sign_in_the_address_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
