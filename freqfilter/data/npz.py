@@ -113,9 +113,7 @@ def read(path: str, *, n_components: int, window_length: int) -> dict[str, NDArr
 def _arrays(path: Path, window_length: int) -> dict[str, NDArray[np.float32]]:
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
-            raise UserError(
-                "a pipe, device or folder; write its content to a regular file first, as with `cat … > data.npz`"
-            )
+            raise UserError("a pipe, device or folder; write its content to a file first, as with `cat … > data.npz`")
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
