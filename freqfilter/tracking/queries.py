@@ -341,7 +341,14 @@ def _find_run(client: MlflowClient, word: str, tracking: TrackingParams) -> Mlfl
 def _training_run(client: MlflowClient, version: aliases.RegisteredVersion) -> MlflowRun:
     if not version.run_id:
         raise UserError(f"runs: {version.uri} was registered without a run; name versions that a training registered")
-    return client.get_run(version.run_id)
+    try:
+        return client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"runs: run {version.run_id}, which trained {version.uri}, was deleted from the store; name other runs"
+        ) from error
 
 
 def _training(client: MlflowClient, run: MlflowRun) -> Training:

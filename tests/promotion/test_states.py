@@ -143,6 +143,25 @@ def test_a_champion_that_cannot_be_read_at_present_is_no_lost_champion(
     assert aliases()["champion"] == 1
 
 
+def test_a_version_outlives_its_training_run(
+    registry_with: Callable[[int | None], Path],
+    typed: Typed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry_with(1)
+    run_id = version(2).run_id
+    MlflowClient()._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
+    gone = f"run {run_id}, which trained models:/{NAME}/2,"
+    code, line = typed("compare", "--runs", "1, 2")
+    assert (code, line.count("\n"), f"{gone} was deleted from the store; name other runs" in line) == (2, 1, True)
+    assert f"not logged as an artifact: {gone} does not exist" in say(["export"], capsys, monkeypatch)[1]
+    assert Path("filter.onnx").exists()
+    assert "onnx" not in version(2).tags
+    assert typed("promote", "--version", "2", *BOUNDS) == (0, "")
+    assert typed("history") == (0, "")
+
+
 def test_a_renamed_model_keeps_its_history(
     registry_with: Callable[[int | None], Path],
     typed: Typed,
