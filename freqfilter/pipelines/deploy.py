@@ -18,7 +18,7 @@ from freqfilter.data.windows import noise_inputs
 from freqfilter.errors import UserError, install_hint
 from freqfilter.process import launched_by_mlflow
 from freqfilter.tracking import aliases, resolve_sqlite_uri
-from freqfilter.tracking.client import experiment_name, is_missing, open_store
+from freqfilter.tracking.client import experiment_name, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
 from freqfilter.tracking.loading import MODEL_DIGEST, MODEL_SPACE, checked_files, load_uri
 from freqfilter.tracking.queries import download, upload
@@ -39,8 +39,8 @@ REGISTRY_LOCAL_TAGS = {
 def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tuple[aliases.RegisteredVersion, float]:
     """Export a version as an ONNX file and check its estimates against the version's.
 
-    The file is also logged as an artifact of the run that trained the version, if it exists, and the version is tagged
-    with its location and digest.
+    The file is also logged as an artifact of the run that trained the version, and the version is tagged with its
+    location and digest, if the store allows it.
 
     Args:
         tracking: Tracking parameters with the name of the model.
@@ -80,13 +80,11 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
 
 
 def _log_with_training(version: aliases.RegisteredVersion, file: Path) -> None:
-    """Log a file as an artifact of a version's training run, unless that is deleted, and tag the version with it."""
+    """Log a file as an artifact of a version's training run and tag the version, unless the store refuses it."""
     try:
         artifact_uri = upload(version.run_id, file, FOLDER)
     except UserError as error:
-        if not is_missing(error):
-            raise
-        logger.info(f"not logged as an artifact: run {version.run_id}, which trained {version.uri}, does not exist")
+        logger.info(f"the file is not logged as an artifact of the training: {error}")
         return
     aliases.tag_version(version, {"onnx": artifact_uri, "onnx_sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
 

@@ -95,7 +95,7 @@ def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
         raise UserError(f"{what} {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
         note = _proxy_note(uri) or _server_note(uri)
-        remedy = "" if note and FORBIDDEN in str(error) else _remedy(error)
+        remedy = "" if note and FORBIDDEN in str(error) else known_remedy(error)
         reason = f"{_message(error, remedy)}{'' if remedy else note}"
         raise UserError(f"{what} {without_credentials(uri)} cannot be used: {reason}") from error
 
@@ -112,6 +112,8 @@ def check_responses(client: MlflowClient) -> None:
 
 
 FORBIDDEN = "error code 403"  # of MLflow, and of macOS at port 5000
+LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to those of a user there"
+ASK = "ask its administrator for permission, or use another user in MLFLOW_TRACKING_USERNAME"
 # What to do, by a part of the error's text.
 REMEDIES = {
     "file is not a database": "give the address of an MLflow database, or of a new file",
@@ -119,13 +121,16 @@ REMEDIES = {
     "readonly database": "make the file and its folder writable, or use another store",
     "out-of-date database schema": "if it is older, back it up and run `mlflow db upgrade` with this address; if it is "
     "newer, install the MLflow version that made it",
-    "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    FORBIDDEN: "ask its administrator for permission, or use another user in MLFLOW_TRACKING_USERNAME",
+    "error code 401": LOG_IN,
+    "401 Client Error": LOG_IN,  # of artifacts
+    FORBIDDEN: ASK,
+    "403 Client Error": ASK,
     "certificate verify failed": "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its certificate",
 }
 
 
-def _remedy(error: Exception) -> str:
+def known_remedy(error: Exception) -> str:
+    """What to do about an error of a store; empty if that is not known."""
     return next((remedy for phrase, remedy in REMEDIES.items() if phrase in str(error)), "")
 
 
@@ -265,7 +270,7 @@ def wrap_store_errors(subject: str) -> Iterator[None]:
     except STORE_ERRORS as error:
         missing = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
         where = f" (looked in {without_credentials(mlflow.get_tracking_uri())})" if missing else ""
-        raise UserError(f"{subject}: {_message(error, _remedy(error))}{where}") from error
+        raise UserError(f"{subject}: {_message(error, known_remedy(error))}{where}") from error
 
 
 def is_missing(error: UserError) -> bool:
