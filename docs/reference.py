@@ -145,6 +145,7 @@ PYTHON = {
             "freqfilter.data.posterior",
             "freqfilter.evaluation.baselines",
             "freqfilter.data.windows",
+            "freqfilter.data.npz.cut_windows",
         ),
     ),
     "python_evaluation": (

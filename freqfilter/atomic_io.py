@@ -70,7 +70,7 @@ def check_writable(name: str, path: Path) -> None:
     try:
         folder = next(parent for parent in path.parents if parent.exists())
         if path.exists() and not path.is_file():
-            raise UserError(f"{name}={path}: not a regular file; give another {name}")
+            raise UserError(f"{name}={path}: a pipe, device or folder; give the path of a regular or a new file")
     except OSError as error:
         raise write_error(path, error) from error
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):

@@ -224,7 +224,7 @@ def test_pipes_and_devices_are_neither_read_nor_replaced(
         ["limit", "--picture", pipe],
     ):
         name, path = words[-2].removeprefix("--"), words[-1]
-        assert_refused(*call(words, capsys, monkeypatch), f"{name}={path}: not a regular file")
+        assert_refused(*call(words, capsys, monkeypatch), f"{name}={path}: a pipe, device or folder")
     assert_refused(*call(["train", "--recipe", pipe], capsys, monkeypatch), f"recipe={pipe}: no such recipe or file")
     assert (folder / "pipe").is_fifo()
     assert [path.name for path in folder.iterdir()] == ["pipe"]

@@ -61,6 +61,18 @@ def test_ctrl_c_during_the_first_imports_prints_no_traceback(tmp_path: Path) -> 
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_an_ended_command_collects_no_garbage() -> None:
+    """The interpreter's last collection would traverse all objects of all libraries."""
+    code = (
+        "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+        "from freqfilter.cli import start; start()"
+    )
+    command = [sys.executable, "-c", code, "--version"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
+
+
 class InterruptedInCallback:
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)

@@ -61,10 +61,12 @@ def test_the_password_in_a_projects_address_is_not_stored(folder: Path) -> None:
 
 def test_telemetry_is_off_in_every_process_unless_the_user_turns_it_on(folder: Path) -> None:
     code = "import os, sys; from freqfilter.cli.main import main; sys.argv[1:] = ['init_store']; main()\n"
-    code += "print(os.environ['MLFLOW_DISABLE_TELEMETRY'])"
-    for given, expected in ({}, "true"), ({"MLFLOW_DISABLE_TELEMETRY": "false"}, "false"):
+    code += "print(*(os.environ[name] for name in ('MLFLOW_DISABLE_TELEMETRY', 'ORT_DISABLE_TELEMETRY')))"
+    bare = {name: value for name, value in os.environ.items() if not name.endswith("_DISABLE_TELEMETRY")}
+    on = {"MLFLOW_DISABLE_TELEMETRY": "false", "ORT_DISABLE_TELEMETRY": "0"}
+    for given, expected in ({}, "true 1"), (on, "false 0"):
         done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | given, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], env=bare | given, capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == expected
     makefile = (ROOT / "Makefile").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 
@@ -38,6 +40,7 @@ def load_commands() -> click.Group:
 
 def main() -> None:
     """Run the command line."""
+    atexit.register(gc.freeze)  # else the interpreter's last garbage collection delays each command by a second
     configure_environment()
     launcher()  # imports what finding it needs, before a signal can interrupt the import
     with safe_streams(), tolerant_of_warnings():

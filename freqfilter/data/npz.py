@@ -1,4 +1,4 @@
-"""Reading and writing of windows in an ``.npz`` file."""
+"""Data files: reading, writing and cutting of windows in an ``.npz`` file."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import torch
 from numpy.lib import format as npy
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from freqfilter.atomic_io import atomic_write
-from freqfilter.data.windows import Dataset, batches, valid_selectors
+from freqfilter.data.windows import Dataset, SlidingWindows, batches, valid_selectors
 from freqfilter.errors import UserError, one_line
 
 PARTS = ("train", "val", "test")
@@ -53,6 +53,37 @@ def write(path: Path, parts: dict[str, Dataset]) -> None:
                         member.write(batch[index].contiguous().numpy().data)
 
 
+def cut_windows(
+    mixture: ArrayLike, components: ArrayLike, *, window_length: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cut every window of a recording, once for each component, as in a data file.
+
+    Args:
+        mixture: The recording, (n_samples,).
+        components: Its clean components, (n_components, n_samples).
+        window_length: Samples of a window.
+
+    Returns:
+        Inputs (n_windows, window_length, 1 + n_components): the mixture, then the one-hot selector of a component.
+        Targets (n_windows, window_length, 1): that component.
+
+    Raises:
+        UserError: If the shapes do not match, or the recording is shorter than a window.
+    """
+    mixtures = torch.from_numpy(np.asarray(mixture, dtype=np.float32)[None])
+    clean = torch.from_numpy(np.asarray(components, dtype=np.float32))
+    if mixtures.ndim != 2 or clean.ndim != 2 or clean.shape[1:] != mixtures.shape[1:]:
+        raise UserError(
+            f"mixture {tuple(mixtures.shape[1:])}, components {tuple(clean.shape)}: give the shapes (n_samples,) and "
+            "(n_components, n_samples)"
+        )
+    if not 0 < window_length <= clean.shape[1]:
+        raise UserError(f"window_length={window_length}: give 1 to {clean.shape[1]}, the number of samples")
+    windows = SlidingWindows(mixtures, clean, window_length)
+    inputs, targets = windows.batch(torch.arange(len(windows)))
+    return inputs.numpy(), targets.numpy()
+
+
 def read(path: str, *, n_components: int, window_length: int) -> dict[str, NDArray[np.float32]]:
     """Read and validate a file of windows.
 
@@ -82,7 +113,7 @@ def read(path: str, *, n_components: int, window_length: int) -> dict[str, NDArr
 def _arrays(path: Path, window_length: int) -> dict[str, NDArray[np.float32]]:
     try:
         if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
-            raise UserError("not a regular file; write one with `freqfilter prepare`")
+            raise UserError("a pipe, device or folder; write its content to a file first, as with `cat … > data.npz`")
         with path.open("rb") as file:
             stored = np.load(file, allow_pickle=False)
             if not isinstance(stored, np.lib.npyio.NpzFile):
@@ -110,8 +141,9 @@ def _header(stored: Any, name: str, window_length: int) -> tuple[int, np.dtype[A
         raise UserError(f"{name} holds {dtype}, not numbers; store it as float32")
     if len(shape) == 2:
         raise UserError(
-            f"{name} has shape {shape}, not (windows, samples, features); cut the samples of each component into "
-            f"windows with numpy.lib.stride_tricks.sliding_window_view({name}, {window_length}, axis=0).swapaxes(1, 2)"
+            f"{name} has shape {shape}, not (windows, samples, features); make both arrays of a part from samples with "
+            f"X, y = freqfilter.cut_windows(mixture, components, window_length={window_length}): mixture (n_samples,), "
+            "components (n_components, n_samples)"
         )
     if len(shape) != 3:
         raise UserError(f"{name} has shape {shape}; store it as (windows, samples, features)")

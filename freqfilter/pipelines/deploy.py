@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from freqfilter.tracking.loading import MODEL_DIGEST, MODEL_SPACE, checked_files
 from freqfilter.tracking.queries import download, upload
 from freqfilter.tracking.registry import register_copy
 
+logger = logging.getLogger(__name__)
+
 TOLERANCE = 1e-5  # of the estimates of an ONNX file
 # Numbers of windows or recordings and samples that are checked in addition to the golden inputs.
 SHAPES = ((1, 1), (3, 7), (2, 200))
@@ -37,7 +40,7 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
     """Export a version as an ONNX file and check its estimates against the version's.
 
     The file is also logged as an artifact of the run that trained the version, and the version is tagged with its
-    location and digest.
+    location and digest, if the store allows it.
 
     Args:
         tracking: Tracking parameters with the name of the model.
@@ -67,14 +70,23 @@ def export(tracking: TrackingParams, *, version: int | None, output: Path) -> tu
         with temporary_folder() as folder:
             path = folder / name
             path.write_bytes(content)
-            artifact_uri = upload(chosen.run_id, path, FOLDER)
-        aliases.tag_version(chosen, {"onnx": artifact_uri, "onnx_sha256": hashlib.sha256(content).hexdigest()})
+            _log_with_training(chosen, path)
         if run:
             run.log_bytes(content, f"{FOLDER}/{name}")
             run.describe(
                 f"`{chosen.uri}` as an ONNX file; its estimates differ from the version's by {difference:.0e} at most."
             )
     return chosen, difference
+
+
+def _log_with_training(version: aliases.RegisteredVersion, file: Path) -> None:
+    """Log a file as an artifact of a version's training run and tag the version, unless the store refuses it."""
+    try:
+        artifact_uri = upload(version.run_id, file, FOLDER)
+    except UserError as error:
+        logger.info(f"the file is not logged as an artifact of the training: {error}")
+        return
+    aliases.tag_version(version, {"onnx": artifact_uri, "onnx_sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
 
 
 def _convert(version: aliases.RegisteredVersion) -> tuple[bytes, float]:

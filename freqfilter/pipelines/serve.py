@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 POLL_S = 0.5  # between checks of the server
+TERMINATION_S = 1.0  # until a server that has got SIGTERM is killed
 # The job runner and its workers take two gigabytes of memory and are not used.
 SERVER_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
@@ -81,10 +82,7 @@ def serve(tracking: TrackingParams, *, version: int | None, port: int) -> int:
     name = tracking.model_name
     chosen = aliases.candidate_version(name, version) if version else aliases.require_alias(name, aliases.CHAMPION)
     with temporary_folder(space=MODEL_SPACE) as folder:
-        try:
-            files = checked_files(chosen.uri, folder)  # serve exactly the files that were checked
-        except UserError as error:
-            raise UserError(f"{error}; serve another version with --version N") from error
+        files = checked_files(chosen.uri, folder)  # serve exactly the files that were checked
         logger.info(f"serving {chosen.uri} on http://{HOST}:{port}/invocations; ready when /ping returns 200")
         arguments = ["models", "serve", "--model-uri", str(files), "--env-manager", "local", "--host", HOST]
         return run_server(
@@ -138,6 +136,8 @@ def run_server(
                     server.wait(timeout=POLL_S)
         return server.returncode
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+        for number, timeout_s in ((signal.SIGTERM, TERMINATION_S), (signal.SIGKILL, None)):
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, number)
+                server.wait(timeout_s)  # uvicorn delays a signal until it has imported MLflow
+                break

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from freqfilter.errors import UserError
-from freqfilter.process import shutdown
+from freqfilter.process import Interrupted, shutdown
 from freqfilter.tracked_names import CHECKPOINTS, FILES, OUTBOX
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.outbox import Outbox, UndeliveredError, sender
@@ -30,12 +30,13 @@ def sync(run_dir: Path) -> str:
 
     Raises:
         UserError: If the store cannot be used, or a run could not be delivered; the other runs are delivered.
+        Interrupted: If a signal was received; another call delivers the rest.
     """
     tracking_uri, failed = open_store(), []
     folders = run_folders(run_dir)
     for folder in reversed(folders):  # oldest first
-        shutdown.check()
         try:
+            shutdown.check()
             with RunLock(folder) as lock:
                 if (folder / OUTBOX).exists():
                     _sync_one(folder_run(folder), lock)
@@ -43,6 +44,9 @@ def sync(run_dir: Path) -> str:
                     logger.info(f"run {folder.name}: another process has delivered it meanwhile")
         except (BlockingIOError, FileNotFoundError):
             logger.info(f"run {folder.name}: another process is running or delivering it, skipped")
+        except Interrupted as interrupted:
+            interrupted.remedy = "python -m freqfilter sync"
+            raise
         except UndeliveredError:  # the store is unavailable
             raise
         except UserError as error:

@@ -15,6 +15,7 @@ DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "ORT_DISABLE_TELEMETRY": "1",  # of ONNX Runtime, which exports are checked with
 }
 
 

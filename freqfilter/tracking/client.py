@@ -94,8 +94,10 @@ def open_uri(what: str, uri: str, request: Callable[[], object]) -> None:
     except OSError as error:
         raise UserError(f"{what} {without_credentials(uri)}: {error.strerror or error}") from None
     except Exception as error:  # MLflow does not wrap all exceptions of its database and network
-        note = "" if _remedy(error) else _proxy_note(uri) or _server_note(uri)
-        raise UserError(f"{what} {without_credentials(uri)} cannot be used: {_message(error)}{note}") from error
+        note = _proxy_note(uri) or _server_note(uri)
+        remedy = "" if note and FORBIDDEN in str(error) else known_remedy(error)
+        reason = f"{_message(error, remedy)}{'' if remedy else note}"
+        raise UserError(f"{what} {without_credentials(uri)} cannot be used: {reason}") from error
 
 
 def check_responses(client: MlflowClient) -> None:
@@ -109,6 +111,9 @@ def check_responses(client: MlflowClient) -> None:
         raise MlflowException("its responses are not those of MLflow")
 
 
+FORBIDDEN = "error code 403"  # of MLflow, and of macOS at port 5000
+LOG_IN = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, to those of a user there"
+ASK = "ask its administrator for permission, or use another user in MLFLOW_TRACKING_USERNAME"
 # What to do, by a part of the error's text.
 REMEDIES = {
     "file is not a database": "give the address of an MLflow database, or of a new file",
@@ -116,24 +121,41 @@ REMEDIES = {
     "readonly database": "make the file and its folder writable, or use another store",
     "out-of-date database schema": "if it is older, back it up and run `mlflow db upgrade` with this address; if it is "
     "newer, install the MLflow version that made it",
-    "error code 401": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    "error code 403": "ask its administrator for permission, or use another user in MLFLOW_TRACKING_USERNAME",
+    "error code 401": LOG_IN,
+    "401 Client Error": LOG_IN,  # of artifacts
+    FORBIDDEN: ASK,
+    "403 Client Error": ASK,
     "certificate verify failed": "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file of its certificate",
 }
 
 
-def _remedy(error: Exception) -> str:
+def known_remedy(error: Exception) -> str:
+    """What to do about an error of a store; empty if that is not known."""
     return next((remedy for phrase, remedy in REMEDIES.items() if phrase in str(error)), "")
 
 
-def _message(error: Exception) -> str:
-    """Message of a store's error on one line, without SQL; its first sentence and the remedy, if that is known."""
-    text, remedy = str(error).partition("[SQL:")[0].strip(), _remedy(error)
+def _message(error: Exception, remedy: str) -> str:
+    """Message of a store's error on one line, without SQL; its first sentence and the remedy, if there is one."""
+    text = str(error).partition("[SQL:")[0].strip()
     return f"{printable(text.partition('. ')[0])[:120]}; {remedy}" if remedy else printable(text)
 
 
 def _server_note(uri: str) -> str:
-    return "; start an MLflow server at this address, or give the address of one" if uri.startswith("http") else ""
+    """Part of an error message about the program that responds at an address; empty if it may be MLflow."""
+    if not uri.startswith("http") or _responds_as_mlflow(uri):
+        return ""
+    return (
+        "; another program than MLflow responds there: end it, or start the server at another port, as with `mlflow "
+        "server --port 5050`, and set MLFLOW_TRACKING_URI to its address"
+    )
+
+
+def _responds_as_mlflow(uri: str) -> bool:
+    try:
+        with urllib.request.build_opener().open(_health(uri), timeout=RESPONSE_TIMEOUT_S) as response:
+            return bool(response.read(100).strip() == b"OK")
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def store_lock(uri: str) -> FileLock:
@@ -198,13 +220,18 @@ def is_reachable(uri: str, *, direct: bool = False) -> bool:
     """Whether an MLflow server responds at this address, through the proxy of the environment unless ``direct``."""
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if direct else []))
     try:
-        opener.open(f"{without_credentials(uri).rstrip('/')}/health", timeout=RESPONSE_TIMEOUT_S).close()
+        opener.open(_health(uri), timeout=RESPONSE_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
         return error.code not in GATEWAY_ERRORS or not _proxy_note(uri)
     except (OSError, http.client.HTTPException) as error:
         # A server whose certificate is not trusted is reachable; MLflow may use other certificates.
         return isinstance(getattr(error, "reason", error), ssl.SSLError)
     return True
+
+
+def _health(uri: str) -> str:
+    """Address at which an MLflow server responds OK, without a password."""
+    return f"{without_credentials(uri).rstrip('/')}/health"
 
 
 def _proxy_note(uri: str) -> str:
@@ -243,7 +270,7 @@ def wrap_store_errors(subject: str) -> Iterator[None]:
     except STORE_ERRORS as error:
         missing = getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
         where = f" (looked in {without_credentials(mlflow.get_tracking_uri())})" if missing else ""
-        raise UserError(f"{subject}: {_message(error)}{where}") from error
+        raise UserError(f"{subject}: {_message(error, known_remedy(error))}{where}") from error
 
 
 def is_missing(error: UserError) -> bool:
@@ -320,8 +347,12 @@ def check_active(client: MlflowClient, experiment: Experiment) -> None:
     """
     if experiment.lifecycle_stage == "deleted":
         uri = str(client.tracking_uri)
-        store = "" if uri == mlflow.get_tracking_uri() else f"MLFLOW_TRACKING_URI={shlex.quote(uri)} "
-        restore = f"{store}mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        if uri.startswith(SQLITE):
+            uri = f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+        restore = (
+            f"MLFLOW_TRACKING_URI={shlex.quote(uri)} mlflow experiments restore "
+            f"--experiment-id {experiment.experiment_id}"
+        )
         raise UserError(
             f"experiment={experiment.name}: the experiment is deleted; restore it with `{restore}`, or choose another"
         )

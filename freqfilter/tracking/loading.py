@@ -7,6 +7,7 @@ import pickle
 import re
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from mlflow.utils.uri import is_local_uri
 
 from freqfilter.atomic_io import temporary_folder
 from freqfilter.errors import UserError, one_line
+from freqfilter.tracking.aliases import RegisteredVersion, all_versions
 from freqfilter.tracking.client import temporary_env, wrap_store_errors
 from freqfilter.tracking.locations import check_not_moved
 
@@ -38,6 +40,8 @@ NO_PICKLE_ENV = {
 }
 LOAD_ERRORS = (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, pickle.UnpicklingError)
 RUN_ID = re.compile(r"[0-9a-f]{32}")
+VERSION_URI = re.compile(r"models:/(?P<name>[^/@]+)[/@].+")
+MAX_LISTED = 3  # versions in a message
 
 
 class ChecksumError(UserError):
@@ -150,7 +154,9 @@ def checked_files(uri: str, folder: Path) -> Path:
             digest = _recorded_digest(uri)
             files = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
         if digest not in (None, files_digest(files)):
-            raise ChecksumError(f"{uri}: checksum mismatch, files changed since registration; restore the files")
+            raise ChecksumError(
+                f"{uri}: checksum mismatch, files changed since registration; restore them, or use another version"
+            )
     except UserError:
         _check_files_exist(uri)
         raise
@@ -170,8 +176,25 @@ def _check_files_exist(uri: str) -> None:
         check_not_moved(location)
         if is_local_uri(location) and not (path := Path(local_file_uri_to_path(location))).exists():
             raise UserError(
-                f"{uri}: its files are missing; restore {path}, or use another version"
+                f"{uri}: its files are missing; restore {path}{_others_with_files(uri)}"
             ) from FileNotFoundError("no such files")
+
+
+def _others_with_files(uri: str) -> str:
+    """Part of an error message with the versions of a model whose files exist; empty for no registered version."""
+    if not (of_version := VERSION_URI.fullmatch(uri)):
+        return ""
+    name = of_version["name"]
+    newest_first = reversed(all_versions(name))
+    found = [str(version.version) for version in islice(filter(_has_files, newest_first), MAX_LISTED)]
+    if not found:
+        return f"; no version of {name} has its files, train one with `freqfilter train`"
+    return f", or use a version that has its files, the newest: {', '.join(found)}"
+
+
+def _has_files(version: RegisteredVersion) -> bool:
+    location = ModelsArtifactRepository.get_underlying_uri(version.uri)
+    return not is_local_uri(location) or Path(local_file_uri_to_path(location)).exists()
 
 
 def files_digest(folder: Path) -> str:

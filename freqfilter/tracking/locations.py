@@ -17,7 +17,7 @@ from mlflow.utils.uri import is_local_uri
 
 from freqfilter.atomic_io import temporary_folder
 from freqfilter.errors import UserError, one_line, without_credentials
-from freqfilter.tracking.client import LOOPBACK, SQLITE, is_reachable, sqlite_file
+from freqfilter.tracking.client import LOOPBACK, SQLITE, is_reachable, known_remedy, sqlite_file
 
 
 def check_path(name: str, path: str) -> None:
@@ -115,5 +115,5 @@ def check_artifacts(client: MlflowClient, experiment_id: str) -> None:
             return
         raise UserError(
             f"artifact location {without_credentials(location)} of the experiment cannot be written: "
-            f"{one_line(error, max_length=300)}; {remedy}"
+            f"{one_line(error, max_length=300)}; {known_remedy(error) or remedy}"
         ) from error

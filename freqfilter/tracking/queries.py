@@ -223,6 +223,7 @@ def upload_run(kept: RunRecord, lock: RunLock) -> RunRecord:
         uploaded = client.search_runs([target_id], f"tags.{OFFLINE_ID} = '{kept.run_id}'")
         tags = resolve_tags({OFFLINE_ID: kept.run_id})
         run = uploaded[0] if uploaded else client.create_run(target_id, kept.started_ms, tags, kept.name)
+        client.set_terminated(run.info.run_id, "KILLED")  # until it is delivered, which may be interrupted
     folder = lock.folder.with_name(run.info.run_id)
     try:
         lock.move(folder)
@@ -340,7 +341,14 @@ def _find_run(client: MlflowClient, word: str, tracking: TrackingParams) -> Mlfl
 def _training_run(client: MlflowClient, version: aliases.RegisteredVersion) -> MlflowRun:
     if not version.run_id:
         raise UserError(f"runs: {version.uri} was registered without a run; name versions that a training registered")
-    return client.get_run(version.run_id)
+    try:
+        return client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise UserError(
+            f"runs: run {version.run_id}, which trained {version.uri}, was deleted from the store; name other runs"
+        ) from error
 
 
 def _training(client: MlflowClient, run: MlflowRun) -> Training:

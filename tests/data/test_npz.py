@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import freqfilter
 from freqfilter.config import resolve
 from freqfilter.data import npz
 from freqfilter.data.splits import Splits
@@ -60,7 +61,7 @@ BAD: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "no windows": (lambda a: a.update(X_test=a["X_test"][:0]), "X_test is empty"),
     "samples without windows": (
         lambda a: a.update(X_val=a["X_val"][0]),
-        r"X_val has shape \(50, 3\), .*sliding_window_view\(X_val, 50, axis=0\)\.swapaxes\(1, 2\)",
+        r"X_val has shape \(50, 3\), .*X, y = freqfilter\.cut_windows\(mixture, components, window_length=50\)",
     ),
     "one axis": (lambda a: a.update(y_train=a["y_train"][0, :, 0]), r"y_train has shape \(50,\); store it as"),
     "fewer targets": (lambda a: a.update(y_val=a["y_val"][1:]), "y_val has shape"),
@@ -97,15 +98,25 @@ def test_the_byte_and_memory_order_of_an_array_do_not_matter(tmp_path: Path) -> 
 
 
 def test_windows_cut_as_the_message_says_are_read(tmp_path: Path) -> None:
-    samples = {f"X_{part}": np.eye(3)[np.full(60, 1)] for part in npz.PARTS}
-    samples |= {f"y_{part}": np.ones((60, 1)) for part in npz.PARTS}
-    cut = {
-        name: np.lib.stride_tricks.sliding_window_view(array, 50, axis=0).swapaxes(1, 2)
-        for name, array in samples.items()
-    }
-    np.savez(tmp_path / "data.npz", **cut)
+    """Each start has a window for each component, with its selector and its clean samples."""
+    mixture, components = np.arange(60), np.stack([np.arange(60) + 100, np.arange(60) + 200])
+    X, y = freqfilter.cut_windows(mixture, components, window_length=50)  # noqa: N806 (as in the message)
+    np.savez(tmp_path / "data.npz", **{name: X if name.startswith("X") else y for name in npz.NAMES})
     read = npz.read(str(tmp_path / "data.npz"), n_components=2, window_length=50)
-    assert (read["X_train"].shape, read["y_test"].shape) == ((11, 50, 3), (11, 50, 1))
+    inputs, targets = read["X_train"], read["y_train"]
+    assert (inputs.shape, targets.shape) == ((22, 50, 3), (22, 50, 1))
+    start, selected = np.divmod(np.arange(22), 2)
+    expected = start[:, None] + np.arange(50)
+    np.testing.assert_array_equal(inputs[:, :, 0], expected)
+    np.testing.assert_array_equal(inputs[:, :, 1:], np.tile(np.eye(2)[selected][:, None], (1, 50, 1)))
+    np.testing.assert_array_equal(targets[:, :, 0], expected + 100 * (1 + selected[:, None]))
+
+
+def test_samples_that_cannot_be_cut_are_refused_with_the_shapes() -> None:
+    with pytest.raises(UserError, match=r"mixture \(60,\), components \(60, 2\): give the shapes"):
+        freqfilter.cut_windows(np.zeros(60), np.zeros((60, 2)), window_length=50)
+    with pytest.raises(UserError, match="window_length=61: give 1 to 60"):
+        freqfilter.cut_windows(np.zeros(60), np.zeros((1, 60)), window_length=61)
 
 
 def test_a_file_that_decompresses_to_more_than_the_memory_is_refused_unread(

@@ -8,9 +8,12 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 import freqfilter
+from freqfilter.pipelines import serve
+from freqfilter.process import Interrupted
 from tests.conftest import SMALL, Typed, all_runs, free_port, start, wait_for_line
 
 pytestmark = pytest.mark.slow
@@ -32,6 +35,27 @@ def test_the_ui_command_prints_reachable_addresses(folder: Path) -> None:
             assert process.wait(timeout=60) == 130
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0, "the server is still running"
+
+
+def test_a_server_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "TERMINATION_S", 0.1)
+    started = tmp_path / "pid"
+    code = (
+        "import os, pathlib, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "file = pathlib.Path(sys.argv[1]); file.write_text(str(os.getpid())); time.sleep(5); file.write_text('0')"
+    )
+
+    def stop() -> None:
+        raise Interrupted(signal.SIGINT)
+
+    def has_started() -> bool:
+        return started.exists() and started.read_text() != ""
+
+    with pytest.raises(Interrupted):
+        serve.run_server([sys.executable, "-c", code, str(started)], {}, ready=has_started, on_ready=stop)
+    pid = int(started.read_text())
+    assert pid, "it ended by itself"
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_port_in_use_is_reported_in_one_line(typed: Typed) -> None:

@@ -50,7 +50,7 @@ def test_export_errors_are_one_line_and_leave_no_file(
     for words, part in (
         (("--version", "99"), "99"),
         (("--model_name", "absent"), "absent"),
-        (("--output", "taken"), "taken: not a regular file"),
+        (("--output", "taken"), "taken: a pipe, device or folder"),
     ):
         code, line = typed("export", *words)
         assert (code, line.count("\n")) == (2, 1)

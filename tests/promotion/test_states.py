@@ -107,7 +107,9 @@ def test_a_champion_that_cannot_be_loaded_does_not_stop_a_promotion(
     logged = MlflowClient().get_logged_model(version(broken).source.removeprefix("models:/"))
     shutil.rmtree(logged.artifact_location.removeprefix("file://"))
     code, line = typed("serve")
-    assert (code, line.count("\n"), "serve another version with --version N" in line) == (2, 1, True)
+    assert (code, line.count("\n")) == (2, 1)
+    assert "its files are missing; restore " in line
+    assert line.endswith(", or use a version that has its files, the newest: 2, 1\n")
     code, output, _ = say(["promote", "--version", "2", *BOUNDS], capsys, monkeypatch)
     assert code == 0, output
     assert "–        better than the champion: the champion could not be loaded" in output
@@ -139,6 +141,25 @@ def test_a_champion_that_cannot_be_read_at_present_is_no_lost_champion(
     assert code == 2
     assert "the champion cannot be read, no decision was made" in line
     assert aliases()["champion"] == 1
+
+
+def test_a_version_outlives_its_training_run(
+    registry_with: Callable[[int | None], Path],
+    typed: Typed,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry_with(1)
+    run_id = version(2).run_id
+    MlflowClient()._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
+    gone = f"run {run_id}, which trained models:/{NAME}/2, was deleted from the store; name other runs"
+    code, line = typed("compare", "--runs", "1, 2")
+    assert (code, line.count("\n"), gone in line) == (2, 1, True)
+    assert "the file is not logged as an artifact of the training" in say(["export"], capsys, monkeypatch)[1]
+    assert Path("filter.onnx").exists()
+    assert "onnx" not in version(2).tags
+    assert typed("promote", "--version", "2", *BOUNDS) == (0, "")
+    assert typed("history") == (0, "")
 
 
 def test_a_renamed_model_keeps_its_history(

@@ -9,6 +9,8 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from requests import HTTPError
 
 from freqfilter.config import TrackingParams, resolve
 from freqfilter.errors import UserError
@@ -46,6 +48,18 @@ def test_a_location_on_the_servers_machine_is_refused(folder: Path, monkeypatch:
     assert list(folder.iterdir()) == []
     (folder / "of" / "the" / "server").mkdir(parents=True)  # a shared disk
     check_artifacts(client, experiment)
+
+
+def test_a_user_who_may_only_read_is_told_whom_to_ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise HTTPError("403 Client Error: Forbidden for url: http://127.0.0.1:5000/api/2.0/mlflow-artifacts")
+
+    client = MlflowClient()
+    experiment = client.create_experiment("e", str(folder / "here"))
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", refuse)
+    with pytest.raises(UserError, match="ask its administrator for permission") as caught:
+        check_artifacts(client, experiment)
+    assert "use a server that serves its artifacts" not in str(caught.value)
 
 
 def test_the_write_test_leaves_no_file(folder: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +19,7 @@ from mlflow import MlflowClient
 from freqfilter.config import resolve
 from freqfilter.errors import UserError
 from freqfilter.pipelines.sync import sync
+from freqfilter.process import Interrupted
 from freqfilter.tracking import aliases, registry
 from freqfilter.tracking.client import equality_filter, experiment_id, open_store
 from freqfilter.tracking.lifecycle import Job, open_run
@@ -67,14 +70,18 @@ def test_a_name_of_a_run_is_refused_before_the_run_exists(folder: Path) -> None:
         Job("test", "a\nb")
 
 
-def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(folder: Path, typed: Typed) -> None:
+def test_a_deleted_experiment_is_named_with_the_command_that_restores_it(
+    folder: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = MlflowClient()
     deleted = client.create_experiment("freqfilter")
     client.delete_experiment(deleted)
+    restore = f"mlflow experiments restore --experiment-id {deleted}`"
     for words in (["compare"], ["find_learning_rate", *options(SMALL)], ["resume", "auto"]):
         code, line = typed(*words)
-        assert (code, f"`mlflow experiments restore --experiment-id {deleted}`" in line) == (2, True), words
-    other = MlflowClient(f"sqlite:///{folder}/other.db")
+        assert (code, f"`MLFLOW_TRACKING_URI={mlflow.get_tracking_uri()} {restore}" in line) == (2, True), words
+    monkeypatch.chdir(folder)
+    other = MlflowClient("sqlite:///other.db")
     other.delete_experiment(other.create_experiment("e"))
     with pytest.raises(UserError, match=rf"`MLFLOW_TRACKING_URI=sqlite:///{folder}/other\.db mlflow experiments"):
         experiment_id(other, "e")
@@ -102,8 +109,7 @@ def test_files_that_were_moved_are_named_with_the_command_that_finds_them(
         code, line = typed(*words)
         assert (code, line.count("\n"), remedy in line) == (2, 1, True), line
     assert not before.parent.exists()
-    before.parent.mkdir()
-    before.symlink_to(now)
+    subprocess.run(remedy, shell=True, check=True)  # noqa: S602
     run_id = MlflowClient().search_runs([experiment])[0].info.run_id
     assert mlflow.artifacts.list_artifacts(run_id=run_id)
     assert "its files are missing" not in typed("evaluate", "--model_name", "m")[1]
@@ -128,10 +134,10 @@ def test_the_description_of_a_version_is_bounded(folder: Path) -> None:
 class Other(BaseHTTPRequestHandler):
     """Another program, with the same response to each request."""
 
-    body = b""
+    status, body = 200, b""
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(self.status)
         self.end_headers()
         self.wfile.write(self.body)
 
@@ -154,23 +160,26 @@ def other_program() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("status", "body"),
     [
-        b"<html>Log in to the hotel's network</html>",
-        b'{"experiments": [{"experiment_id": "0", "na',
-        b"",
-        b'{"status": "ok"}',
-        b'{"experiments": [{"experiment_id": "0", "name": "Default"}]}',
-        b'{"experiments": 3}',
+        (200, b"<html>Log in to the hotel's network</html>"),
+        (200, b'{"experiments": [{"experiment_id": "0", "na'),
+        (200, b""),
+        (200, b'{"status": "ok"}'),
+        (200, b'{"experiments": [{"experiment_id": "0", "name": "Default"}]}'),
+        (200, b'{"experiments": 3}'),
+        (403, b""),  # of macOS, at port 5000
     ],
 )
 def test_another_program_at_the_address_is_named(
-    body: bytes, other_program: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, body: bytes, other_program: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Other, "status", status)
     monkeypatch.setattr(Other, "body", body)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other_program)
-    with pytest.raises(UserError, match=f"tracking store {other_program} cannot be used: .*start an MLflow server"):
+    with pytest.raises(UserError, match=f"store {other_program} cannot be used: .*another program .*end it") as caught:
         open_store()
+    assert "administrator" not in str(caught.value)
     with pytest.raises(Exception):  # noqa: B017, PT011 (the outbox retries after any)
         check_owner(MlflowClient(), "0" * 32, {""})
 
@@ -213,6 +222,26 @@ def test_two_deliveries_at_once_deliver_each_run_once(folder: Path, monkeypatch:
     (stored,) = all_runs()
     assert stored.data.metrics == {"m": 1.0}
     assert list((folder / "runs").iterdir()) == [delivered]
+
+
+def test_an_interrupted_delivery_leaves_no_running_run_and_is_repeated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = resolve({"tracking": "offline", "run_dir": str(folder / "runs")}).tracking
+    with open_run(offline, Job("test", "n")) as run:
+        run.log_metrics({"m": 1.0}, step=1)
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("freqfilter.pipelines.sync.sender", interrupt)
+        with pytest.raises(Interrupted) as caught:
+            sync(folder / "runs")
+    assert caught.value.remedy == "python -m freqfilter sync"
+    assert [run.info.status for run in all_runs()] == ["KILLED"]
+    sync(folder / "runs")
+    assert [run.data.metrics for run in all_runs()] == [{"m": 1.0}]
 
 
 def test_a_percent_sign_in_the_address_of_a_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
