@@ -82,7 +82,7 @@ PYTHON_ELSEWHERE = {"urllib.request": SERVED}
 
 # Parameters whose values on a page are replaced, so that trainings are short.
 SIZES = ("n_samples", "duration_s", "window_length", "hidden_size", "windows_per_epoch", "epochs")
-SMALLEST = SMALL | {"epochs": "1", "hidden_size": "8"}
+SMALLEST = SMALL | {"epochs": "1", "hidden_size": "8", "recordings_per_epoch": "16", "test_recordings": "8"}
 REFUSED = {"promote": 1}  # the exit status of a refusal, which so small a filter may get
 TRAINING = {"train", "original", "ablate"}
 # Parameters that change what a command does, not only its numbers.

@@ -182,9 +182,9 @@ class RecordingParams(_Section):
     recordings_per_epoch: Count = _parameter("training recordings of an epoch, drawn anew", le=10**6)
     validation_recordings: Count = _parameter("validation recordings, and as many of the holdout", le=10**5)
     test_recordings: Count = _parameter("test recordings", le=10**5)
-    loss_weighting: Literal["none", "inverse_limit"] = _parameter(
+    loss_weighting: Literal["none", "inverse_sqrt_limit", "inverse_limit"] = _parameter(
         "weight of each sample in the loss: inverse_limit, one over the least expected squared error after as many "
-        "samples"
+        "samples; inverse_sqrt_limit, one over its square root, so that early samples count more"
     )
 
 
@@ -202,6 +202,11 @@ class TrainingParams(_Section):
     """Training: initial weights, device, optimization and checkpoints."""
 
     start_from: str | None = _parameter("run id or models:/NAME/VERSION of the initial weights; null: drawn from seed")
+    chrono_t_max: Positive | None = _parameter(
+        "chrono initialization: longest memory of a hidden feature at the start of training, samples; memories are "
+        "log-uniform from 1 sample to this; null: PyTorch's biases, which keep a memory of about 2 samples",
+        ge=1,
+    )
     seed: Seed = _parameter(
         "seed of weights, windows and their order, dropout, fresh noise, augmentation, posterior means", everyday=True
     )
@@ -328,8 +333,8 @@ class Params(_Section):
     @property
     def loss_name(self) -> str:
         """The loss; that of recordings may be weighted by the inverse limit, and is then no mean squared error."""
-        weighted = self.of_recordings and self.recordings.loss_weighting == "inverse_limit"
-        return f"{self.training.loss} over the limit" if weighted else self.training.loss
+        names = {"inverse_limit": " over the limit", "inverse_sqrt_limit": " over the square root of the limit"}
+        return self.training.loss + (names.get(self.recordings.loss_weighting, "") if self.of_recordings else "")
 
     def _fit_recordings(self) -> None:
         """Check parameters that have another meaning, or none, with recordings of random signals."""

@@ -121,12 +121,13 @@ class Splits:
             return Recordings(mixture, clean, means, chunk_length=recordings.chunk_length, loss_scale=scale[:length])
 
         validation = drawn("validation_noise_seed", recordings.validation_recordings)
+        first = epoch(1)
         holdout = None
         if params.evaluation.holdout_every:
             holdout = drawn("holdout_noise_seed", recordings.validation_recordings)
         return cls(
-            train=epoch(1),
-            epoch=epoch,
+            train=first,
+            epoch=lambda number: first if number == 1 else epoch(number),
             n_epoch=recordings.recordings_per_epoch,
             fresh_noise=True,
             validation=replace(validation, loss_scale=scale[: validation.n_samples]),
@@ -190,9 +191,10 @@ def _loss_scale(kalman: KalmanFilter, params: Params) -> Tensor:
     """Factor of estimates and targets in the loss of a recording, (n_samples, n_components)."""
     n_samples = max(params.recordings.recording_length, params.signals.n_samples)
     scale = np.ones((n_samples, len(params.signals.frequencies_hz)))
-    if params.recordings.loss_weighting == "inverse_limit":
+    if params.recordings.loss_weighting != "none":
         variances = kalman.variances(n_samples)
-        scale = 1 / np.sqrt(np.maximum(variances, MIN_LIMIT * variances[0]))
+        power = 1 / 2 if params.recordings.loss_weighting == "inverse_limit" else 1 / 4
+        scale = np.maximum(variances, MIN_LIMIT * variances[0]) ** -power
     scale[: params.recordings.burn_in] = 0
     return torch.from_numpy(scale).float()
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from freqfilter.config import ModelParams, TrainingParams
@@ -59,6 +59,8 @@ class TrainingState:
         with torch.random.fork_rng(devices=cuda_devices):
             torch.manual_seed(torch_seed(training.seed, "weights"))
             self.network = FrequencyFilterLSTM(n_components=n_components, selector=selector, **model.model_dump())
+            if training.chrono_t_max is not None:
+                initialize_chrono(self.network.recurrent, training.chrono_t_max)
             torch.manual_seed(torch_seed(training.seed, "dropout"))
             self._randomness = _read_generators(accelerator)
         self.network.to(accelerator.device)
@@ -197,6 +199,30 @@ class TrainingState:
             layer, _, rest = key.partition(".")
             renamed[f"{names.get(layer, layer)}.{rest}"] = tensor.clone()
         return renamed
+
+
+@torch.no_grad()
+def initialize_chrono(recurrent: nn.Module, t_max: float) -> None:
+    """Initialize the gates of an LSTM or a GRU for memories from 1 to ``t_max`` samples, uniform in their logarithm.
+
+    A hidden feature with memory T keeps T / (T + 1) of its value from a sample to the next while the gates' other
+    inputs are zero. An LSTM's input gate is then 1 / (T + 1).
+
+    Source: chrono initialization, C. Tallec and Y. Ollivier, "Can recurrent neural networks warp time?", 2018. Memories
+    are uniform there; uniform in their logarithm, features of each time scale are about as many.
+    """
+    parameters = dict(recurrent.named_parameters())
+    for name, bias in parameters.items():
+        if not name.startswith("bias_ih"):
+            continue
+        # Rows are the gates of an LSTM (input, forget, cell, output) or of a GRU (reset, update, new).
+        n_gates = 4 if isinstance(recurrent, nn.LSTM) else 3
+        of_input, of_hidden = (
+            part.view(n_gates, -1) for part in (bias, parameters[name.replace("bias_ih", "bias_hh")])
+        )
+        of_input[1], of_hidden[1] = math.log(t_max) * torch.rand(of_input.shape[1]), 0
+        if isinstance(recurrent, nn.LSTM):
+            of_input[0], of_hidden[0] = -of_input[1], 0
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], state: Any) -> Any:

@@ -97,11 +97,14 @@ def test_targets_are_conditional_means_where_they_are_known() -> None:
 
 
 def test_burn_in_and_weights_scale_the_loss() -> None:
-    weighted = splits(burn_in="10").epoch(1)
+    weighted = splits(burn_in="10", loss_weighting="inverse_limit").epoch(1)
     assert weighted.loss_scale is not None
     assert weighted.loss_scale.shape == (60, 4)
     assert (weighted.loss_scale[:10] == 0).all()
     assert (weighted.loss_scale[11:] >= weighted.loss_scale[10:-1] - 1e-4).all()  # the limit falls
+    gentler = splits(burn_in="10", loss_weighting="inverse_sqrt_limit").epoch(1)
+    assert gentler.loss_scale is not None
+    torch.testing.assert_close(gentler.loss_scale.square(), weighted.loss_scale)
     plain = splits(loss_weighting="none").epoch(1)
     assert plain.loss_scale is not None
     assert (plain.loss_scale == 1).all()

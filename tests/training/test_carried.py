@@ -11,7 +11,7 @@ from tests.conftest import SMALL_RECORDINGS, fresh_state
 from tests.training.test_loop import run, small
 
 
-@pytest.mark.parametrize("overrides", [{"cell": "lstm"}, {"cell": "gru"}, {"dropout": "1e-7"}])
+@pytest.mark.parametrize("overrides", [{"cell": "lstm"}, {"cell": "gru"}, {"dropout": "1e-30"}])
 def test_estimates_of_chunks_equal_those_of_the_whole_recording(overrides: dict[str, str]) -> None:
     params = small(**SMALL_RECORDINGS, **overrides)
     state, data = fresh_state(params), Splits.from_params(params).epoch(1)
@@ -49,3 +49,24 @@ def test_training_on_recordings_comes_near_the_limit_of_an_easy_signal() -> None
     assert errors[0] is not None
     assert errors[-1] is not None
     assert errors[-1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_chrono_initialization_gives_memories_from_one_sample_to_the_longest(cell: str) -> None:
+    """With zero weights a hidden feature decays by its forget or update gate, which gives its memory."""
+    network = fresh_state(small(**SMALL_RECORDINGS, cell=cell, hidden_size="256", chrono_t_max="400")).network
+    recurrent = network.recurrent
+    with torch.no_grad():
+        for name, parameter in recurrent.named_parameters():
+            if name.startswith("weight"):
+                parameter.zero_()
+            elif name.startswith("bias"):
+                parameter.view(-1, 256)[2] = 0  # the new content
+        ones = torch.ones(recurrent.num_layers, 1, 256)
+        _, after = recurrent(torch.zeros(1, 1, 1), (ones, ones) if cell == "lstm" else ones)
+        memory = (1 / (1 - (after[1] if cell == "lstm" else after)) - 1).flatten(1).log()
+    for layer in memory / torch.tensor(400.0).log():  # uniform from 0 to 1
+        assert layer.min() > -1e-3
+        assert layer.max() < 1 + 1e-3
+        assert layer.mean() == pytest.approx(1 / 2, abs=0.08)
+        assert layer.std() == pytest.approx(12**-0.5, abs=0.04)
