@@ -12,12 +12,8 @@ PREDICTION = "visualizations/08_prediction.png"
 COMPONENTS = "visualizations/13_mse_per_frequency.png"
 OVER_SAMPLES = "visualizations/15_mse_over_samples.png"
 # Figures that MLflow's UI compares side by side for several runs, and their keys there.
-COMPARED = {
-    LOSSES: "training_loss",
-    PREDICTION: "prediction",
-    COMPONENTS: "mse_per_frequency",
-    OVER_SAMPLES: "mse_over_samples",
-}
+COMPARED = {LOSSES: "training_loss", PREDICTION: "prediction", COMPONENTS: "mse_per_frequency"}
+COMPARED_OF_RECORDINGS = COMPARED | {OVER_SAMPLES: "mse_over_samples"}
 CHECKPOINTS = "checkpoints"  # the folder of a run's checkpoints
 OUTBOX, FILES = "outbox.jsonl", "files.jsonl"  # in the folder of a run: its messages, and its files to deliver
 

@@ -29,7 +29,7 @@ from freqfilter.pipelines.model_card import heldout_summary, limit_summary, scor
 from freqfilter.pipelines.run_metrics import fresh_metrics, score_metrics
 from freqfilter.plots import catalog
 from freqfilter.process import shutdown
-from freqfilter.tracked_names import COMPARED
+from freqfilter.tracked_names import COMPARED_OF_RECORDINGS
 from freqfilter.tracking import aliases, loading, provenance
 from freqfilter.tracking.client import open_store
 from freqfilter.tracking.lifecycle import Job, open_run
@@ -160,4 +160,4 @@ def log_evaluation(
         )
     run.log_bytes(compared.per_step.T.to_csv(index_label="sample").encode(), f"evaluation/test_mse_over_{extent}.csv")
     for artifact, draw in figures:
-        run.log_figure(draw, artifact, key=COMPARED.get(artifact))
+        run.log_figure(draw, artifact, key=COMPARED_OF_RECORDINGS.get(artifact))

@@ -16,7 +16,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from freqfilter.tracked_names import (
     BEST_HOLDOUT_MSE,
-    COMPARED,
+    COMPARED_OF_RECORDINGS,
     EPOCH_SECONDS,
     HOLDOUT_MSE,
     PEAK_MEMORY,
@@ -136,7 +136,7 @@ VIEWS = (
                 _lines(VAL_MSE_OVER_LIMIT),
             ),
             "Test": tuple(map(_bars, (TEST_MSE_OVER_LIMIT, TEST_MSE, TEST_MSE_OVER_LIMIT_AFTER, TEST_MSE_AFTER))),
-            "Pictures": tuple(map(_picture, COMPARED.values())),
+            "Pictures": tuple(map(_picture, COMPARED_OF_RECORDINGS.values())),
             "Parameters": (
                 {
                     "type": "DIFFERENCE",
